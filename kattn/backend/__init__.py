@@ -1,0 +1,47 @@
+"""What differs between frameworks, behind the same few functions.
+
+`tensorflow.py`, `jax.py` and `torch.py` each define
+
+    compiled(function)                   function(plan, *tensors), compiled once per hashable plan
+    matmul(a, b, transpose_a, transpose_b)   float32
+    loop(lower, upper, body, state)      state = body(i, state) for i in [lower, upper), not differentiable
+    take(x, i)                           x[i]
+    add_at(x, i, update)                 x with x[i] += update; x may be changed in place
+    put_at(x, i, value)                  x with x[i] = value; x may be changed in place
+    custom_gradient(function)            function(*tensors) -> (output, gradient function)
+    uniform(shape, seed)                 float32 in [0, 1), a function of shape and the int32 pair `seed`
+    fused_refusal(call)                  why the framework's own attention kernel cannot take a call, or None
+    fused_attention(...)                 that kernel
+    devices()                            names of the devices that `keras.device` takes here
+
+No other folder imports a framework, and this one imports only the framework that Keras runs on.
+"""
+
+import keras
+
+_NAME = keras.backend.backend()
+
+if _NAME == "tensorflow":
+    from kattn.backend import tensorflow as _framework
+elif _NAME == "jax":
+    from kattn.backend import jax as _framework  # type: ignore[no-redef]
+elif _NAME == "torch":
+    from kattn.backend import torch as _framework  # type: ignore[no-redef]
+else:
+    raise ImportError(
+        "kattn runs on the Keras backends tensorflow, jax and torch; "
+        f"received: keras.backend.backend()={_NAME!r}"
+    )
+
+compiled = _framework.compiled
+matmul = _framework.matmul
+loop = _framework.loop
+take = _framework.take
+add_at = _framework.add_at
+put_at = _framework.put_at
+custom_gradient = _framework.custom_gradient
+uniform = _framework.uniform
+fused_refusal = _framework.fused_refusal
+fused_hesitation = _framework.fused_hesitation
+fused_attention = _framework.fused_attention
+devices = _framework.devices

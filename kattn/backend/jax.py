@@ -1,0 +1,118 @@
+"""JAX's side of `kattn.backend`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def compiled(function):
+    """`function(plan, *tensors)` compiled once per `plan`, which must be hashable."""
+    return jax.jit(function, static_argnums=0)
+
+
+def matmul(a, b, transpose_a=False, transpose_b=False):
+    """float32 a b over the last two axes."""
+    a = a.mT if transpose_a else a
+    b = b.mT if transpose_b else b
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def loop(lower, upper, body, state):
+    """state = body(i, state) for i in [lower, upper)."""
+    return jax.lax.fori_loop(lower, upper, body, state)
+
+
+def take(x, i):
+    """x[i]."""
+    return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
+def put_at(x, i, value):
+    """x with x[i] = value."""
+    return jax.lax.dynamic_update_index_in_dim(x, value, i, 0)
+
+
+def add_at(x, i, update):
+    """x with x[i] += update."""
+    return put_at(x, i, take(x, i) + update)
+
+
+def custom_gradient(forward, backward):
+    """A function of tensors with a gradient of its own.
+
+    `forward(*inputs)` gives `(output, residuals)`, `backward(inputs, residuals, gradient)` a
+    gradient for each input, None where there is none.
+    """
+
+    @jax.custom_vjp
+    def run(*inputs):
+        return forward(*inputs)[0]
+
+    def run_forward(*inputs):
+        output, residuals = forward(*inputs)
+        return output, (inputs, residuals)
+
+    def run_backward(saved, gradient):
+        inputs, residuals = saved
+        return tuple(backward(inputs, residuals, gradient))
+
+    run.defvjp(run_forward, run_backward)
+    return run
+
+
+def uniform(shape, seed):
+    """float32 in [0, 1), a function of `shape` and of two int32 numbers."""
+    key = jax.random.wrap_key_data(seed.astype("uint32"), impl="threefry2x32")
+    return jax.random.uniform(key, shape, "float32")
+
+
+def fused_refusal(call):
+    """Why `jax.nn.dot_product_attention` cannot take the call, or None."""
+    if call.softcap is not None:
+        return "jax.nn.dot_product_attention has no softcap"
+    if call.sinks is not None:
+        return "jax.nn.dot_product_attention has no sinks"
+    if call.dropout_rate:
+        return "jax.nn.dot_product_attention has no dropout"
+    if call.query.shape[-1] != call.value.shape[-1]:
+        return "jax.nn.dot_product_attention wants values as wide as keys"
+    return None
+
+
+def fused_hesitation(call):
+    """Why the kernel would not pay here, or None."""
+    if not _has_gpu():
+        return "on CPU jax.nn.dot_product_attention builds the T x S scores"
+    if _implementation(call) == "xla":
+        return "cuDNN's kernel takes float16 and bfloat16 only"
+    return None
+
+
+def fused_attention(call, mask, causal):
+    """`jax.nn.dot_product_attention`: cuDNN on a GPU where it can, else XLA."""
+    return jax.nn.dot_product_attention(
+        call.query,
+        call.key,
+        call.value,
+        bias=call.bias,
+        mask=mask,
+        scale=call.scale,
+        is_causal=causal,
+        implementation=_implementation(call),
+    )
+
+
+def devices():
+    """Names of the devices here, as `keras.device` takes them."""
+    return ("cpu:0", "gpu:0") if _has_gpu() else ("cpu:0",)
+
+
+@functools.cache
+def _has_gpu():
+    return any(device.platform == "gpu" for device in jax.devices())
+
+
+def _implementation(call):
+    half = call.query.dtype in ("float16", "bfloat16")
+    return "cudnn" if half and _has_gpu() else "xla"

@@ -1,0 +1,79 @@
+"""TensorFlow's side of `kattn.backend`."""
+
+import tensorflow as tf
+
+
+def compiled(function):
+    """`function` as it is: `tf.function` around the model compiles it."""
+    return function
+
+
+def matmul(a, b, transpose_a=False, transpose_b=False):
+    """float32 a b over the last two axes."""
+    return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+
+
+def loop(lower, upper, body, state):
+    """state = body(i, state) for i in [lower, upper)."""
+    # One iteration at a time: run side by side, the blocks' scores would all be alive at once.
+    return tf.while_loop(
+        lambda i, _: i < upper,
+        lambda i, state: (i + 1, body(i, state)),
+        (tf.convert_to_tensor(lower), state),
+        parallel_iterations=1,
+    )[1]
+
+
+def take(x, i):
+    """x[i]."""
+    return x[i]
+
+
+def put_at(x, i, value):
+    """x with x[i] = value."""
+    return tf.tensor_scatter_nd_update(x, [[i]], value[None])
+
+
+def add_at(x, i, update):
+    """x with x[i] += update."""
+    return tf.tensor_scatter_nd_add(x, [[i]], update[None])
+
+
+def custom_gradient(forward, backward):
+    """A function of tensors with a gradient of its own.
+
+    `forward(*inputs)` gives `(output, residuals)`, `backward(inputs, residuals, gradient)` a
+    gradient for each input, None where there is none.
+    """
+
+    @tf.custom_gradient
+    def run(*inputs):
+        output, residuals = forward(*inputs)
+        return output, lambda gradient: tuple(backward(inputs, residuals, gradient))
+
+    return run
+
+
+def uniform(shape, seed):
+    """float32 in [0, 1), a function of `shape` and of two int32 numbers."""
+    return tf.random.stateless_uniform(shape, seed)
+
+
+def fused_refusal(call):
+    """TensorFlow has no attention kernel of its own."""
+    return "TensorFlow has no fused attention kernel"
+
+
+def fused_hesitation(call):
+    """Never reached: every call is refused."""
+    return None
+
+
+def fused_attention(call, mask, causal):
+    """Never reached: every call is refused."""
+    raise NotImplementedError(fused_refusal(call))
+
+
+def devices():
+    """Names of the devices here, as `keras.device` takes them."""
+    return ("cpu:0", "gpu:0") if tf.config.list_physical_devices("GPU") else ("cpu:0",)

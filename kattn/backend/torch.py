@@ -1,0 +1,104 @@
+"""PyTorch's side of `kattn.backend`."""
+
+import torch
+
+
+def compiled(function):
+    """`function` as it is."""
+    return function
+
+
+def matmul(a, b, transpose_a=False, transpose_b=False):
+    """float32 a b over the last two axes."""
+    return torch.matmul(a.mT if transpose_a else a, b.mT if transpose_b else b)
+
+
+def loop(lower, upper, body, state):
+    """state = body(i, state) for i in [lower, upper)."""
+    for i in range(lower, upper):
+        state = body(i, state)
+    return state
+
+
+def take(x, i):
+    """x[i]."""
+    return x[i]
+
+
+def put_at(x, i, value):
+    """x with x[i] = value, in place."""
+    x[i] = value
+    return x
+
+
+def add_at(x, i, update):
+    """x with x[i] += update, in place."""
+    x[i] += update
+    return x
+
+
+class _CustomGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, forward, backward, *inputs):
+        output, residuals = forward(*inputs)
+        ctx.backward_function, ctx.count = backward, len(inputs)
+        ctx.save_for_backward(*inputs, *residuals)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):
+        inputs, residuals = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        return None, None, *ctx.backward_function(inputs, residuals, gradient)
+
+
+def custom_gradient(forward, backward):
+    """A function of tensors with a gradient of its own.
+
+    `forward(*inputs)` gives `(output, residuals)`, `backward(inputs, residuals, gradient)` a
+    gradient for each input, None where there is none.
+    """
+    return lambda *inputs: _CustomGradient.apply(forward, backward, *inputs)
+
+
+def uniform(shape, seed):
+    """float32 in [0, 1), a function of `shape` and of two int32 numbers."""
+    high, low = (int(part) for part in seed)
+    generator = torch.Generator(seed.device).manual_seed((high << 32) + low)
+    return torch.rand(shape, generator=generator, device=seed.device)
+
+
+def fused_refusal(call):
+    """Why `scaled_dot_product_attention` cannot take the call, or None."""
+    if call.softcap is not None:
+        return "scaled_dot_product_attention has no softcap"
+    if call.sinks is not None:
+        return "scaled_dot_product_attention has no sinks"
+    return None
+
+
+def fused_hesitation(call):
+    """Why the kernel would not pay here, or None."""
+    return None
+
+
+def fused_attention(call, mask, causal):
+    """`scaled_dot_product_attention` on heads-first tensors."""
+    if call.bias is not None:
+        bias = call.bias.to(call.query.dtype)
+        mask = bias if mask is None else torch.where(mask, bias, float("-inf"))
+    output = torch.nn.functional.scaled_dot_product_attention(
+        call.query.transpose(1, 2),
+        call.key.transpose(1, 2),
+        call.value.transpose(1, 2),
+        attn_mask=mask,
+        dropout_p=call.dropout_rate,
+        is_causal=causal,
+        scale=call.scale,
+        enable_gqa=call.groups > 1,
+    )
+    return output.transpose(1, 2)
+
+
+def devices():
+    """Names of the devices here, as `keras.device` takes them."""
+    return ("cpu:0", "cuda:0") if torch.cuda.is_available() else ("cpu:0",)

@@ -1,0 +1,183 @@
+"""Attention of one sequence to another (Vaswani et al., 2017)."""
+
+import keras
+from keras import ops
+
+from kattn import masks
+from kattn.layers.attention import projections
+from kattn.layers.attention.mask_reader import MaskReader, padding_of, score_mask
+from kattn.ops.attention import attention, attention_weights
+
+
+@keras.saving.register_keras_serializable("kattn")
+class CrossAttention(keras.layers.Layer):
+    """softmax(Q K^T / sqrt(D)) V in `num_heads` subspaces, Q of one sequence, K and V of another.
+
+    K and V come from one matrix product.
+
+    Shapes: B batch, T steps and C width of the sequence, S steps and E width of its context, N
+    heads, K key/value heads, D and Dv head widths.
+
+    Args:
+        num_heads: N.
+        key_dim: D; None for C / N, which then must be whole.
+        value_dim: Dv; None for D.
+        num_key_value_heads: K, a divisor of N: each serves N / K query heads. None for N.
+        qk_norm: If True, queries and keys pass an RMS norm over D with learned scales.
+        softcap: If c, the scores s become c * tanh(s / c).
+        gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
+        dropout: Fraction of attention weights dropped in training, in [0, 1).
+        use_bias: Whether the projections add a bias.
+        kernel: Which algorithm computes it: "auto" or a name `kattn.ops.attention` knows.
+        kernel_initializer: Of each projection on its own, though K and V share a matrix.
+        bias_initializer: Of the biases.
+        kernel_regularizer: Of the projection matrices.
+        bias_regularizer: Of the biases.
+        seed: Integer seed of the dropout.
+        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+
+    Call args:
+        x: `(B, T, C)` float: the sequence that asks.
+        context: `(B, S, E)` float: the sequence that answers.
+        mask: `(B, T)` bool, True = real step of `x`, combined with the Keras mask of `x`.
+        context_mask: True = may be attended to. `(B, S)` bool padding, True = real step; or
+            `(B, T, S)` or `(B, N, T, S)` bool, query by key; or a `kattn.masks.Mask`. It is
+            combined with the Keras mask of `context`.
+        training: Whether dropout applies.
+
+    Returns:
+        `(B, T, C)`; at padding steps of `x` it is the output bias. The mask of `x` is set on it.
+
+    Raises:
+        ValueError: For arguments out of range; when built, if C is not divisible by `num_heads`
+            while `key_dim` is None; when called, if an input or a mask has a wrong rank or dtype.
+
+    Example:
+        >>> layer = kattn.layers.CrossAttention(4)
+        >>> layer(keras.random.normal((2, 5, 64)), keras.random.normal((2, 9, 32))).shape
+        (2, 5, 64)
+
+    Reference:
+        Vaswani et al. 2017, sec. 3.2.3, https://arxiv.org/abs/1706.03762; for the options see
+        `SelfAttention`.
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        key_dim=None,
+        *,
+        value_dim=None,
+        num_key_value_heads=None,
+        qk_norm=False,
+        softcap=None,
+        gate=False,
+        dropout=0.0,
+        use_bias=True,
+        kernel="auto",
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.num_heads = num_heads
+        self.key_dim = key_dim
+        self.value_dim = value_dim
+        self.num_key_value_heads = num_key_value_heads
+        self.qk_norm = qk_norm
+        self.softcap = softcap
+        self.gate = gate
+        self.dropout = dropout
+        self.use_bias = use_bias
+        self.kernel = kernel
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.seed = seed
+        projections.check(self)
+        self._mask_reader = MaskReader(name="mask_reader", dtype=self.dtype_policy)
+        self._seed_generator = keras.random.SeedGenerator(seed) if dropout else None
+
+    def build(self, x_shape, context_shape):
+        projections.check_rank("x", x_shape)
+        projections.check_rank("context", context_shape)
+        width = x_shape[-1]
+        heads, key_heads, key_dim, value_dim = projections.sizes(self, width)
+        self._query = projections.dense(self, (heads * key_dim,), "query", width)
+        sizes = (key_heads * key_dim, key_heads * value_dim)
+        self._key_value = projections.dense(self, sizes, "key_value", context_shape[-1])
+        self._output = projections.dense(self, (width,), "output", heads * value_dim)
+        if self.gate:
+            self._gate = projections.dense(self, (heads * value_dim,), "gate", width)
+        if self.qk_norm:
+            self._query_norm = projections.norm(self, "query_norm", key_dim)
+            self._key_norm = projections.norm(self, "key_norm", key_dim)
+        self.built = True
+
+    def call(self, x, context, mask=None, context_mask=None, training=None):
+        q, k, v = self._project(x, context)
+        padding, mask = self._masks(x, context, mask, context_mask)
+        rate = self.dropout if training else 0.0
+        options = {"mask": mask, "softcap": self.softcap, "kernel": self.kernel}
+        y = attention(q, k, v, dropout_rate=rate, seed=self._seed_generator, **options)
+        y = ops.reshape(y, (*ops.shape(x)[:2], self._output.kernel.shape[0]))
+        if self.gate:
+            y = y * ops.sigmoid(self._gate(x))
+        return self._output(projections.silence(y, padding))
+
+    def attention_weights(self, x, context, mask=None, context_mask=None):
+        """The weights that the call mixes values with, whatever kernel it takes.
+
+        Args:
+            x: As in the call.
+            context: As in the call.
+            mask: As in the call.
+            context_mask: As in the call.
+
+        Returns:
+            `(B, N, T, S)` float32, query by key; rows sum to 1, or are 0 at padding steps of `x`
+            and where a query may attend to nothing. Dropout is not applied.
+        """
+        q, k, _ = self._project(x, context)
+        padding, mask = self._masks(x, context, mask, context_mask)
+        weights = attention_weights(q, k, mask=mask, softcap=self.softcap)
+        return weights if padding is None else ops.where(padding[:, None, :, None], weights, 0.0)
+
+    def compute_mask(self, x, previous_mask):
+        return padding_of(previous_mask)
+
+    def compute_output_shape(self, x_shape, context_shape):
+        return x_shape
+
+    def get_config(self):
+        return {**super().get_config(), **projections.config(self)}
+
+    def _project(self, x, context):
+        heads, key_heads, key_dim, _ = projections.sizes(self, x.shape[-1])
+        q, kv = projections.split_heads(self._query(x), heads), self._key_value(context)
+        k = projections.split_heads(kv[..., : key_heads * key_dim], key_heads)
+        v = projections.split_heads(kv[..., key_heads * key_dim :], key_heads)
+        if self.qk_norm:
+            q, k = self._query_norm(q), self._key_norm(k)
+        return q, k, v
+
+    def _masks(self, x, context, mask, context_mask):
+        """The padding of x, `(B, T)` or None, and the mask of the scores."""
+        if mask is not None and padding_of(mask) is None:
+            raise ValueError(
+                "`mask` must be a bool array (B, T), the padding of `x`; a mask of query by key is "
+                f"`context_mask`. Received: mask={mask if isinstance(mask, masks.Mask) else mask.shape}"
+            )
+        implicit = self._mask_reader.read(x)
+        padding = mask if implicit is None or mask is None else ops.logical_and(mask, implicit)
+        padding = implicit if padding is None else padding
+        allowed = score_mask(context_mask, "context_mask", "(B, S), (B, T, S) or (B, N, T, S)")
+        implicit = self._mask_reader.read(context)
+        if implicit is not None:
+            allowed = masks.both(allowed, masks.Padding(implicit))
+        return padding, allowed

@@ -1,0 +1,124 @@
+"""A residual CNN for images with self-attention after the stages one chooses."""
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+from kattn.layers.vision.self_attention_2d import SelfAttention2D
+
+
+def sa_cnn(
+    input_shape: Sequence[int | None],
+    num_classes: int,
+    *,
+    filters: Sequence[int] = (32, 64, 128),
+    blocks_per_stage: int = 1,
+    attention_after: Sequence[int] = (1,),
+    num_heads: int = 1,
+    key_stride: int = 1,
+    stem_stride: int = 1,
+    dropout: float = 0.0,
+    data_format: str | None = None,
+    name: str = "sa_cnn",
+) -> keras.Model:
+    """Stem, residual stages with attention between them, average over positions, logits.
+
+    Stage i is `blocks_per_stage` blocks of relu(x + norm(conv(relu(norm(conv(x)))))) with
+    `filters[i]` channels; each stage but the first begins by halving the sides (average pooling,
+    rounded up). The attention layers start as the identity (gamma = 0).
+
+    Args:
+        input_shape: `(H, W, C)`, or `(C, H, W)` for `"channels_first"`. H and W may be None.
+        num_classes: Number of logits.
+        filters: Channels of each stage.
+        blocks_per_stage: Residual blocks of each stage.
+        attention_after: Stages, counted from 0, that end with a `SelfAttention2D`. `()`: plain CNN.
+        num_heads: Heads of each attention layer.
+        key_stride: Side of the pooling of its keys and values.
+        stem_stride: Stride of the first convolution; 2 saves three quarters of the work.
+        dropout: Fraction of the features dropped before the logits, in [0, 1).
+        data_format: `"channels_last"`, `"channels_first"`, or None for Keras's default.
+        name: Name of the model.
+
+    Returns:
+        A functional `keras.Model` from `(B, *input_shape)` float, scaled to about [-1, 1], to
+        `(B, num_classes)` float32 logits. Layers are called `stem_conv`, `stage0_block0_conv1`,
+        `stage0_attention`, `logits` and so on.
+
+    Raises:
+        ValueError: If `input_shape` is not of length 3, a size is below 1, or `attention_after`
+            names a stage that does not exist.
+
+    Reference:
+        He et al. 2015, sec. 3, https://arxiv.org/abs/1512.03385 (blocks; they halve the sides by
+        strided convolution). Zhang et al. 2018, sec. 3, https://arxiv.org/abs/1805.08318 (attention).
+
+    Example:
+        >>> model = kattn.models.sa_cnn((28, 28, 1), 10, attention_after=(1, 2), num_heads=2)
+        >>> model(keras.random.normal((5, 28, 28, 1))).shape
+        (5, 10)
+    """
+    sizes = {"num_classes": num_classes, "blocks_per_stage": blocks_per_stage}
+    _check(input_shape, filters, attention_after, stem_stride=stem_stride, **sizes)
+    data_format = data_format or keras.config.image_data_format()
+    axis = -1 if data_format == "channels_last" else 1
+
+    def conv(x, width, size, name, strides=1):
+        x = layers.Conv2D(
+            width,
+            size,
+            strides,
+            padding="same",
+            use_bias=False,  # the normalisation after it has one
+            kernel_initializer="he_normal",
+            data_format=data_format,
+            name=f"{name}_conv",
+        )(x)
+        return layers.BatchNormalization(axis=axis, momentum=0.9, name=f"{name}_norm")(x)
+
+    def block(x, width, name):
+        shortcut = x if x.shape[axis] == width else conv(x, width, 1, f"{name}_shortcut")
+        x = layers.ReLU(name=f"{name}_relu1")(conv(x, width, 3, f"{name}_1"))
+        x = layers.Add(name=f"{name}_add")([shortcut, conv(x, width, 3, f"{name}_2")])
+        return layers.ReLU(name=f"{name}_relu2")(x)
+
+    inputs = layers.Input(tuple(input_shape), name="image")
+    x = layers.ReLU(name="stem_relu")(conv(inputs, filters[0], 3, "stem", stem_stride))
+    for stage, width in enumerate(filters):
+        if stage > 0:
+            x = layers.AveragePooling2D(
+                2, padding="same", data_format=data_format, name=f"stage{stage}_pool"
+            )(x)
+        for number in range(blocks_per_stage):
+            x = block(x, width, f"stage{stage}_block{number}")
+        if stage in attention_after:
+            x = SelfAttention2D(
+                num_heads,
+                key_stride=key_stride,
+                data_format=data_format,
+                name=f"stage{stage}_attention",
+            )(x)
+    x = layers.GlobalAveragePooling2D(data_format=data_format, name="pool")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, logits, name=name)
+
+
+def _check(input_shape, filters, attention_after, **sizes):
+    if len(input_shape) != 3:
+        raise ValueError(
+            "input_shape must have three entries, height, width and channels: "
+            f"input_shape={tuple(input_shape)}"
+        )
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1: {name}={size}")
+    if not filters or min(filters) < 1:
+        raise ValueError(f"filters must be one or more sizes above 0: filters={tuple(filters)}")
+    unknown = [stage for stage in attention_after if not 0 <= stage < len(filters)]
+    if unknown:
+        raise ValueError(
+            f"attention_after must name stages 0 to {len(filters) - 1}: "
+            f"attention_after={tuple(attention_after)}, filters={tuple(filters)}"
+        )

@@ -1,0 +1,336 @@
+"""The one entry to attention: checks a call, chooses its kernel, and says why.
+
+Axes: B batch, T query steps, S key steps, N query heads, K key/value heads, D head width.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+from keras import ops
+
+from kattn import masks
+from kattn.ops.kernels import banded, chunked, dense, fused
+
+# In the order in which "auto" asks them. A kernel's `refusal(call)` says why it cannot serve a
+# call, its `hesitation(call)` why another kernel is the better choice; both None: it is taken.
+KERNELS = {"banded": banded, "fused": fused, "chunked": chunked, "dense": dense}
+
+
+def attention(
+    query,
+    key,
+    value,
+    *,
+    mask=None,
+    bias=None,
+    scale=None,
+    dropout_rate=0.0,
+    seed=None,
+    softcap=None,
+    sinks=None,
+    kernel="auto",
+):
+    """softmax(scale * Q K^T + bias) V over the keys that `mask` lets each query see.
+
+    A query that sees no key gets exactly 0. Softmax and its sums are in float32.
+
+    Shapes: B batch, T query steps, S key steps, N query heads, K key/value heads, D and Dv head
+    widths. Each key head serves N / K query heads.
+
+    Args:
+        query: `(B, T, N, D)` float.
+        key: `(B, S, K, D)` float. N must be a multiple of K.
+        value: `(B, S, K, Dv)` float.
+        mask: True = may attend. A `kattn.masks.Mask`, or a bool array `(T, S)` or
+            `(B, N, T, S)`, any of whose axes may be 1.
+        bias: Added to the scaled scores: a float array `(T, S)` or `(B, N, T, S)`, any of
+            whose axes may be 1. -inf masks.
+        scale: Factor of Q K^T; None for 1 / sqrt(D).
+        dropout_rate: Fraction of attention weights dropped, in [0, 1); the rest grow by
+            1 / (1 - rate).
+        seed: Integer or `keras.random.SeedGenerator` for dropout.
+        softcap: If c, the scaled scores s become c * tanh(s / c) before bias and mask.
+        sinks: `(N,)` float: a score per head that takes part in the softmax and has no value.
+        kernel: "auto", or one of "dense", "fused", "chunked", "banded". `explain` says which
+            one a call takes, and why.
+
+    Returns:
+        `(B, T, N, Dv)` of the query's dtype.
+
+    Raises:
+        ValueError: If ranks, sizes or dtypes do not fit; if the kernel is unknown or cannot
+            serve the call.
+
+    Example:
+        >>> x = keras.random.normal((2, 128, 8, 64))
+        >>> attention(x, x, x, mask=masks.Causal() & masks.Window(32)).shape
+        (2, 128, 8, 64)
+
+    Reference:
+        Vaswani et al. 2017, eq. 1, https://arxiv.org/abs/1706.03762
+        Softcap: Gemma Team 2024, sec. 2, https://arxiv.org/abs/2408.00118
+        Sinks: OpenAI 2025, sec. 2.2, https://arxiv.org/abs/2508.10925
+    """
+    call = _Call.make(query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks)
+    if not call.is_symbolic:
+        return _run(call, kernel)
+    if dropout_rate:
+        raise ValueError(
+            "Dropout needs to know whether the model trains, which a function in a functional "
+            f"model does not; use a layer. Received: dropout_rate={dropout_rate}"
+        )
+    explain(
+        query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks,
+        kernel=kernel,
+    )  # fmt: skip
+    operation = Attention(masks.skeleton(call.mask), call.scale, softcap, kernel)
+    arrays = masks.arrays_of(call.mask)
+    return operation(query, key, value, bias=bias, sinks=sinks, mask_arrays=arrays)
+
+
+def explain(
+    query,
+    key,
+    value,
+    *,
+    mask=None,
+    bias=None,
+    scale=None,
+    dropout_rate=0.0,
+    seed=None,
+    softcap=None,
+    sinks=None,
+    kernel="auto",
+):
+    """Which kernel `attention` takes for these arguments, and why not the others.
+
+    Nothing is computed: shapes and dtypes decide, so `keras.KerasTensor` will do.
+
+    Args:
+        query: As in `attention`, as is all that follows.
+        key: See `attention`.
+        value: See `attention`.
+        mask: See `attention`.
+        bias: See `attention`.
+        scale: See `attention`.
+        dropout_rate: See `attention`.
+        seed: See `attention`.
+        softcap: See `attention`.
+        sinks: See `attention`.
+        kernel: See `attention`.
+
+    Returns:
+        An `Explanation`: `kernel`, a name, and `passed_over`, a reason by name.
+
+    Raises:
+        ValueError: Where `attention` would.
+
+    Example:
+        >>> x = keras.KerasTensor((1, 4096, 8, 64))
+        >>> print(explain(x, x, x, mask=masks.Causal() & masks.Window(256)))
+        banded
+          ...
+    """
+    call = _Call.make(query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks)
+    return _choose(call, kernel)
+
+
+def attention_weights(query, key, *, mask=None, bias=None, scale=None, softcap=None, sinks=None):
+    """The weights softmax(scale * Q K^T + bias) that `attention` would give the values.
+
+    Args:
+        query: `(B, T, N, D)` float.
+        key: `(B, S, K, D)` float.
+        mask: See `attention`.
+        bias: See `attention`.
+        scale: See `attention`.
+        softcap: See `attention`.
+        sinks: See `attention`; what a sink takes is missing from a row's sum.
+
+    Returns:
+        `(B, N, T, S)` float32. Rows sum to 1, or are 0 where a query sees no key.
+
+    Raises:
+        ValueError: If ranks, sizes or dtypes do not fit.
+
+    Example:
+        >>> x = keras.random.normal((1, 3, 2, 4))
+        >>> attention_weights(x, x, mask=masks.Causal())[0, 0, 0]
+        [1.0, 0.0, 0.0]
+    """
+    return dense.weights(_Call.make(query, key, key, mask, bias, scale, 0.0, None, softcap, sinks))
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What `explain` returns.
+
+    Args:
+        kernel: Name of the kernel that is taken.
+        passed_over: Name of each other kernel to the reason it is not taken.
+    """
+
+    kernel: str
+    passed_over: dict[str, str]
+
+    def __str__(self):
+        reasons = (f"  {name} passed over: {why}" for name, why in self.passed_over.items())
+        return "\n".join([self.kernel, *reasons])
+
+
+@keras.saving.register_keras_serializable("kattn")
+class Attention(keras.Operation):
+    """`attention` as a node of a functional model; `attention` makes it for symbolic tensors."""
+
+    def __init__(self, mask, scale, softcap, kernel, *, name=None):
+        super().__init__(name=name)
+        self.mask, self.scale, self.softcap, self.kernel = mask, scale, softcap, kernel
+
+    def call(self, query, key, value, bias=None, sinks=None, mask_arrays=()):
+        mask = masks.with_arrays(self.mask, mask_arrays)
+        options = {"scale": self.scale, "softcap": self.softcap, "kernel": self.kernel}
+        return attention(query, key, value, mask=mask, bias=bias, sinks=sinks, **options)
+
+    def compute_output_spec(self, query, key, value, bias=None, sinks=None, mask_arrays=()):
+        return keras.KerasTensor((*query.shape[:-1], value.shape[-1]), dtype=query.dtype)
+
+    def get_config(self):
+        mask = None if self.mask is None else keras.saving.serialize_keras_object(self.mask)
+        return {
+            "mask": mask,
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "kernel": self.kernel,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        mask = config["mask"] and keras.saving.deserialize_keras_object(config["mask"])
+        return cls(**{**config, "mask": mask})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Call:
+    """Checked arguments of one call of `attention`."""
+
+    query: Any
+    key: Any
+    value: Any
+    mask: masks.Mask | None
+    bias: Any  # rank 4
+    scale: float
+    dropout_rate: float
+    seed: Any
+    softcap: float | None
+    sinks: Any
+
+    @classmethod
+    def make(cls, query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks):
+        query, key, value = (_tensor(x) for x in (query, key, value))
+        _check_sizes(query, key, value)
+        batch, queries, heads, width = query.shape
+        mask = masks.as_mask(mask)
+        if mask is not None:
+            mask.check(batch, heads, queries, key.shape[1])
+        if bias is not None:
+            bias = _check_bias(_tensor(bias), (batch, heads, queries, key.shape[1]))
+        if sinks is not None:
+            sinks = _tensor(sinks)
+            if tuple(sinks.shape) != (heads,):
+                raise ValueError(
+                    f"`sinks` must have shape (N,)=({heads},); received: {tuple(sinks.shape)}"
+                )
+        if not 0.0 <= dropout_rate < 1.0:
+            raise ValueError(f"`dropout_rate` must be in [0, 1); received: {dropout_rate}")
+        if softcap is not None and not softcap > 0.0:
+            raise ValueError(f"`softcap` must be positive; received: {softcap}")
+        scale = width**-0.5 if scale is None else float(scale)
+        return cls(query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks)
+
+    @property
+    def key_heads(self):
+        return self.key.shape[2]
+
+    @property
+    def groups(self):
+        """Query heads per key head."""
+        return self.query.shape[2] // self.key_heads
+
+    @property
+    def reach(self):
+        """How many keys (before, after) its own position a query can see."""
+        return (masks.UNBOUNDED, masks.UNBOUNDED) if self.mask is None else self.mask.reach
+
+    @property
+    def is_symbolic(self):
+        tensors = (self.query, self.key, self.value, self.bias, self.sinks)
+        return any(isinstance(x, keras.KerasTensor) for x in (*tensors, *masks.arrays_of(self.mask)))
+
+
+def _run(call, kernel):
+    return KERNELS[_choose(call, kernel).kernel].attend(call)
+
+
+def _choose(call, kernel):
+    """The Explanation; raises ValueError for a kernel that is unknown or cannot serve."""
+    if kernel != "auto" and kernel not in KERNELS:
+        known = ", ".join(["auto", *KERNELS])
+        raise ValueError(f"`kernel` must be one of {known}; received: kernel={kernel!r}")
+    refusals = {name: module.refusal(call) for name, module in KERNELS.items()}
+    if kernel != "auto":
+        if refusals[kernel]:
+            raise ValueError(f"kernel={kernel!r} cannot serve this call: {refusals[kernel]}")
+        others = {name: f"kernel={kernel!r} was asked for" for name in KERNELS if name != kernel}
+        return Explanation(kernel, others)
+    reasons = {name: why or KERNELS[name].hesitation(call) for name, why in refusals.items()}
+    taken = next(name for name, why in reasons.items() if not why)
+    later = f"{taken} serves this call and comes first"
+    return Explanation(taken, {n: why or later for n, why in reasons.items() if n != taken})
+
+
+def _tensor(x):
+    return x if isinstance(x, keras.KerasTensor) else ops.convert_to_tensor(x)
+
+
+def _check_sizes(query, key, value):
+    shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
+    received = ", ".join(f"{name}.shape={tuple(shape)}" for name, shape in shapes.items())
+    for name, shape in shapes.items():
+        if len(shape) != 4:
+            raise ValueError(f"`{name}` must have rank 4, (B, steps, heads, width); {received}")
+    pairs = (
+        ("The batch sizes", query.shape[0], key.shape[0]),
+        ("The batch sizes", key.shape[0], value.shape[0]),
+        ("The widths of query and key heads", query.shape[3], key.shape[3]),
+        ("The steps of key and value", key.shape[1], value.shape[1]),
+        ("The heads of key and value", key.shape[2], value.shape[2]),
+    )
+    for what, left, right in pairs:
+        if left != right and left is not None and right is not None:
+            raise ValueError(f"{what} must be equal; received: {received}")
+    if query.shape[2] % key.shape[2]:
+        raise ValueError(
+            "The number of query heads must be a multiple of the number of key heads; "
+            f"received: {query.shape[2]} and {key.shape[2]} ({received})"
+        )
+
+
+def _check_bias(bias, want):
+    if len(bias.shape) not in (2, 4):
+        raise ValueError(
+            "`bias` must have rank 2, (T, S), or rank 4, (B, N, T, S); "
+            f"received: bias.shape={tuple(bias.shape)}"
+        )
+    if "float" not in keras.backend.standardize_dtype(bias.dtype):
+        raise ValueError(
+            "`bias` must be float (a boolean array is a `mask`); "
+            f"received: dtype={keras.backend.standardize_dtype(bias.dtype)}"
+        )
+    for have, need in zip(bias.shape, want[-len(bias.shape) :], strict=True):
+        if have not in (1, None, need) and need is not None:
+            raise ValueError(
+                f"`bias` must broadcast to (B, N, T, S)={want}; received: shape={tuple(bias.shape)}"
+            )
+    return bias if len(bias.shape) == 4 else ops.reshape(bias, (1, 1, *bias.shape))

@@ -1,0 +1,214 @@
+"""`banded`: windows in O(T * W) time and memory, all blocks of queries at once.
+
+Queries are cut into blocks; each sees its own block of keys and as many neighbours as the window
+reaches. Of the forward pass only output and log-sum-exp stay; the gradient recomputes the rest.
+"""
+
+import dataclasses
+
+from keras import ops
+
+from kattn import backend, masks
+from kattn.masks import Mask, Steps
+from kattn.ops.kernels import block
+
+# Blocks narrower than this cost more in small matrix products than they save in masked scores.
+NARROWEST = 64
+
+
+def refusal(call):
+    """Why it cannot serve the call, or None."""
+    before, after = call.reach
+    if masks.UNBOUNDED in (before, after):
+        return "the mask has no window on both sides of a query (Window, or Causal with Window)"
+    if call.mask.holds_scores:
+        return "the mask holds a T x S array (Dense), which has no cheap diagonal"
+    if call.bias is not None:
+        return "a bias array is T x S itself, and has no cheap diagonal"
+    if None in (call.query.shape[1], call.key.shape[1]):
+        return "T and S must be known when the call is traced"
+    return None
+
+
+def hesitation(call):
+    """It pays where a frame of keys is much shorter than the sequence."""
+    frame, keys = _Frames.make(call).frame, call.key.shape[1]
+    if 2 * frame > keys:
+        return f"its frames of {frame} keys are more than half of S={keys}"
+    return None
+
+
+def attend(call):
+    """`(B, T, N, Dv)`."""
+    frames = _Frames.make(call)
+    seed = block.draw_seed(call.seed) if call.dropout_rate else None
+    plan = _Plan(frames, masks.skeleton(call.mask), call.softcap, call.dropout_rate)
+    arrays = {
+        "q": frames.cut_queries(block.split_heads(call.query, call.groups) * call.scale),
+        "k": frames.cut_keys(block.split_heads(call.key, 1)[:, :, 0]),
+        "v": frames.cut_keys(block.split_heads(call.value, 1)[:, :, 0]),
+        "sinks": block.by_head(call),
+        "seed": seed,
+    }
+    o = _attend_frames(plan, arrays, masks.arrays_of(call.mask))
+    return block.merge_heads(frames.join_queries(o), call.query.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frames:
+    """How T queries and S keys are cut: query block i sees key blocks [i, i + width)."""
+
+    queries: int
+    keys: int
+    size: int  # steps in a block
+    blocks: int  # blocks of queries
+    behind: int  # key blocks in front of a query's own
+    width: int  # key blocks in a frame
+
+    @classmethod
+    def make(cls, call):
+        queries, keys = call.query.shape[1], call.key.shape[1]
+        before, after = (int(x) for x in call.reach)
+        size = max(NARROWEST, -(-(max(before, after) + 1) // 2))
+        size = min(size, -(-queries // 8) * 8)
+        behind, ahead = -(-before // size), -(-after // size)
+        return cls(queries, keys, size, -(-queries // size), behind, behind + 1 + ahead)
+
+    @property
+    def frame(self):
+        """Keys in a frame."""
+        return self.width * self.size
+
+    @property
+    def first_key(self):
+        """Key at which the first frame begins, often negative."""
+        return self.keys - self.queries - self.behind * self.size
+
+    def steps(self):
+        """Rows and columns of every frame."""
+        starts = ops.arange(self.blocks, dtype="int32") * self.size
+        return Steps(starts, self.size), Steps(starts + self.first_key, self.frame)
+
+    def cut_queries(self, x):
+        """`(B, K, G, T, D)` to `(blocks, B, K, G, size, D)`."""
+        return self._cut(_fit(x, 0, self.blocks * self.size), self.blocks)
+
+    def join_queries(self, x):
+        """The way back from `cut_queries`."""
+        x = ops.moveaxis(x, 0, 3)
+        *lead, _, _, width = ops.shape(x)
+        x = ops.reshape(x, (*lead, self.blocks * self.size, width))
+        return x[..., : self.queries, :]
+
+    def cut_keys(self, x):
+        """`(B, K, S, D)` to `(blocks + width - 1, B, K, size, D)`."""
+        count = self.blocks + self.width - 1
+        return self._cut(_fit(x, self.first_key, self.first_key + count * self.size), count)
+
+    def _cut(self, x, count):
+        *lead, _, width = ops.shape(x)
+        return ops.moveaxis(ops.reshape(x, (*lead, count, self.size, width)), len(lead), 0)
+
+    def gather(self, x):
+        """Blocks of keys to frames, `(blocks, B, K, frame, D)`."""
+        return ops.concatenate([x[i : i + self.blocks] for i in range(self.width)], axis=-2)
+
+    def scatter(self, x):
+        """Frames to blocks of keys, overlaps summed: the transpose of `gather`."""
+        still = [(0, 0)] * (len(x.shape) - 1)
+        total = 0.0
+        for i in range(self.width):
+            part = x[..., i * self.size : (i + 1) * self.size, :]
+            total = total + ops.pad(part, [(i, self.width - 1 - i), *still])
+        return total
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """All that is known before the tensors are: what a compiled kernel depends on."""
+
+    frames: _Frames
+    mask: Mask  # without its arrays
+    softcap: float | None
+    dropout_rate: float
+
+
+@backend.compiled
+def _attend_frames(plan, arrays, mask_arrays):
+    """`(blocks, B, K, G, size, Dv)` with the recomputing gradient."""
+    names = [name for name, array in arrays.items() if array is not None]
+
+    def unpack(inputs):
+        named = dict(zip(names, inputs, strict=False))
+        return named, masks.with_arrays(plan.mask, inputs[len(names) :])
+
+    def forward(*inputs):
+        named, mask = unpack(inputs)
+        o, level = _forward(plan, mask, **named)
+        return o, (o, level)
+
+    def backward(inputs, residuals, do):
+        named, mask = unpack(inputs)
+        gradients = _backward(plan, mask, *residuals, do, **named)
+        return [gradients.get(name) for name in names] + [None] * len(mask_arrays)
+
+    run = backend.custom_gradient(forward, backward)
+    return run(*(arrays[name] for name in names), *mask_arrays)
+
+
+def _forward(plan, mask, q, k, v, sinks=None, seed=None):
+    """Output, and the log-sum-exp of each row's scores."""
+    z, _ = _logits(plan, mask, q, plan.frames.gather(k))
+    level = ops.max(z, axis=-1, keepdims=True)
+    if sinks is not None:
+        level = ops.maximum(level, sinks)
+    p = block.exponentials(z, level)
+    total = ops.sum(p, axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + ops.exp(sinks - level)
+    if seed is not None:
+        p = p * block.dropout_scale(ops.shape(p), plan.dropout_rate, seed)
+    return block.finish(level, total, block.weights_by_values(p, plan.frames.gather(v)))
+
+
+def _backward(plan, mask, o, level, do, q, k, v, sinks=None, seed=None):
+    """A gradient for q, k, v and, where given, sinks."""
+    frames = plan.frames
+    k, v = frames.gather(k), frames.gather(v)
+    z, slope = _logits(plan, mask, q, k)
+    p = block.exponentials(z, level)
+    dp, dropped = block.queries_by_keys(do, v), p
+    if seed is not None:
+        scale = block.dropout_scale(ops.shape(p), plan.dropout_rate, seed)
+        dp, dropped = dp * scale, p * scale
+    delta = ops.sum(do * o, axis=-1, keepdims=True)
+    ds = p * (dp - delta)
+    if slope is not None:
+        ds = ds * slope
+    gradients = {
+        "q": block.weights_by_values(ds, k),
+        "k": frames.scatter(block.weights_by_queries(ds, q)),
+        "v": frames.scatter(block.weights_by_queries(dropped, do)),
+    }
+    if sinks is not None:
+        gradients["sinks"] = block.gradient_of_sinks(sinks, level, delta)
+    return gradients
+
+
+def _logits(plan, mask, q, k):
+    frames = plan.frames
+    rows, columns = frames.steps()
+    index = columns.index()[:, None, None, None, :]
+    real = ops.logical_and(index >= 0, index < frames.keys)
+    keep = ops.logical_and(mask.block(rows, columns, frames.keys - frames.queries), real)
+    keep = block.group_heads(keep, q.shape[2], q.shape[3])
+    return block.logits(q, k, keep, None, plan.softcap)
+
+
+def _fit(x, start, stop):
+    """Steps [start, stop) of axis -2, with zeros where there are none."""
+    steps = x.shape[-2]
+    x = x[..., max(start, 0) : min(stop, steps), :]
+    ends = (max(-start, 0), max(stop - steps, 0))
+    return ops.pad(x, [(0, 0)] * (len(x.shape) - 2) + [ends, (0, 0)])
+

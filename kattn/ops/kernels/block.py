@@ -1,0 +1,113 @@
+"""The arithmetic of one block of scores, which every kernel of kattn's own shares.
+
+Layout: queries `(..., K, G, t, D)`, keys `(..., K, s, D)`: the G = N / K query heads that share a
+key head lie beside each other, so that one matrix product serves them and no key is copied.
+All in float32. q is scaled already.
+
+With s = q k^T, z = softcap(s) + bias and p = softmax(z), o = p v, and for the gradient
+(Dao et al. 2022, appendix B.2, https://arxiv.org/abs/2205.14135), given do:
+
+    dv = p^T do      dp = do v^T      dz = p * (dp - sum(do * o))      dq = ds k      dk = ds^T q
+"""
+
+import keras
+from keras import ops
+
+from kattn import backend
+
+# Finite, so that no difference of two of them is NaN; exp(-1e30 - anything real) is 0.
+NEVER = -1e30
+
+
+def split_heads(x, groups):
+    """`(B, T, K*G, D)` to `(B, K, G, T, D)`, float32."""
+    batch, steps, heads, width = ops.shape(x)
+    x = ops.reshape(ops.cast(x, "float32"), (batch, steps, heads // groups, groups, width))
+    return ops.transpose(x, (0, 2, 3, 1, 4))
+
+
+def merge_heads(x, dtype):
+    """`(B, K, G, T, D)` to `(B, T, K*G, D)` of `dtype`."""
+    batch, heads, groups, steps, width = ops.shape(x)
+    x = ops.reshape(ops.transpose(x, (0, 3, 1, 2, 4)), (batch, steps, heads * groups, width))
+    return ops.cast(x, dtype)
+
+
+def group_heads(array, heads, groups):
+    """`(..., N or 1, t, s)` to `(..., K or 1, G or 1, t, s)`."""
+    if array.shape[-3] == 1:
+        return ops.expand_dims(array, -3)
+    shape = ops.shape(array)
+    return ops.reshape(array, (*shape[:-3], heads, groups, *shape[-2:]))
+
+
+def queries_by_keys(q, k):
+    """`(..., G, t, D)` and `(..., s, D)` to `(..., G, t, s)`."""
+    shape = ops.shape(q)
+    s = backend.matmul(_fold(q), k, transpose_b=True)
+    return ops.reshape(s, (*shape[:-1], ops.shape(k)[-2]))
+
+
+def weights_by_values(p, v):
+    """`(..., G, t, s)` and `(..., s, D)` to `(..., G, t, D)`."""
+    shape = ops.shape(p)
+    return ops.reshape(backend.matmul(_fold(p), v), (*shape[:-1], ops.shape(v)[-1]))
+
+
+def weights_by_queries(p, q):
+    """`(..., G, t, s)` and `(..., G, t, D)` to `(..., s, D)`, summed over the group."""
+    return backend.matmul(_fold(p), _fold(q), transpose_a=True)
+
+
+def _fold(x):
+    """`(..., G, t, D)` to `(..., G*t, D)`."""
+    *batch, groups, steps, width = ops.shape(x)
+    return ops.reshape(x, (*batch, groups * steps, width))
+
+
+def logits(q, k, keep, bias, softcap):
+    """softcap(q k^T) + bias, and NEVER where `keep` is False; with d softcap / d s, or None."""
+    z, slope = queries_by_keys(q, k), None
+    if softcap is not None:
+        bent = ops.tanh(z / softcap)
+        z, slope = softcap * bent, 1.0 - bent * bent
+    if bias is not None:
+        z = ops.maximum(z + bias, NEVER)  # a bias of -inf masks
+    if keep is not None:
+        z = ops.where(keep, z, NEVER)
+    return z, slope
+
+
+def exponentials(z, level):
+    """exp(z - level), and exactly 0 for what is masked, also in rows where all is."""
+    return ops.where(z > 0.5 * NEVER, ops.exp(z - level), 0.0)
+
+
+def finish(level, total, mixed):
+    """Output and log-sum-exp of rows from their sums; 0 and a huge level where nothing is seen."""
+    seen = total > 0.0
+    total = ops.where(seen, total, 1.0)
+    return mixed / total, ops.where(seen, level + ops.log(total), -NEVER)
+
+
+def by_head(call):
+    """Sinks as `(1, K, G, 1, 1)`, or None."""
+    if call.sinks is None:
+        return None
+    return ops.reshape(ops.cast(call.sinks, "float32"), (1, call.key_heads, call.groups, 1, 1))
+
+
+def gradient_of_sinks(sinks, level, delta):
+    """A sink's weight is exp(sink - level), its value 0: `(blocks, B, K, G, t, 1)` to by-head."""
+    return -ops.sum(ops.exp(sinks - level) * delta, axis=(0, 1, 4), keepdims=True)[0]
+
+
+def dropout_scale(shape, rate, seed):
+    """1 / (1 - rate) where an attention weight stays, 0 where it is dropped."""
+    keep = backend.uniform(shape, seed) >= rate
+    return ops.cast(keep, "float32") / (1.0 - rate)
+
+
+def draw_seed(seed):
+    """Two int32 numbers from what `keras.random` takes as a seed."""
+    return keras.random.randint((2,), 0, 2**31 - 1, dtype="int32", seed=seed)

@@ -1,0 +1,30 @@
+"""`fused`: the attention kernel of the framework itself, where it has one."""
+
+from keras import ops
+
+from kattn import backend
+from kattn.masks import Causal, Steps
+
+
+def refusal(call):
+    """The framework's reason, or None."""
+    return backend.fused_refusal(call)
+
+
+def hesitation(call):
+    """The framework's reason why another kernel is the better choice, or None."""
+    return backend.fused_hesitation(call)
+
+
+def attend(call):
+    """`(B, T, N, Dv)`."""
+    queries, keys = ops.shape(call.query)[1], ops.shape(call.key)[1]
+    causal = isinstance(call.mask, Causal) and call.bias is None and queries == keys
+    if call.mask is None or causal:
+        return backend.fused_attention(call, None, causal)
+    keep = call.mask.block(Steps(0, queries), Steps(0, keys), keys - queries)
+    # Frameworks differ in what a row without keys gives: let it see all, then take it out.
+    seen = ops.any(keep, axis=-1, keepdims=True)
+    output = backend.fused_attention(call, ops.logical_or(keep, ops.logical_not(seen)), False)
+    seen = ops.swapaxes(seen, 1, 2)  # (B, T, N, 1)
+    return ops.where(seen, output, ops.zeros_like(output))

@@ -1,0 +1,1 @@
+"""One runnable file per task: `python -m recipes.<task> --help`."""

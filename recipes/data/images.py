@@ -1,0 +1,299 @@
+"""Labelled images as NumPy arrays: an embedded set, TensorFlow Datasets, a folder or a zip file."""
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+HELD_OUT = ("test", "val", "valid", "validation")  # the first that exists is the test split
+TEST_FRACTION = 0.2  # where a source has no splits of its own
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images `(count, H, W, C)` uint8 with labels `(count,)` int32, and where they came from."""
+
+    name: str
+    classes: tuple[str, ...]
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    split: str  # how train and test were told apart, for the report
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """`(H, W, C)`."""
+        return self.x_train.shape[1:]
+
+
+def load(
+    dataset: str, *, data_dir: Path | None = None, image_size: int | None = None, seed: int = 0
+) -> ImageData:
+    """Read the images that `dataset` names.
+
+    Args:
+        dataset: `digits`, `tfds:<name>`, `folder:<path>` or `zip:<path>`. The last two are laid out
+            `<split>/<class>/<image>` or `<class>/<image>`; without splits, a fifth of each
+            class, drawn with `seed`, becomes the test split.
+        data_dir: Where TensorFlow Datasets keeps its files. None: its own default.
+        image_size: If given, every image is resized to `image_size` x `image_size` pixels.
+        seed: Of the split, where one is drawn.
+
+    Returns:
+        An `ImageData`; images are grey (C = 1) where every one of them is, else RGB (C = 3).
+
+    Raises:
+        ValueError: For an unknown `dataset`, a missing extra, a corrupt image, images of different
+            sizes without `image_size`, no images, or fewer than two classes.
+        FileNotFoundError: If the path does not exist.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel: image_size={image_size}")
+    scheme, _, rest = dataset.partition(":")
+    if dataset == "digits":
+        data = _digits(image_size)
+    elif scheme == "tfds" and rest:
+        data = _tfds(rest, data_dir, image_size, seed)
+    elif scheme == "folder" and rest:
+        data = _folder(Path(rest).expanduser(), image_size, seed)
+    elif scheme == "zip" and rest:
+        data = _zip(Path(rest).expanduser(), image_size, seed)
+    else:
+        raise ValueError(
+            f"dataset must be digits, tfds:<name>, folder:<path> or zip:<path>: dataset={dataset!r}"
+        )
+    if len(data.classes) < 2:
+        raise ValueError(
+            f"dataset must hold at least two classes: dataset={dataset!r}, classes={data.classes}"
+        )
+    return data
+
+
+def _digits(image_size: int | None) -> ImageData:
+    """UCI optical digits as scikit-learn packs them: 1,797 grey images of 8 x 8 pixels."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x = np.round(x.reshape(-1, 8, 8, 1) * (255 / 16)).astype("uint8")
+    x = _resize_all(x, image_size)
+    y = y.astype("int32")
+    classes = tuple(str(digit) for digit in range(10))
+    split = "the last 597 of 1,797 images in file order are the test split"
+    return ImageData("digits", classes, x[:1200], y[:1200], x[1200:], y[1200:], split)
+
+
+def _tfds(name: str, data_dir: Path | None, image_size: int | None, seed: int) -> ImageData:
+    dataset = f"tfds:{name}"
+    needed = ("tensorflow", "tensorflow_datasets", "importlib_resources")  # TFDS forgets the last
+    missing = [package for package in needed if find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            "dataset needs packages that are not installed (pip install 'kattn[datasets]'): "
+            f"dataset={dataset!r}, missing={missing}"
+        )
+    # TensorFlow only reads files here: it must not take the GPU's memory from another backend.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
+    except tfds.core.DatasetNotFoundError:
+        raise ValueError(
+            f"dataset must name a set that TensorFlow Datasets knows: dataset={dataset!r}"
+        ) from None
+    features = builder.info.features
+    if not {"image", "label"} <= set(features):
+        raise ValueError(
+            "dataset must have the features image and label: "
+            f"dataset={dataset!r}, features={sorted(features)}"
+        )
+    builder.download_and_prepare()
+    classes = tuple(features["label"].names)
+    held_out = next((split for split in HELD_OUT if split in builder.info.splits), None)
+
+    def read(split: str) -> tuple[np.ndarray, np.ndarray]:
+        keep = {"image": True, "label": True}
+        decoders = tfds.decode.PartialDecoding(keep)
+        same_size = None not in features["image"].shape
+        if same_size:
+            batch = tfds.as_numpy(builder.as_dataset(split, batch_size=-1, decoders=decoders))
+            return _resize_all(batch["image"], image_size), batch["label"].astype("int32")
+        items = list(tfds.as_numpy(builder.as_dataset(split, decoders=decoders)))
+        labels = np.array([item["label"] for item in items], "int32")
+        arrays = [_resize(item["image"], image_size) for item in items]
+        return _stack(arrays, [f"{split} {i}" for i in range(len(arrays))], dataset), labels
+
+    x, y = read("train")
+    if held_out is None:
+        return _seeded_split(dataset, classes, x, y, seed)
+    return ImageData(dataset, classes, x, y, *read(held_out), f"the set's own train and {held_out}")
+
+
+def _folder(root: Path, image_size: int | None, seed: int) -> ImageData:
+    dataset = f"folder:{root}"
+    if not root.exists():
+        raise FileNotFoundError(f"dataset must name a folder that exists: dataset={dataset!r}")
+    if not root.is_dir():
+        raise ValueError(f"dataset must name a folder, not a file: dataset={dataset!r}")
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    return _from_files(dataset, names, lambda name: (root / name).read_bytes(), image_size, seed)
+
+
+def _zip(path: Path, image_size: int | None, seed: int) -> ImageData:
+    dataset = f"zip:{path}"
+    if not path.exists():
+        raise FileNotFoundError(f"dataset must name a zip file that exists: dataset={dataset!r}")
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        raise ValueError(f"dataset must name a zip file: dataset={dataset!r}")
+    with zipfile.ZipFile(path) as archive:
+        return _from_files(dataset, archive.namelist(), archive.read, image_size, seed)
+
+
+def _from_files(
+    dataset: str,
+    names: Sequence[str],
+    read: Callable[[str], bytes],
+    image_size: int | None,
+    seed: int,
+) -> ImageData:
+    """Sort `names` into splits and classes by their folders, and decode them."""
+    splits = _splits(dataset, names)
+    classes = tuple(sorted({label for label, _ in splits["train"]}))
+    held_out = next((split for split in HELD_OUT if split in splits), None)
+    unknown = sorted({label for label, _ in splits.get(held_out, [])} - set(classes))
+    if unknown:
+        raise ValueError(
+            f"dataset must have a train folder for every class: dataset={dataset!r}, "
+            f"only in {held_out}={unknown}"
+        )
+    used = splits["train"] + splits.get(held_out, [])
+    x = _decode_all(dataset, [name for _, name in used], read, image_size)
+    index = {label: number for number, label in enumerate(classes)}
+    y = np.array([index[label] for label, _ in used], "int32")
+    if held_out is None:
+        return _seeded_split(dataset, classes, x, y, seed)
+    cut = len(splits["train"])
+    split = f"the source's own folders train and {held_out}"
+    return ImageData(dataset, classes, x[:cut], y[:cut], x[cut:], y[cut:], split)
+
+
+def _splits(dataset: str, names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """Map each split to its (class, file name) pairs; without split folders all of it is train."""
+    files = {name: PurePosixPath(name).parts for name in sorted(names)}
+    files = {
+        name: parts
+        for name, parts in files.items()
+        if PurePosixPath(name).suffix.lower() in SUFFIXES
+        and not any(part.startswith((".", "__MACOSX")) for part in parts)
+    }
+    if not files:
+        raise ValueError(
+            f"dataset must hold images ({' '.join(sorted(SUFFIXES))}): dataset={dataset!r}, "
+            f"files={len(names)}, images=0"
+        )
+    while len({parts[0] for parts in files.values()}) == 1 and min(map(len, files.values())) > 2:
+        files = {name: parts[1:] for name, parts in files.items()}  # one folder around everything
+    top = {parts[0] for parts in files.values()}
+    has_splits = "train" in top and not top.isdisjoint(HELD_OUT)
+    depth = 3 if has_splits else 2
+    misplaced = [name for name, parts in files.items() if len(parts) < depth]
+    if misplaced or (has_splits and not top <= {"train", *HELD_OUT}):
+        raise ValueError(
+            "dataset must be laid out <split>/<class>/<image> or <class>/<image>: "
+            f"dataset={dataset!r}, top folders={sorted(top)[:8]}, misplaced={misplaced[:3]}"
+        )
+    splits: dict[str, list[tuple[str, str]]] = {}
+    for name, parts in files.items():
+        split = parts[0] if has_splits else "train"
+        splits.setdefault(split, []).append((parts[depth - 2], name))
+    return splits
+
+
+def _decode_all(
+    dataset: str, names: Sequence[str], read: Callable[[str], bytes], image_size: int | None
+) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    def decode(name: str) -> np.ndarray:
+        try:
+            with Image.open(io.BytesIO(read(name))) as image:
+                image = ImageOps.exif_transpose(image)
+                grey = image.mode in ("1", "L", "LA")
+                return _resize(np.asarray(image.convert("L" if grey else "RGB")), image_size)
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            EOFError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"dataset must hold readable images only: dataset={dataset!r}, "
+                f"image={name!r}, reason={reason!r}"
+            ) from error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the GIL
+        arrays = list(pool.map(decode, names))
+    return _stack(arrays, names, dataset)
+
+
+def _stack(arrays: Sequence[np.ndarray], names: Sequence[str], dataset: str) -> np.ndarray:
+    """`(count, H, W, C)`: RGB as soon as one image is."""
+    arrays = [array if array.ndim == 3 else array[..., None] for array in arrays]
+    sizes = [array.shape[:2] for array in arrays]
+    odd = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
+    if odd is not None:
+        raise ValueError(
+            "dataset must hold images of one size, or image_size (--image-size) be given: "
+            f"dataset={dataset!r}, {names[0]!r} is {sizes[0]}, {names[odd]!r} is {sizes[odd]}"
+        )
+    channels = max(array.shape[-1] for array in arrays)
+    stacked = np.empty((len(arrays), *sizes[0], channels), "uint8")
+    for i, array in enumerate(arrays):
+        stacked[i] = array  # one grey channel is repeated
+    return stacked
+
+
+def _resize_all(x: np.ndarray, image_size: int | None) -> np.ndarray:
+    if image_size is None or x.shape[1:3] == (image_size, image_size):
+        return x
+    return np.stack([_resize(image, image_size) for image in x])
+
+
+def _resize(image: np.ndarray, image_size: int | None) -> np.ndarray:
+    if image_size is None or image.shape[:2] == (image_size, image_size):
+        return image
+    from PIL import Image
+
+    grey = image.ndim == 3 and image.shape[-1] == 1
+    picture = Image.fromarray(image[..., 0] if grey else image)
+    resized = np.asarray(picture.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    return resized[..., None] if grey else resized
+
+
+def _seeded_split(
+    dataset: str, classes: tuple[str, ...], x: np.ndarray, y: np.ndarray, seed: int
+) -> ImageData:
+    test = np.zeros(len(y), bool)
+    rng = np.random.default_rng(seed)
+    for label, name in enumerate(classes):
+        members = rng.permutation(np.flatnonzero(y == label))
+        if len(members) < 2:
+            raise ValueError(
+                "dataset without splits must hold at least two images of each class: "
+                f"dataset={dataset!r}, class={name!r}, images={len(members)}"
+            )
+        test[members[: max(round(TEST_FRACTION * len(members)), 1)]] = True
+    split = f"no splits in the source: {TEST_FRACTION:.0%} of each class, drawn with seed {seed}"
+    return ImageData(dataset, classes, x[~test], y[~test], x[test], y[test], split)

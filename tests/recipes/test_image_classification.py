@@ -1,0 +1,293 @@
+"""The recipe from the command line, on a handful of images: result, resume, and bad input."""
+
+import dataclasses
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from recipes import harness, image_classification
+from recipes.data import images
+
+TINY = [
+    *("--seeds", "2"),
+    *("--epochs", "3"),
+    *("--batch-size", "8"),
+    *("--filters", "4", "6"),
+    *("--attention-after", "0"),
+    *("--num-heads", "1"),
+]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Forty images of 6 x 5 pixels: bright on the left or on the right, in noise."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 15), ("test", 5)):
+        for label, side in (("left", 0), ("right", 3)):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 100, (6, 5), "uint8")
+                pixels[:, side : side + 2] += 150
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return f"folder:{tmp_path / 'data'}"
+
+
+@pytest.fixture
+def command(dataset, tmp_path):
+    """The command's fixed part: data, sizes and output."""
+    return ["--dataset", dataset, *TINY, "--shift", "0", "--output", str(tmp_path / "run")]
+
+
+def results(run):
+    """What each model and seed learnt, without times."""
+    found = {}
+    for path in sorted((run / "history").glob("*.json")):
+        result = json.loads(path.read_text())
+        for epoch in result["epochs"]:
+            del epoch["seconds"]
+        found[path.stem] = result
+    return found
+
+
+def numbers(result):
+    flat = [value for epoch in result["epochs"] for value in epoch.values()]
+    return [*flat, *result["test"].values(), *result["gamma"].values()]
+
+
+def test_a_run_leaves_a_folder_with_everything(command, tmp_path, capsys):
+    assert image_classification.main(command) == 0
+    run = tmp_path / "run"
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    names = [f"{kind}-seed{seed}" for kind in ("cnn", "sa_cnn") for seed in (0, 1)]
+    assert files == {
+        "settings.json",
+        "report.md",
+        "curves.png",
+        "stage0_attention.png",
+        *(f"history/{name}.json" for name in names),
+        *(f"checkpoints/{name}.keras" for name in names),
+    }
+    settings = json.loads((run / "settings.json").read_text())
+    assert (settings["filters"], settings["shift"]) == ([4, 6], 0)
+    assert settings["backend"] == keras.backend.backend()
+
+    found = results(run)
+    assert all(len(result["epochs"]) == 3 for result in found.values())
+    assert found["cnn-seed0"]["epochs"][0] != found["cnn-seed1"]["epochs"][0]
+    assert found["sa_cnn-seed0"]["gamma"]["stage0_attention"] != 0
+
+    report = (run / "report.md").read_text()
+    out = capsys.readouterr().out
+    verdict = re.search(r"\*\*(With self-attention .*)\*\*", report).group(1)
+    assert verdict in out
+    assert f"Report: {run / 'report.md'}" in out
+    mean = np.mean([found[f"cnn-seed{seed}"]["test"]["accuracy"] for seed in (0, 1)])
+    assert f"| CNN | {100 * mean:.2f} ± " in report
+    loaded = keras.saving.load_model(run / "checkpoints/sa_cnn-seed1.keras")
+    assert f"{loaded.count_params():,}" in report
+    data = images.load(command[1])
+    test = image_classification.evaluate(loaded, data.x_test, data.y_test, batch_size=8)
+    assert test == pytest.approx(found["sa_cnn-seed1"]["test"], rel=1e-4)
+
+
+class Stop:
+    """Ctrl-C as soon as the given number of epochs is done."""
+
+    def __init__(self, monkeypatch, epochs):
+        self.left = epochs
+        epoch = harness.Progress.epoch
+
+        def stop(progress, number, values):
+            epoch(progress, number, values)
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(harness.Progress, "epoch", stop)
+
+
+def test_resumed_run_equals_an_unbroken_one(command, tmp_path, monkeypatch, capsys):
+    assert image_classification.main(command) == 0
+    expected = results(tmp_path / "run")
+
+    command = [*command[:-1], str(tmp_path / "stopped"), "--checkpoint-seconds", "0"]
+    with monkeypatch.context() as patch:
+        Stop(patch, epochs=5)  # the first fit is done, the second has two checkpoints of three
+        assert image_classification.main(command) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    first = (tmp_path / "stopped/history/cnn-seed0.json").read_bytes()
+    assert image_classification.main([*command, "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "CNN, seed 0" not in out
+    assert "CNN + self-attention, seed 0 (1 of 2): epoch 2/3" not in out
+    assert "CNN + self-attention, seed 0 (1 of 2): epoch 3/3" in out
+    assert (tmp_path / "stopped/history/cnn-seed0.json").read_bytes() == first
+    found = results(tmp_path / "stopped")
+    assert list(found) == list(expected)
+    for name, result in found.items():
+        np.testing.assert_allclose(numbers(result), numbers(expected[name]), rtol=1e-3, atol=1e-4)
+
+    report = (tmp_path / "stopped/report.md").read_bytes()
+    assert image_classification.main([*command, "--resume"]) == 0
+    assert "This run is finished" in capsys.readouterr().out
+    assert (tmp_path / "stopped/report.md").read_bytes() == report
+
+
+def test_checkpoint_wins_over_a_history_that_is_ahead(command, tmp_path, monkeypatch):
+    """Stopped between writing the history and the checkpoint, the epoch is trained again."""
+    command = [*command, "--checkpoint-seconds", "0"]
+    with monkeypatch.context() as patch:
+        Stop(patch, epochs=1)
+        assert image_classification.main(command) == 130
+    history = tmp_path / "run/history/cnn-seed0-unfinished.json"
+    epochs = json.loads(history.read_text())
+    history.write_text(json.dumps([*epochs, {**epochs[0], "epoch": 2}]))
+    assert image_classification.main([*command, "--resume"]) == 0
+    found = results(tmp_path / "run")["cnn-seed0"]["epochs"]
+    assert [epoch["epoch"] for epoch in found] == [1, 2, 3]
+    assert found[1]["loss"] != found[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "folder:/no/such/folder"], "dataset must name a folder that exists"),
+        (["--dataset", "imagenet"], "dataset must be digits, tfds:"),
+        (
+            ["--attention-after", "7"],
+            "attention_after must name stages 0 to 1: attention_after=(7,)",
+        ),
+        (["--epochs", "0"], "epochs must be at least 1: epochs=0"),
+        (["--seeds", "0"], "seeds must be at least 1: seeds=0"),
+        (["--batch-size", "5000"], "batch_size must be at most the number of images to fit"),
+        (["--resume"], "resume needs a run that was started with these settings"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert image_classification.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert message in error
+    assert "\n" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_attention_at_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = image_classification.Settings(attention_after=())
+    with pytest.raises(ValueError, match=r"attention_after must name at least one stage.*=\(\)"):
+        image_classification.resolve(settings, images.load("digits"))
+
+
+def test_an_earlier_result_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "report.md").write_text("earlier")
+    assert image_classification.main(["--output", str(tmp_path)]) == 2
+    assert "output must be a new or an empty folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_unknown_flag(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        image_classification.main(["--epoch-count", "3"])
+    assert stopped.value.code == 2
+
+
+def test_presets_fill_in_only_what_was_not_given():
+    data = images.load("digits")
+    given = image_classification.Settings(dataset="tfds:mnist", epochs=9)
+    settings = image_classification.resolve(given, data)
+    assert (settings.epochs, settings.batch_size, settings.shift) == (9, 128, 2)
+    other = image_classification.resolve(image_classification.Settings("folder:x"), data)
+    assert all(
+        value is not None
+        for name, value in dataclasses.asdict(other).items()
+        if name in image_classification.SMALL
+    )
+
+
+def test_models_of_a_seed_start_equal_and_see_the_same_images():
+    data = images.load("digits")
+    settings = image_classification.resolve(image_classification.Settings(), data)
+    splits = image_classification.Splits.of(data, settings.batch_size)
+    x = image_classification.scale(data.x_test[:5])
+    plain, attention = (
+        image_classification.build(kind, splits, settings, seed=3).predict(x, verbose=0)
+        for kind in image_classification.MODELS
+    )
+    np.testing.assert_allclose(plain, attention, rtol=1e-5, atol=1e-6)
+    first, again, later = (
+        list(image_classification.epoch_batches(splits, settings, 3, epoch)) for epoch in (0, 0, 1)
+    )
+    assert len(first) == 1080 // 60
+    np.testing.assert_array_equal(first[0][0], again[0][0])
+    assert not np.array_equal(first[0][1], later[0][1])
+
+
+def test_validation_images_are_not_fitted():
+    data = images.load("digits")
+    numbered = dataclasses.replace(data, y_train=np.arange(1200, dtype="int32"))
+    splits = image_classification.Splits.of(numbered, 60)
+    assert sorted([*splits.y_fit, *splits.y_val]) == list(range(1200))
+
+
+def test_augment_moves_and_mirrors():
+    x = np.arange(2 * 5 * 4 * 3, dtype="uint8").reshape(1, 5, 8, 3).repeat(300, 0)
+    moved = {
+        image.tobytes()
+        for image in image_classification.augment(x, np.random.default_rng(0), 1, True)
+    }
+    expected = set()
+    padded = np.pad(x[0], ((1, 1), (1, 1), (0, 0)), mode="edge")
+    for dy, dx in np.ndindex(3, 3):
+        window = padded[dy : dy + 5, dx : dx + 8]
+        expected |= {window.tobytes(), window[:, ::-1].tobytes()}
+    assert moved == expected
+    same = image_classification.augment(x, np.random.default_rng(0), 0, False)
+    np.testing.assert_array_equal(same, x)
+
+
+def test_evaluate_counts_every_image_once():
+    class Model:
+        """Logits from the first pixel: class 1 where it is bright."""
+
+        def predict(self, x, batch_size, verbose):
+            assert len(x) % batch_size == 0
+            return np.stack([0 * x[:, 0, 0, 0], x[:, 0, 0, 0]], -1)
+
+    x = np.zeros((7, 2, 2, 1), "uint8")
+    x[:3] = 255
+    y = np.array([1, 1, 0, 0, 0, 0, 1])
+    found = image_classification.evaluate(Model(), x, y, batch_size=2)
+    right, wrong = np.log1p(np.exp(-1)), np.log1p(np.exp(1))
+    assert found["accuracy"] == pytest.approx(5 / 7)
+    assert found["loss"] == pytest.approx((5 * right + 2 * wrong) / 7)
+
+
+@pytest.mark.parametrize(
+    ("plain", "attention", "words"),
+    [
+        ([0.5], [0.625], "12.50 points higher (one seed"),
+        ([0.5, 0.6, 0.7], [0.6, 0.7, 0.81], "10.33 points higher (95 %"),
+        ([0.5, 0.6], [0.4, 0.6], "includes 0: no clear difference"),
+        ([0.5, 0.6, 0.7], [0.4, 0.5, 0.61], "which leaves 0 out"),
+    ],
+)
+def test_verdict(plain, attention, words):
+    accuracies = {"cnn": plain, "sa_cnn": attention}
+    assert words in image_classification.verdict(accuracies)
+
+
+def test_query_positions():
+    image = np.full((8, 8, 1), 200, "uint8")
+    image[2:4, 2:4] = 0  # an object on a bright ground
+    image[6, 6] = 100
+    on, far, off = image_classification.query_positions(image, 4, 4)
+    assert on == (1, 1)
+    assert far == (3, 3)
+    assert off not in (on, far)
