@@ -123,6 +123,10 @@ class Causal(Mask):
     def get_config(self):
         return {}
 
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
 
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +163,10 @@ class Window(Mask):
 
     def get_config(self):
         return {"size": self.size}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
 
 
 @keras.saving.register_keras_serializable("kattn")

@@ -632,9 +632,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if folder.report.exists():
         print(f"This run is finished: {folder.report}")
         return 0
+    counts = " + ".join(f"{len(x):,}" for x in (splits.x_fit, splits.x_val, data.x_test))
     print(
-        f"{data.name}: {len(splits.x_fit):,} + {len(splits.x_val):,} "
-        f"+ {len(data.x_test):,} images, {settings.seeds} seed(s) x {settings.epochs} epochs, {backend}; writing {folder.path}"
+        f"{data.name}: {counts} images, {settings.seeds} seed(s) x {settings.epochs} epochs, "
+        f"{backend}; writing {folder.path}"
     )
     try:
         run(settings, splits, folder, backend)

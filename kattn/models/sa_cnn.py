@@ -52,7 +52,7 @@ def sa_cnn(
 
     Reference:
         He et al. 2015, sec. 3, https://arxiv.org/abs/1512.03385 (blocks; they halve the sides by
-        strided convolution). Zhang et al. 2018, sec. 3, https://arxiv.org/abs/1805.08318 (attention).
+        strided convolution); Zhang et al. 2018, sec. 3, https://arxiv.org/abs/1805.08318.
 
     Example:
         >>> model = kattn.models.sa_cnn((28, 28, 1), 10, attention_after=(1, 2), num_heads=2)

@@ -121,16 +121,17 @@ def _tfds(name: str, data_dir: Path | None, image_size: int | None, seed: int) -
     held_out = next((split for split in HELD_OUT if split in builder.info.splits), None)
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
-        keep = {"image": True, "label": True}
-        decoders = tfds.decode.PartialDecoding(keep)
+        decoders = tfds.decode.PartialDecoding({"image": True, "label": True})
         same_size = None not in features["image"].shape
+        found = tfds.as_numpy(
+            builder.as_dataset(split=split, batch_size=512 if same_size else 1, decoders=decoders)
+        )
+        batches = [(_resize_all(batch["image"], image_size), batch["label"]) for batch in found]
+        labels = np.concatenate([label for _, label in batches]).astype("int32")
         if same_size:
-            batch = tfds.as_numpy(builder.as_dataset(split, batch_size=-1, decoders=decoders))
-            return _resize_all(batch["image"], image_size), batch["label"].astype("int32")
-        items = list(tfds.as_numpy(builder.as_dataset(split, decoders=decoders)))
-        labels = np.array([item["label"] for item in items], "int32")
-        arrays = [_resize(item["image"], image_size) for item in items]
-        return _stack(arrays, [f"{split} {i}" for i in range(len(arrays))], dataset), labels
+            return np.concatenate([x for x, _ in batches]), labels
+        names = [f"{split} {number}" for number in range(len(labels))]
+        return _stack([x[0] for x, _ in batches], names, dataset), labels
 
     x, y = read("train")
     if held_out is None:

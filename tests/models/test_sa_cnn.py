@@ -10,7 +10,6 @@ from kattn.models import sa_cnn
 
 OPTIONS = {
     "filters": (3, 5, 4),
-    "blocks_per_stage": 2,
     "num_heads": 2,
     "key_stride": 2,
     "stem_stride": 2,
@@ -23,8 +22,13 @@ def images(*shape, seed=0):
 
 
 def randomize(model, seed=1):
+    """Weights as after training: other than 0 and 1, and of a size that keeps features near 1."""
     rng = np.random.default_rng(seed)
-    model.set_weights([rng.uniform(0.1, 0.5, size=w.shape) for w in model.weights])
+    for w in model.weights:
+        values = rng.uniform(0.5, 1.5, w.shape)  # variances, gains
+        if w.path.endswith(("kernel", "bias", "beta", "moving_mean")):
+            values = rng.normal(size=w.shape) / max(np.prod(w.shape[:-1]), 4) ** 0.5
+        w.assign(values)
 
 
 def convolve(x, kernel, stride):
@@ -93,7 +97,7 @@ def test_matches_oracle(filters, attention_after, stem_stride):
     randomize(model)
     logits = model.predict(x, verbose=0)
     expected = [oracle(image, model, filters, attention_after, stem_stride) for image in x]
-    np.testing.assert_allclose(logits, expected, rtol=1e-4)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("after", [(), (0,), (1, 2)])
@@ -114,7 +118,7 @@ def test_both_data_formats_compute_the_same():
     x = images(3, 11, 9, 2)
     expected = last.predict(x, verbose=0)
     y = first.predict(np.ascontiguousarray(x.transpose(0, 3, 1, 2)), verbose=0)
-    np.testing.assert_allclose(y, expected, rtol=1e-4)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_new_attention_changes_nothing():
@@ -138,7 +142,8 @@ def test_trains_and_saves(tmp_path, policy):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        model = sa_cnn((8, 9, 2), 4, data_format="channels_last", name="small", **OPTIONS)
+        options = {**OPTIONS, "filters": (3, 4), "blocks_per_stage": 2}
+        model = sa_cnn((8, 9, 2), 4, data_format="channels_last", name="small", **options)
     finally:
         keras.config.set_dtype_policy(before)
     assert model.name == "small"
@@ -148,10 +153,14 @@ def test_trains_and_saves(tmp_path, policy):
     x = images(6, 8, 9, 2)
     history = model.fit(x, np.arange(6) % 4, batch_size=3, epochs=2, verbose=0).history
     assert np.all(np.isfinite(history["loss"]))
-    model.save(tmp_path / "model.keras")
+    assert (
+        model.count_params()
+        > sa_cnn((8, 9, 2), 4, **{**options, "blocks_per_stage": 1}).count_params()
+    )
+    model.save(tmp_path / "model.keras", include_optimizer=False)
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     expected = model.predict(x, verbose=0)
-    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

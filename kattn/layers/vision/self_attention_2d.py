@@ -101,7 +101,7 @@ class SelfAttention2D(keras.layers.Layer):
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self._seed_generator = keras.random.SeedGenerator(seed) if dropout else None
 
     def build(self, input_shape):
         if len(input_shape) != 4:
@@ -132,7 +132,7 @@ class SelfAttention2D(keras.layers.Layer):
             k,
             v,
             dropout_rate=self.dropout if training else 0.0,
-            seed=self.seed_generator,
+            seed=self._seed_generator,
             kernel=self.kernel,
         )  # (B, T, N, Dv)
         batch, height, width, _ = ops.shape(self._channels_last(x))

@@ -1,0 +1,51 @@
+"""Every test runs on each device of the backend; the header says which there are."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+
+from kattn import backend
+
+
+def _exact_matrix_products():
+    """Full float32 on GPUs, which may round to 10 bits (TF32) otherwise."""
+    name = keras.backend.backend()
+    if name == "jax":
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")
+    elif name == "torch":
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    elif name == "tensorflow":
+        import tensorflow
+
+        tensorflow.config.experimental.enable_tensor_float_32_execution(False)
+
+
+_exact_matrix_products()
+
+
+def pytest_report_header(config):
+    devices = backend.devices()
+    where = ", ".join(devices) if len(devices) > 1 else f"{devices[0]} only: no GPU here"
+    return f"keras {keras.__version__} on {keras.backend.backend()}, devices: {where}"
+
+
+@pytest.fixture(params=backend.devices(), autouse=True)
+def device(request):
+    """The device that the test runs on."""
+    with keras.device(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def rng():
+    """NumPy's generator, seeded."""
+    return np.random.default_rng(0)

@@ -1,0 +1,66 @@
+"""Prepares a tox environment: the backend's build for this machine, and a folder to test from.
+
+    python tests/environment.py NAME FOLDER
+
+Installs the backend that environment NAME needs: its GPU build where an NVIDIA GPU is present, its
+CPU build where none is. FOLDER becomes a copy of `tests` and `recipes` without `kattn`, so that
+what the tests import is the installed wheel.
+"""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+# torch is pinned where there is no GPU: its newest release on the index is a CUDA build.
+CPU = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch==2.13.0"}
+GPU = {"tensorflow": "tensorflow[and-cuda]", "jax": "jax[cuda13]", "torch": "torch"}
+BACKEND = {"recipes": "tensorflow"}
+
+
+def has_gpu():
+    """Whether an NVIDIA GPU answers."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return listed.returncode == 0 and "GPU" in listed.stdout
+
+
+def install(requirement, *, cuda):
+    """Installs with pip; refuses a build for GPUs on a machine that has none."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    if not cuda and requirement.startswith("torch"):
+        report = subprocess.run(
+            [*pip, "--dry-run", "--report", "-", requirement],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        names = [item["metadata"]["name"] for item in json.loads(report.stdout)["install"]]
+        if any(name.startswith("nvidia-") for name in names):
+            sys.exit(
+                f"There is no NVIDIA GPU here, and pip would install the CUDA build of {requirement}. "
+                "Set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and run tox again."
+            )
+    subprocess.run([*pip, requirement], check=True)
+
+
+def copy_suite(root, folder):
+    """Lays out tests, recipes and the settings of pytest in `folder`."""
+    for name in ("tests", "recipes"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "pyproject.toml", folder)
+
+
+def main(name, folder):
+    """See the head of this file."""
+    cuda = has_gpu()
+    backend = BACKEND.get(name, name)
+    install((GPU if cuda else CPU)[backend], cuda=cuda)
+    copy_suite(pathlib.Path(__file__).resolve().parents[1], pathlib.Path(folder))
+    print(f"{name}: {backend} on CPU and GPU" if cuda else f"{name}: {backend} on CPU; no NVIDIA GPU")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
