@@ -22,7 +22,12 @@ UNBOUNDED = math.inf
 
 
 class Steps(NamedTuple):
-    """A run of steps: `size` of them from `start`; a vector of starts gives a batch of runs."""
+    """A run of steps; a vector of starts gives a batch of runs.
+
+    Args:
+        start: The first step, an integer or a scalar tensor, or `(n,)` of them.
+        size: The number of steps.
+    """
 
     start: Any
     size: Any
@@ -360,46 +365,21 @@ class Not(Mask):
         return cls(keras.saving.deserialize_keras_object(config["mask"]))
 
 
-def as_mask(mask) -> Mask | None:
-    """A mask object from a mask object, a bool array of rank 2 or 4, or None."""
-    if mask is None or isinstance(mask, Mask):
-        return mask
-    if len(getattr(mask, "shape", ())) == 3:
-        raise ValueError(
-            "`mask` must have rank 2, (T, S), or rank 4, (B, N, T, S); rank 3 could mean either of "
-            f"mask[:, None] and mask[None]; received: mask.shape={tuple(mask.shape)}"
-        )
-    return Dense(_boolean(mask, "mask", ranks=(2, 4)))
-
-
-def both(left: Mask | None, right: Mask | None) -> Mask | None:
-    """`left & right`, where None allows everything."""
-    if left is None or right is None:
-        return right if left is None else left
-    return left & right
-
-
-def arrays_of(mask: Mask | None) -> list:
-    """The arrays that the mask holds, in a fixed order."""
-    arrays: list = []
-    if mask is not None:
-        mask.map_arrays(lambda array: arrays.append(array) or array)
-    return arrays
-
-
-def with_arrays(mask: Mask | None, arrays) -> Mask | None:
-    """The mask with its arrays replaced, in the order of `arrays_of`."""
-    remaining = iter(arrays)
-    return None if mask is None else mask.map_arrays(lambda _: next(remaining))
-
-
-def skeleton(mask: Mask | None) -> Mask | None:
-    """The mask without its arrays: hashable, and equal for equal rules."""
-    return None if mask is None else mask.map_arrays(lambda _: None)
-
-
 def cut_block(array, queries: Steps, keys: Steps):
-    """The block of an array `(..., T or 1, S or 1)`; an axis of length 1 stays."""
+    """The block of an array with an axis of queries and an axis of keys.
+
+    Args:
+        array: `(..., T or 1, S or 1)`; an axis of length 1 stays as it is.
+        queries: The rows of the block.
+        keys: Its columns.
+
+    Returns:
+        `(..., queries.size or 1, keys.size or 1)`.
+
+    Example:
+        >>> cut_block(keras.ops.ones((2, 1, 9)), Steps(0, 4), Steps(3, 5)).shape
+        (2, 1, 5)
+    """
     for axis, steps in ((-2, queries), (-1, keys)):
         if array.shape[axis] != 1:
             array = _cut(array, axis, steps)
@@ -407,7 +387,20 @@ def cut_block(array, queries: Steps, keys: Steps):
 
 
 def pad_block(array, queries, keys):
-    """An array `(..., T or 1, S or 1)` with zeros (False) behind its last two axes."""
+    """An array with zeros (False) behind its axes of queries and of keys.
+
+    Args:
+        array: `(..., T or 1, S or 1)`; an axis of length 1 stays as it is.
+        queries: How many more rows.
+        keys: How many more columns.
+
+    Returns:
+        `(..., T + queries or 1, S + keys or 1)`.
+
+    Example:
+        >>> pad_block(keras.ops.ones((2, 1, 9)), 3, 3).shape
+        (2, 1, 12)
+    """
     ends = [(0, 0)] * (len(array.shape) - 2)
     for axis, more in ((-2, queries), (-1, keys)):
         ends.append((0, 0) if array.shape[axis] == 1 else (0, more))

@@ -350,7 +350,7 @@ def curves(
             panel.set_yscale("log")
         else:  # the first epochs may leave the panel: the rest would be a flat line
             every = [epoch[key] for runs in histories.values() for run in runs for epoch in run]
-            low, high = np.quantile(every, 0.15), max(every)
+            low, high = float(np.quantile(every, 0.15)), max(every)
             panel.set_ylim(low - 0.2 * (high - low) - 1e-3, high + 0.1 * (high - low) + 1e-3)
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("epoch")

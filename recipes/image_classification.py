@@ -43,17 +43,17 @@ class Settings:
     output: Path | None = None  # None: a new folder runs/image_classification-<time>
     resume: bool = False  # go on with the run that was stopped (the newest, or the one in --output)
 
-    # None for what follows: a choice by data set, see PRESETS
-    seeds: int | None = None  # runs of each model
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None  # the peak, after one epoch of warm-up; AdamW, cosine decay
-    filters: tuple[int, ...] | None = None  # channels of each stage
-    stem_stride: int | None = None  # 2 halves the sides at once
-    attention_after: tuple[int, ...] | None = None  # stages, from 0, that end with attention
-    key_stride: int | None = None  # pooling of keys and values
-    shift: int | None = None  # augmentation: largest random shift in pixels
-    flip: bool | None = None  # augmentation: mirror half of the images
+    # What follows has other defaults for other data sets, see PRESETS.
+    seeds: int = 3  # runs of each model
+    epochs: int = 15
+    batch_size: int = 60
+    learning_rate: float = 3e-3  # the peak, after one epoch of warm-up; AdamW, cosine decay
+    filters: tuple[int, ...] = (32, 64)  # channels of each stage
+    stem_stride: int = 1  # 2 halves the sides at once: for large images
+    attention_after: tuple[int, ...] = (0,)  # stages, from 0, that end with attention
+    key_stride: int = 1  # pooling of keys and values
+    shift: int = 1  # augmentation: largest random shift in pixels
+    flip: bool = False  # augmentation: mirror half of the images
 
     num_heads: int = 2  # of each attention layer
     weight_decay: float = 0.01
@@ -61,22 +61,8 @@ class Settings:
     checkpoint_seconds: float = 20.0  # training time between two checkpoints within a fit
 
 
-SMALL: dict[str, Any] = {
-    "seeds": 3,
-    "epochs": 15,
-    "batch_size": 60,
-    "learning_rate": 3e-3,
-    "filters": (32, 64),
-    "stem_stride": 1,
-    "attention_after": (0,),
-    "key_stride": 1,
-    "shift": 1,
-    "flip": False,
-}
-NATURAL = {
-    **SMALL,
+PHOTOS: dict[str, Any] = {  # for a data set that is not named below
     "seeds": 1,
-    "epochs": 15,
     "batch_size": 128,
     "filters": (32, 64, 128),
     "attention_after": (1,),
@@ -84,9 +70,8 @@ NATURAL = {
     "shift": 4,
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": SMALL,
+    "digits": {},
     "tfds:mnist": {
-        **SMALL,
         "seeds": 2,
         "epochs": 3,
         "batch_size": 128,
@@ -94,26 +79,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "key_stride": 2,
         "shift": 2,
     },
-    "tfds:cifar10": {**NATURAL, "flip": True},
+    "tfds:cifar10": {**PHOTOS, "flip": True},
 }
 
 
-def resolve(settings: Settings, data: ImageData) -> Settings:
-    """Fill in what depends on the data set."""
-    side = max(data.image_shape[:2])
-    by_size = SMALL if side <= 16 else NATURAL if side <= 48 else {**NATURAL, "stem_stride": 2}
-    preset = PRESETS.get(settings.dataset, by_size)
-    chosen = {name: value for name, value in preset.items() if getattr(settings, name) is None}
-    settings = dataclasses.replace(settings, **chosen)
+def parse(arguments: Sequence[str] | None) -> Settings:
+    """The flags, over the defaults of the data set that they name."""
+    program = f"python -m recipes.{RECIPE}"
+    dataset = tyro.cli(Settings, args=arguments, prog=program).dataset
+    defaults = Settings(dataset, **PRESETS.get(dataset, PHOTOS))
+    return tyro.cli(Settings, args=arguments, prog=program, default=defaults)
+
+
+def check(settings: Settings) -> None:
+    """Raise ValueError for what no layer or loader would refuse."""
     for name in ("seeds", "epochs", "batch_size"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be at least 1: {name}={getattr(settings, name)}")
+    if settings.shift < 0:
+        raise ValueError(f"shift must be at least 0 pixels: shift={settings.shift}")
     if not settings.attention_after:
         raise ValueError(
             "attention_after must name at least one stage, or both models are the same: "
             f"attention_after={settings.attention_after}"
         )
-    return settings
 
 
 # --- Data ---------------------------------------------------------------------------------------
@@ -149,7 +138,7 @@ def scale(x: np.ndarray) -> np.ndarray:
     return x.astype("float32") / 127.5 - 1
 
 
-def augment(x: np.ndarray, rng: np.random.Generator, shift: int, flip: bool) -> np.ndarray:
+def augment(x: np.ndarray, rng: np.random.Generator, *, shift: int, flip: bool) -> np.ndarray:
     """Move each image `(B, H, W, C)` by up to `shift` pixels, repeating its border; mirror half."""
     batch, height, width, _ = x.shape
     if shift:
@@ -172,7 +161,7 @@ def epoch_batches(
     size = settings.batch_size
     for start in range(0, len(order) - size + 1, size):
         chosen = order[start : start + size]
-        x = augment(splits.x_fit[chosen], rng, settings.shift, settings.flip)
+        x = augment(splits.x_fit[chosen], rng, shift=settings.shift, flip=settings.flip)
         yield scale(x), splits.y_fit[chosen]
 
 
@@ -185,7 +174,7 @@ def build(kind: str, splits: Splits, settings: Settings, seed: int) -> Any:
 
     from kattn.models import sa_cnn
 
-    options = {
+    options: dict[str, Any] = {
         "filters": settings.filters,
         "stem_stride": settings.stem_stride,
         "num_heads": settings.num_heads,
@@ -218,12 +207,12 @@ def build(kind: str, splits: Splits, settings: Settings, seed: int) -> Any:
 
 def evaluate(model: Any, x: np.ndarray, y: np.ndarray, batch_size: int) -> dict[str, float]:
     """Cross-entropy and accuracy. The last batch is filled up: a new shape means compiling anew."""
-    logits = []
+    parts = []
     for start in range(0, len(x), 64 * batch_size):
         part = x[start : start + 64 * batch_size]
         filled = np.resize(part, (-(-len(part) // batch_size) * batch_size, *part.shape[1:]))
-        logits.append(model.predict(scale(filled), batch_size=batch_size, verbose=0)[: len(part)])
-    logits = np.concatenate(logits).astype("float64")
+        parts.append(model.predict(scale(filled), batch_size=batch_size, verbose=0)[: len(part)])
+    logits = np.concatenate(parts).astype("float64")
     top = logits.max(-1)
     log_sum = top + np.log(np.exp(logits - top[:, None]).sum(-1))
     loss = log_sum - logits[np.arange(len(y)), y]
@@ -342,7 +331,7 @@ def attention_figure(model: Any, layer: Any, splits: Splits, batch_size: int) ->
     bottom, right = top + keys[0] * stride / height, left + keys[1] * stride / width
 
     figure = Figure(figsize=(1.35 * len(picked) + 0.6, 6.2), layout="constrained")
-    axes = figure.subplots(4, len(picked), squeeze=False)
+    axes: Any = figure.subplots(4, len(picked), squeeze=False)
     for column, (image, label) in enumerate(zip(x, labels, strict=True)):
         guess = int(logits[column].argmax())
         wrong = "" if guess == label else f"\ntaken for {data.classes[guess]}"
@@ -610,9 +599,10 @@ def run(settings: Settings, splits: Splits, folder: harness.RunFolder, backend: 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    settings = tyro.cli(Settings, args=arguments, prog=f"python -m recipes.{RECIPE}")
+    settings = parse(arguments)
     start = time.perf_counter()
     try:  # all that can be wrong with what the user gave
+        check(settings)
         backend = harness.choose_backend(settings.backend)
         data = images.load(
             settings.dataset,
@@ -620,7 +610,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             image_size=settings.image_size,
             seed=settings.split_seed,
         )
-        settings = resolve(settings, data)
         splits = Splits.of(data, settings.batch_size)
         build(ATTENTION, splits, settings, seed=0)
         folder = harness.open_run(

@@ -59,7 +59,9 @@ def main(name, folder):
     backend = BACKEND.get(name, name)
     install((GPU if cuda else CPU)[backend], cuda=cuda)
     copy_suite(pathlib.Path(__file__).resolve().parents[1], pathlib.Path(folder))
-    print(f"{name}: {backend} on CPU and GPU" if cuda else f"{name}: {backend} on CPU; no NVIDIA GPU")
+    print(
+        f"{name}: {backend} on CPU and GPU" if cuda else f"{name}: {backend} on CPU; no NVIDIA GPU"
+    )
 
 
 if __name__ == "__main__":

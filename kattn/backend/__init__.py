@@ -2,17 +2,18 @@
 
 `tensorflow.py`, `jax.py` and `torch.py` each define
 
-    compiled(function)                   function(plan, *tensors), compiled once per hashable plan
-    matmul(a, b, transpose_a, transpose_b)   float32
-    loop(lower, upper, body, state)      state = body(i, state) for i in [lower, upper), not differentiable
-    take(x, i)                           x[i]
-    add_at(x, i, update)                 x with x[i] += update; x may be changed in place
-    put_at(x, i, value)                  x with x[i] = value; x may be changed in place
-    custom_gradient(function)            function(*tensors) -> (output, gradient function)
-    uniform(shape, seed)                 float32 in [0, 1), a function of shape and the int32 pair `seed`
-    fused_refusal(call)                  why the framework's own attention kernel cannot take a call, or None
-    fused_attention(...)                 that kernel
-    devices()                            names of the devices that `keras.device` takes here
+    compiled(function)            function(plan, *tensors), compiled once per hashable plan
+    matmul(a, b)                  float32 product; transpose_a, transpose_b
+    loop(lower, upper, body, x)   x = body(i, x) for i in [lower, upper); not differentiable
+    take(x, i)                    x[i]
+    add_at(x, i, update)          x with x[i] += update; x may be changed in place
+    put_at(x, i, value)           x with x[i] = value; x may be changed in place
+    custom_gradient(f, g)         f with the gradient g
+    uniform(shape, seed)          float32 in [0, 1), a function of shape and two int32 numbers
+    fused_refusal(call)           why the framework's own attention cannot take a call, or None
+    fused_hesitation(call)        why it would not pay here, or None
+    fused_attention(call, mask)   the framework's own attention
+    devices()                     names of the devices that `keras.device` takes here
 
 No other folder imports a framework, and this one imports only the framework that Keras runs on.
 """

@@ -11,7 +11,7 @@ def compiled(function):
     return jax.jit(function, static_argnums=0)
 
 
-def matmul(a, b, transpose_a=False, transpose_b=False):
+def matmul(a, b, *, transpose_a=False, transpose_b=False):
     """float32 a b over the last two axes."""
     a = a.mT if transpose_a else a
     b = b.mT if transpose_b else b
@@ -19,7 +19,7 @@ def matmul(a, b, transpose_a=False, transpose_b=False):
 
 
 def loop(lower, upper, body, state):
-    """state = body(i, state) for i in [lower, upper)."""
+    """State = body(i, state) for i in [lower, upper)."""
     return jax.lax.fori_loop(lower, upper, body, state)
 
 
@@ -29,12 +29,12 @@ def take(x, i):
 
 
 def put_at(x, i, value):
-    """x with x[i] = value."""
+    """X with x[i] = value."""
     return jax.lax.dynamic_update_index_in_dim(x, value, i, 0)
 
 
 def add_at(x, i, update):
-    """x with x[i] += update."""
+    """X with x[i] += update."""
     return put_at(x, i, take(x, i) + update)
 
 
@@ -89,7 +89,7 @@ def fused_hesitation(call):
     return None
 
 
-def fused_attention(call, mask, causal):
+def fused_attention(call, mask, *, causal):
     """`jax.nn.dot_product_attention`: cuDNN on a GPU where it can, else XLA."""
     return jax.nn.dot_product_attention(
         call.query,

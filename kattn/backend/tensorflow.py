@@ -8,13 +8,13 @@ def compiled(function):
     return function
 
 
-def matmul(a, b, transpose_a=False, transpose_b=False):
+def matmul(a, b, *, transpose_a=False, transpose_b=False):
     """float32 a b over the last two axes."""
     return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
 def loop(lower, upper, body, state):
-    """state = body(i, state) for i in [lower, upper)."""
+    """State = body(i, state) for i in [lower, upper)."""
     # One iteration at a time: run side by side, the blocks' scores would all be alive at once.
     return tf.while_loop(
         lambda i, _: i < upper,
@@ -30,12 +30,12 @@ def take(x, i):
 
 
 def put_at(x, i, value):
-    """x with x[i] = value."""
+    """X with x[i] = value."""
     return tf.tensor_scatter_nd_update(x, [[i]], value[None])
 
 
 def add_at(x, i, update):
-    """x with x[i] += update."""
+    """X with x[i] += update."""
     return tf.tensor_scatter_nd_add(x, [[i]], update[None])
 
 
@@ -66,10 +66,10 @@ def fused_refusal(call):
 
 def fused_hesitation(call):
     """Never reached: every call is refused."""
-    return None
+    return
 
 
-def fused_attention(call, mask, causal):
+def fused_attention(call, mask, *, causal):
     """Never reached: every call is refused."""
     raise NotImplementedError(fused_refusal(call))
 

@@ -8,13 +8,13 @@ def compiled(function):
     return function
 
 
-def matmul(a, b, transpose_a=False, transpose_b=False):
+def matmul(a, b, *, transpose_a=False, transpose_b=False):
     """float32 a b over the last two axes."""
     return torch.matmul(a.mT if transpose_a else a, b.mT if transpose_b else b)
 
 
 def loop(lower, upper, body, state):
-    """state = body(i, state) for i in [lower, upper)."""
+    """State = body(i, state) for i in [lower, upper)."""
     for i in range(lower, upper):
         state = body(i, state)
     return state
@@ -26,13 +26,13 @@ def take(x, i):
 
 
 def put_at(x, i, value):
-    """x with x[i] = value, in place."""
+    """X with x[i] = value, in place."""
     x[i] = value
     return x
 
 
 def add_at(x, i, update):
-    """x with x[i] += update, in place."""
+    """X with x[i] += update, in place."""
     x[i] += update
     return x
 
@@ -78,10 +78,10 @@ def fused_refusal(call):
 
 def fused_hesitation(call):
     """Why the kernel would not pay here, or None."""
-    return None
+    return
 
 
-def fused_attention(call, mask, causal):
+def fused_attention(call, mask, *, causal):
     """`scaled_dot_product_attention` on heads-first tensors."""
     if call.bias is not None:
         bias = call.bias.to(call.query.dtype)
@@ -101,4 +101,4 @@ def fused_attention(call, mask, causal):
 
 def devices():
     """Names of the devices here, as `keras.device` takes them."""
-    return ("cpu:0", "cuda:0") if torch.cuda.is_available() else ("cpu:0",)
+    return ("cpu", "cuda:0") if torch.cuda.is_available() else ("cpu",)

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from kattn import masks
+from kattn.ops import masking
 from kattn.ops.kernels import banded, chunked, dense, fused
 
 # In the order in which "auto" asks them. A kernel's `refusal(call)` says why it cannot serve a
@@ -84,8 +85,8 @@ def attention(
         query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks,
         kernel=kernel,
     )  # fmt: skip
-    operation = Attention(masks.skeleton(call.mask), call.scale, softcap, kernel)
-    arrays = masks.arrays_of(call.mask)
+    operation = Attention(masking.skeleton(call.mask), call.scale, softcap, kernel)
+    arrays = masking.arrays_of(call.mask)
     return operation(query, key, value, bias=bias, sinks=sinks, mask_arrays=arrays)
 
 
@@ -188,7 +189,7 @@ class Attention(keras.Operation):
         self.mask, self.scale, self.softcap, self.kernel = mask, scale, softcap, kernel
 
     def call(self, query, key, value, bias=None, sinks=None, mask_arrays=()):
-        mask = masks.with_arrays(self.mask, mask_arrays)
+        mask = masking.with_arrays(self.mask, mask_arrays)
         options = {"scale": self.scale, "softcap": self.softcap, "kernel": self.kernel}
         return attention(query, key, value, mask=mask, bias=bias, sinks=sinks, **options)
 
@@ -231,7 +232,7 @@ class _Call:
         query, key, value = (_tensor(x) for x in (query, key, value))
         _check_sizes(query, key, value)
         batch, queries, heads, width = query.shape
-        mask = masks.as_mask(mask)
+        mask = masking.as_mask(mask)
         if mask is not None:
             mask.check(batch, heads, queries, key.shape[1])
         if bias is not None:
@@ -266,7 +267,9 @@ class _Call:
     @property
     def is_symbolic(self):
         tensors = (self.query, self.key, self.value, self.bias, self.sinks)
-        return any(isinstance(x, keras.KerasTensor) for x in (*tensors, *masks.arrays_of(self.mask)))
+        return any(
+            isinstance(x, keras.KerasTensor) for x in (*tensors, *masking.arrays_of(self.mask))
+        )
 
 
 def _run(call, kernel):

@@ -170,13 +170,14 @@ def _from_files(
     splits = _splits(dataset, names)
     classes = tuple(sorted({label for label, _ in splits["train"]}))
     held_out = next((split for split in HELD_OUT if split in splits), None)
-    unknown = sorted({label for label, _ in splits.get(held_out, [])} - set(classes))
+    held_out_files = splits[held_out] if held_out else []
+    unknown = sorted({label for label, _ in held_out_files} - set(classes))
     if unknown:
         raise ValueError(
             f"dataset must have a train folder for every class: dataset={dataset!r}, "
             f"only in {held_out}={unknown}"
         )
-    used = splits["train"] + splits.get(held_out, [])
+    used = splits["train"] + held_out_files
     x = _decode_all(dataset, [name for _, name in used], read, image_size)
     index = {label: number for number, label in enumerate(classes)}
     y = np.array([index[label] for label, _ in used], "int32")
@@ -226,8 +227,8 @@ def _decode_all(
 
     def decode(name: str) -> np.ndarray:
         try:
-            with Image.open(io.BytesIO(read(name))) as image:
-                image = ImageOps.exif_transpose(image)
+            with Image.open(io.BytesIO(read(name))) as file:
+                image = ImageOps.exif_transpose(file)
                 grey = image.mode in ("1", "L", "LA")
                 return _resize(np.asarray(image.convert("L" if grey else "RGB")), image_size)
         except (
@@ -286,7 +287,7 @@ def _resize(image: np.ndarray, image_size: int | None) -> np.ndarray:
 def _seeded_split(
     dataset: str, classes: tuple[str, ...], x: np.ndarray, y: np.ndarray, seed: int
 ) -> ImageData:
-    test = np.zeros(len(y), bool)
+    test: np.ndarray = np.zeros(len(y), bool)
     rng = np.random.default_rng(seed)
     for label, name in enumerate(classes):
         members = rng.permutation(np.flatnonzero(y == label))

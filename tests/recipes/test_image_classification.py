@@ -46,7 +46,7 @@ def command(dataset, tmp_path):
 def results(run):
     """What each model and seed learnt, without times."""
     found = {}
-    for path in sorted((run / "history").glob("*.json")):
+    for path in sorted((run / "history").glob("*-seed?.json")):
         result = json.loads(path.read_text())
         for epoch in result["epochs"]:
             del epoch["seconds"]
@@ -112,30 +112,33 @@ class Stop:
 
 
 def test_resumed_run_equals_an_unbroken_one(command, tmp_path, monkeypatch, capsys):
+    command = [*command, "--seeds", "1"]
     assert image_classification.main(command) == 0
     expected = results(tmp_path / "run")
 
-    command = [*command[:-1], str(tmp_path / "stopped"), "--checkpoint-seconds", "0"]
+    run = tmp_path / "stopped"
+    command = [*command, "--output", str(run), "--checkpoint-seconds", "0"]
     with monkeypatch.context() as patch:
         Stop(patch, epochs=5)  # the first fit is done, the second has two checkpoints of three
         assert image_classification.main(command) == 130
     assert "--resume goes on" in capsys.readouterr().err
-    first = (tmp_path / "stopped/history/cnn-seed0.json").read_bytes()
+    assert not (run / "report.md").exists()
+    first = (run / "history/cnn-seed0.json").read_bytes()
     assert image_classification.main([*command, "--resume"]) == 0
     out = capsys.readouterr().out
     assert "CNN, seed 0" not in out
-    assert "CNN + self-attention, seed 0 (1 of 2): epoch 2/3" not in out
-    assert "CNN + self-attention, seed 0 (1 of 2): epoch 3/3" in out
-    assert (tmp_path / "stopped/history/cnn-seed0.json").read_bytes() == first
-    found = results(tmp_path / "stopped")
+    assert "CNN + self-attention, seed 0 (1 of 1): epoch 2/3" not in out
+    assert "CNN + self-attention, seed 0 (1 of 1): epoch 3/3" in out
+    assert (run / "history/cnn-seed0.json").read_bytes() == first
+    found = results(run)
     assert list(found) == list(expected)
     for name, result in found.items():
         np.testing.assert_allclose(numbers(result), numbers(expected[name]), rtol=1e-3, atol=1e-4)
 
-    report = (tmp_path / "stopped/report.md").read_bytes()
+    report = (run / "report.md").read_bytes()
     assert image_classification.main([*command, "--resume"]) == 0
     assert "This run is finished" in capsys.readouterr().out
-    assert (tmp_path / "stopped/report.md").read_bytes() == report
+    assert (run / "report.md").read_bytes() == report
 
 
 def test_checkpoint_wins_over_a_history_that_is_ahead(command, tmp_path, monkeypatch):
@@ -147,7 +150,9 @@ def test_checkpoint_wins_over_a_history_that_is_ahead(command, tmp_path, monkeyp
     history = tmp_path / "run/history/cnn-seed0-unfinished.json"
     epochs = json.loads(history.read_text())
     history.write_text(json.dumps([*epochs, {**epochs[0], "epoch": 2}]))
-    assert image_classification.main([*command, "--resume"]) == 0
+    with monkeypatch.context() as patch:
+        Stop(patch, epochs=2)  # at the end of the other model's first epoch
+        assert image_classification.main([*command, "--resume"]) == 130
     found = results(tmp_path / "run")["cnn-seed0"]["epochs"]
     assert [epoch["epoch"] for epoch in found] == [1, 2, 3]
     assert found[1]["loss"] != found[0]["loss"]
@@ -164,6 +169,7 @@ def test_checkpoint_wins_over_a_history_that_is_ahead(command, tmp_path, monkeyp
         ),
         (["--epochs", "0"], "epochs must be at least 1: epochs=0"),
         (["--seeds", "0"], "seeds must be at least 1: seeds=0"),
+        (["--shift", "-1"], "shift must be at least 0 pixels: shift=-1"),
         (["--batch-size", "5000"], "batch_size must be at most the number of images to fit"),
         (["--resume"], "resume needs a run that was started with these settings"),
     ],
@@ -178,11 +184,10 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert not list(tmp_path.iterdir())
 
 
-def test_no_attention_at_all(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_no_attention_at_all():
     settings = image_classification.Settings(attention_after=())
     with pytest.raises(ValueError, match=r"attention_after must name at least one stage.*=\(\)"):
-        image_classification.resolve(settings, images.load("digits"))
+        image_classification.check(settings)
 
 
 def test_an_earlier_result_is_not_overwritten(tmp_path, capsys):
@@ -198,22 +203,16 @@ def test_unknown_flag(capsys):
     assert stopped.value.code == 2
 
 
-def test_presets_fill_in_only_what_was_not_given():
-    data = images.load("digits")
-    given = image_classification.Settings(dataset="tfds:mnist", epochs=9)
-    settings = image_classification.resolve(given, data)
+def test_defaults_follow_the_data_set():
+    settings = image_classification.parse(["--dataset", "tfds:mnist", "--epochs", "9"])
     assert (settings.epochs, settings.batch_size, settings.shift) == (9, 128, 2)
-    other = image_classification.resolve(image_classification.Settings("folder:x"), data)
-    assert all(
-        value is not None
-        for name, value in dataclasses.asdict(other).items()
-        if name in image_classification.SMALL
-    )
+    assert image_classification.parse([]) == image_classification.Settings()
+    assert image_classification.parse(["--dataset", "zip:x"]).filters == (32, 64, 128)
 
 
 def test_models_of_a_seed_start_equal_and_see_the_same_images():
     data = images.load("digits")
-    settings = image_classification.resolve(image_classification.Settings(), data)
+    settings = image_classification.Settings()
     splits = image_classification.Splits.of(data, settings.batch_size)
     x = image_classification.scale(data.x_test[:5])
     plain, attention = (
@@ -240,7 +239,7 @@ def test_augment_moves_and_mirrors():
     x = np.arange(2 * 5 * 4 * 3, dtype="uint8").reshape(1, 5, 8, 3).repeat(300, 0)
     moved = {
         image.tobytes()
-        for image in image_classification.augment(x, np.random.default_rng(0), 1, True)
+        for image in image_classification.augment(x, np.random.default_rng(0), shift=1, flip=True)
     }
     expected = set()
     padded = np.pad(x[0], ((1, 1), (1, 1), (0, 0)), mode="edge")
@@ -248,7 +247,7 @@ def test_augment_moves_and_mirrors():
         window = padded[dy : dy + 5, dx : dx + 8]
         expected |= {window.tobytes(), window[:, ::-1].tobytes()}
     assert moved == expected
-    same = image_classification.augment(x, np.random.default_rng(0), 0, False)
+    same = image_classification.augment(x, np.random.default_rng(0), shift=0, flip=False)
     np.testing.assert_array_equal(same, x)
 
 

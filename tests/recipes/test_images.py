@@ -199,21 +199,74 @@ def test_missing_extra(monkeypatch):
         images.load("tfds:mnist")
 
 
-def test_tensorflow_datasets(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    pytest.importorskip("tensorflow")
-    pytest.importorskip("importlib_resources")
-    with tfds.testing.mock_data(num_examples=3):
-        data = images.load("tfds:cifar10", data_dir=tmp_path)
-        assert data.image_shape == (32, 32, 3)
-        assert (len(data.x_train), len(data.y_test)) == (3, 3)
-        assert data.classes[:2] == ("airplane", "automobile")
-        assert images.load("tfds:cifar10", data_dir=tmp_path, image_size=8).image_shape == (8, 8, 3)
-        with pytest.raises(
-            ValueError, match="features image and label: dataset='tfds:ag_news_subset'"
-        ):
-            images.load("tfds:ag_news_subset", data_dir=tmp_path)
-    with pytest.raises(
-        ValueError, match="a set that TensorFlow Datasets knows: dataset='tfds:mnits'"
-    ):
+@pytest.fixture
+def tfds():
+    for package in ("tensorflow", "importlib_resources"):
+        pytest.importorskip(package)
+    return pytest.importorskip("tensorflow_datasets")
+
+
+@pytest.fixture
+def prepared(tfds, tmp_path):
+    """Has TensorFlow Datasets prepare a few images, offline; returns the arguments of `load`."""
+
+    def prepare(title, splits, shape):
+        class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+            name = title
+            VERSION = tfds.core.Version("1.0.0")
+            pkg_dir_path = tmp_path
+
+            def _info(self):
+                features = {
+                    "image": tfds.features.Image(shape=shape),
+                    "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+                    "id": tfds.features.Text(),
+                }
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
+
+            def _split_generators(self, dl_manager):
+                return {split: self._generate_examples(split) for split in splits}
+
+            def _generate_examples(self, split):
+                for i in range(6):
+                    height = shape[0] or 4 + i
+                    image = np.full((height, 5, 3), 10 * i + (split == "train"), "uint8")
+                    yield i, {"image": image, "label": i % 2, "id": str(i)}
+
+        use(Pets)
+        return {"dataset": f"tfds:{title}", "data_dir": tmp_path}
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def use(builder):
+            patch.setattr(tfds, "builder", lambda name, data_dir: builder(data_dir=data_dir))
+
+        yield prepare
+
+
+def test_tensorflow_datasets(prepared):
+    data = images.load(**prepared("pets", ("train", "test"), (4, 5, 3)))
+    assert data.classes == ("cat", "dog")
+    assert data.split == "the set's own train and test"
+    assert (data.x_train.shape, data.x_test.shape) == ((6, 4, 5, 3), (6, 4, 5, 3))
+    for x, y, odd in ((data.x_train, data.y_train, 1), (data.x_test, data.y_test, 0)):
+        assert sorted(x[:, 0, 0, 0]) == [10 * i + odd for i in range(6)]
+        np.testing.assert_array_equal(x[:, 0, 0, 0] // 10 % 2, y)
+
+
+def test_tensorflow_datasets_of_different_sizes_and_without_a_test_split(prepared):
+    arguments = prepared("odd_pets", ("train",), (None, None, 3))
+    with pytest.raises(ValueError, match=r"images of one size.*--image-size.*'train 0' is"):
+        images.load(**arguments)
+    data = images.load(**arguments, image_size=7)
+    assert (data.x_train.shape, data.x_test.shape) == ((4, 7, 7, 3), (2, 7, 7, 3))
+    assert "drawn with seed 0" in data.split
+
+
+def test_tensorflow_datasets_that_is_unknown_or_holds_no_images(tfds, tmp_path):
+    with pytest.raises(ValueError, match="TensorFlow Datasets knows: dataset='tfds:mnits'"):
         images.load("tfds:mnits", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="features image and label: dataset='tfds:ag_news_subset'"):
+        images.load("tfds:ag_news_subset", data_dir=tmp_path)

@@ -1,0 +1,1 @@
+"""Attention of a sequence to itself or to another."""

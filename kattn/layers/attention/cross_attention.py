@@ -6,6 +6,7 @@ from keras import ops
 from kattn import masks
 from kattn.layers.attention import projections
 from kattn.layers.attention.mask_reader import MaskReader, padding_of, score_mask
+from kattn.ops import masking
 from kattn.ops.attention import attention, attention_weights
 
 
@@ -169,9 +170,10 @@ class CrossAttention(keras.layers.Layer):
     def _masks(self, x, context, mask, context_mask):
         """The padding of x, `(B, T)` or None, and the mask of the scores."""
         if mask is not None and padding_of(mask) is None:
+            received = getattr(mask, "shape", type(mask).__name__)
             raise ValueError(
                 "`mask` must be a bool array (B, T), the padding of `x`; a mask of query by key is "
-                f"`context_mask`. Received: mask={mask if isinstance(mask, masks.Mask) else mask.shape}"
+                f"`context_mask`. Received: mask={received}"
             )
         implicit = self._mask_reader.read(x)
         padding = mask if implicit is None or mask is None else ops.logical_and(mask, implicit)
@@ -179,5 +181,5 @@ class CrossAttention(keras.layers.Layer):
         allowed = score_mask(context_mask, "context_mask", "(B, S), (B, T, S) or (B, N, T, S)")
         implicit = self._mask_reader.read(context)
         if implicit is not None:
-            allowed = masks.both(allowed, masks.Padding(implicit))
+            allowed = masking.both(allowed, masks.Padding(implicit))
         return padding, allowed

@@ -95,7 +95,7 @@ def split_heads(x, heads):
 
 
 def silence(y, padding):
-    """y `(B, T, ...)` with exact zeros where `padding` `(B, T)` is False."""
+    """Y `(B, T, ...)` with exact zeros where `padding` `(B, T)` is False."""
     return y if padding is None else ops.where(padding[..., None], y, ops.zeros_like(y))
 
 

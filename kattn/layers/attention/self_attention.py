@@ -6,6 +6,7 @@ from keras import ops
 from kattn import masks
 from kattn.layers.attention import projections
 from kattn.layers.attention.mask_reader import MaskReader, padding_of, score_mask
+from kattn.ops import masking
 from kattn.ops.attention import attention, attention_weights
 
 
@@ -110,7 +111,7 @@ class SelfAttention(keras.layers.Layer):
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.seed = seed
         projections.check(self)
-        self._pattern = masks.both(
+        self._pattern = masking.both(
             masks.Causal() if causal else None,
             None if window is None else masks.Window(window),
         )
@@ -169,7 +170,7 @@ class SelfAttention(keras.layers.Layer):
                 "window": self.window}  # fmt: skip
 
     def _project(self, x):
-        heads, key_heads, key_dim, value_dim = projections.sizes(self, x.shape[-1])
+        heads, key_heads, key_dim, _ = projections.sizes(self, x.shape[-1])
         qkv = self._qkv(x)
         q_end, k_end = heads * key_dim, (heads + key_heads) * key_dim
         q = projections.split_heads(qkv[..., :q_end], heads)
@@ -187,5 +188,5 @@ class SelfAttention(keras.layers.Layer):
             padding = implicit if padding is None else ops.logical_and(padding, implicit)
         allowed = score_mask(mask, "mask", "(B, T), (B, T, T) or (B, N, T, T)")
         if implicit is not None:
-            allowed = masks.both(allowed, masks.Padding(implicit))
-        return padding, masks.both(self._pattern, allowed)
+            allowed = masking.both(allowed, masks.Padding(implicit))
+        return padding, masking.both(self._pattern, allowed)

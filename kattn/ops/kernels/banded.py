@@ -10,6 +10,7 @@ from keras import ops
 
 from kattn import backend, masks
 from kattn.masks import Mask, Steps
+from kattn.ops import masking
 from kattn.ops.kernels import block
 
 # Blocks narrower than this cost more in small matrix products than they save in masked scores.
@@ -42,7 +43,7 @@ def attend(call):
     """`(B, T, N, Dv)`."""
     frames = _Frames.make(call)
     seed = block.draw_seed(call.seed) if call.dropout_rate else None
-    plan = _Plan(frames, masks.skeleton(call.mask), call.softcap, call.dropout_rate)
+    plan = _Plan(frames, masking.skeleton(call.mask), call.softcap, call.dropout_rate)
     arrays = {
         "q": frames.cut_queries(block.split_heads(call.query, call.groups) * call.scale),
         "k": frames.cut_keys(block.split_heads(call.key, 1)[:, :, 0]),
@@ -50,7 +51,7 @@ def attend(call):
         "sinks": block.by_head(call),
         "seed": seed,
     }
-    o = _attend_frames(plan, arrays, masks.arrays_of(call.mask))
+    o = _attend_frames(plan, arrays, masking.arrays_of(call.mask))
     return block.merge_heads(frames.join_queries(o), call.query.dtype)
 
 
@@ -140,7 +141,7 @@ def _attend_frames(plan, arrays, mask_arrays):
 
     def unpack(inputs):
         named = dict(zip(names, inputs, strict=False))
-        return named, masks.with_arrays(plan.mask, inputs[len(names) :])
+        return named, masking.with_arrays(plan.mask, inputs[len(names) :])
 
     def forward(*inputs):
         named, mask = unpack(inputs)
@@ -211,4 +212,3 @@ def _fit(x, start, stop):
     x = x[..., max(start, 0) : min(stop, steps), :]
     ends = (max(-start, 0), max(stop - steps, 0))
     return ops.pad(x, [(0, 0)] * (len(x.shape) - 2) + [ends, (0, 0)])
-

@@ -16,6 +16,7 @@ from keras import ops
 
 from kattn import backend, masks
 from kattn.masks import Mask, Steps
+from kattn.ops import masking
 from kattn.ops.kernels import block
 
 # Measured on two CPU cores at T = 4096, D = 64: 512 beats 256 by 1.2x and 128 by 1.3x.
@@ -24,7 +25,7 @@ BLOCK = 512
 
 def refusal(call):
     """It serves every call."""
-    return None
+    return
 
 
 def hesitation(call):
@@ -43,7 +44,7 @@ def attend(call):
     more_queries, more_keys = row_blocks * rows - queries, column_blocks * columns - keys
     mask = call.mask
     if _shows_keys_behind_the_last(mask, more_keys):
-        mask = masks.both(mask, _Length(keys))
+        mask = masking.both(mask, _Length(keys))
     if mask is not None:
         mask = mask.padded(more_queries, more_keys)
     bias = call.bias
@@ -56,7 +57,7 @@ def attend(call):
         row_blocks=row_blocks,
         column_blocks=column_blocks,
         offset=keys - queries,
-        mask=masks.skeleton(mask),
+        mask=masking.skeleton(mask),
         softcap=call.softcap,
         dropout_rate=call.dropout_rate,
     )
@@ -68,7 +69,7 @@ def attend(call):
         "sinks": block.by_head(call),
         "seed": block.draw_seed(call.seed) if call.dropout_rate else None,
     }
-    o = _attend_blocks(plan, arrays, masks.arrays_of(mask))
+    o = _attend_blocks(plan, arrays, masking.arrays_of(mask))
     return block.merge_heads(_from_blocks(o)[..., :queries, :], call.query.dtype)
 
 
@@ -117,12 +118,14 @@ class _Blocks:
         self.plan = plan
         self.q, self.k, self.v = arrays["q"], arrays["k"], arrays["v"]
         self.bias, self.sinks, self.seed = (arrays.get(x) for x in ("bias", "sinks", "seed"))
-        self.mask = masks.with_arrays(plan.mask, mask_arrays)
+        self.mask = masking.with_arrays(plan.mask, mask_arrays)
 
     def forward(self):
         """Output, and the log-sum-exp of each row's scores."""
         shape = (*ops.shape(self.q)[1:-1], 1)
-        level = ops.full(shape, block.NEVER) if self.sinks is None else self.sinks + ops.zeros(shape)
+        level = (
+            ops.full(shape, block.NEVER) if self.sinks is None else self.sinks + ops.zeros(shape)
+        )
         total = ops.zeros(shape) if self.sinks is None else ops.ones(shape)
         mixed = ops.zeros((*shape[:-1], ops.shape(self.v)[-1]))
 
@@ -137,12 +140,16 @@ class _Blocks:
                 total = total * shrink + ops.sum(p, axis=-1, keepdims=True)
                 if self.seed is not None:
                     p = p * self._dropout(p, i, j)
-                return top, total, mixed * shrink + block.weights_by_values(
-                    p, backend.take(self.v, j)
+                return (
+                    top,
+                    total,
+                    mixed * shrink + block.weights_by_values(p, backend.take(self.v, j)),
                 )
 
             state = self._over_columns(i, column, (level, total, mixed))
-            return tuple(backend.put_at(x, i, y) for x, y in zip(outputs, block.finish(*state), strict=True))
+            return tuple(
+                backend.put_at(x, i, y) for x, y in zip(outputs, block.finish(*state), strict=True)
+            )
 
         count = self.plan.row_blocks
         outputs = (ops.zeros((count, *ops.shape(mixed))), ops.zeros((count, *shape)))
@@ -178,7 +185,9 @@ class _Blocks:
 
             rest = {name: x for name, x in gradients.items() if name not in ("k", "v")}
             state = self._over_rows(j, row, (ops.zeros_like(k), ops.zeros_like(v), rest))
-            put_k, put_v = (backend.put_at(gradients[n], j, x) for n, x in zip("kv", state, strict=False))
+            put_k, put_v = (
+                backend.put_at(gradients[n], j, x) for n, x in zip("kv", state, strict=False)
+            )
             return {**state[2], "k": put_k, "v": put_v}
 
         gradients = backend.loop(0, self.plan.column_blocks, column, gradients)
@@ -256,11 +265,13 @@ class _Blocks:
         return ops.zeros((row_blocks * column_blocks, *ops.shape(self.bias)[:-2], rows, columns))
 
     def _add_to_bias(self, gradient, dz, i, j):
-        (row_blocks, _), (column_blocks, _) = self._bias_blocks()
+        _, (column_blocks, _) = self._bias_blocks()
         shape = self.bias.shape
         axes = [a for a, n in enumerate(shape) if n == 1]
         number = (0 if shape[-2] == 1 else i) * column_blocks + (0 if shape[-1] == 1 else j)
-        return backend.add_at(gradient, number, ops.sum(dz, axis=axes, keepdims=True) if axes else dz)
+        return backend.add_at(
+            gradient, number, ops.sum(dz, axis=axes, keepdims=True) if axes else dz
+        )
 
     def _join_bias_blocks(self, gradient):
         (row_blocks, rows), (column_blocks, columns) = self._bias_blocks()

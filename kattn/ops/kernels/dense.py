@@ -8,12 +8,12 @@ from kattn.ops.kernels import block
 
 def refusal(call):
     """It serves every call."""
-    return None
+    return
 
 
 def hesitation(call):
     """It is the last choice: whatever the others pass over."""
-    return None
+    return
 
 
 def attend(call):
@@ -55,4 +55,3 @@ def _weights(call):
     if sinks is not None:
         total = total + ops.exp(sinks - level)
     return p / ops.where(total > 0.0, total, 1.0)
-

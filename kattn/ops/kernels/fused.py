@@ -21,10 +21,11 @@ def attend(call):
     queries, keys = ops.shape(call.query)[1], ops.shape(call.key)[1]
     causal = isinstance(call.mask, Causal) and call.bias is None and queries == keys
     if call.mask is None or causal:
-        return backend.fused_attention(call, None, causal)
+        return backend.fused_attention(call, None, causal=causal)
     keep = call.mask.block(Steps(0, queries), Steps(0, keys), keys - queries)
     # Frameworks differ in what a row without keys gives: let it see all, then take it out.
     seen = ops.any(keep, axis=-1, keepdims=True)
-    output = backend.fused_attention(call, ops.logical_or(keep, ops.logical_not(seen)), False)
+    keep = ops.logical_or(keep, ops.logical_not(seen))
+    output = backend.fused_attention(call, keep, causal=False)
     seen = ops.swapaxes(seen, 1, 2)  # (B, T, N, 1)
     return ops.where(seen, output, ops.zeros_like(output))

@@ -1,0 +1,316 @@
+"""What every layer must do, in one call: `check_layer`.
+
+    check_layer(
+        lambda **options: SelfAttention(2, causal=True, dropout=0.1, seed=1, **options),
+        [rng.normal(size=(3, 5, 8))],
+        fixture="self_attention",
+    )
+
+Each check raises AssertionError and says what failed. The fixture is a pair of small files for each
+backend, `tests/fixtures/<name>-<backend>.keras` and `.npz`, that hold a model, an input and the
+output it had there; they are read on all of them. To write those of the backend at hand:
+
+    KERAS_BACKEND=jax python -m tests.write_fixtures
+"""
+
+import inspect
+import pathlib
+import tempfile
+
+import keras
+import numpy as np
+from keras import ops
+
+from tests.compute import assert_close, compiled, run
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def check_layer(
+    make,
+    inputs,
+    *,
+    fixture=None,
+    sequence=True,
+    causal=False,
+    window=None,
+    equivariant=False,
+    masked=True,
+    dropout=True,
+):
+    """Runs every check that fits the layer.
+
+    Args:
+        make: `make(**options)` gives a new layer, as far off its defaults as it goes; options
+            are those of any Keras layer (`dtype`, `name`).
+        inputs: NumPy arrays, one for each tensor argument; the first axis is the batch.
+        fixture: Name of the files from other backends; None for none.
+        sequence: Whether axis 1 is time and may have any length.
+        causal: Whether a later step may not change an earlier output.
+        window: If W, steps W or more away may not change an output.
+        equivariant: Whether permuted steps give permuted outputs.
+        masked: Whether the layer takes masks.
+        dropout: Whether `make` asks for dropout.
+    """
+    inputs = [np.asarray(x, "float32") for x in inputs]
+    check_config(make, inputs)
+    check_sublayers(make, inputs)
+    check_precision(make, inputs)
+    check_training(make, inputs)
+    check_compiled(make, inputs)
+    check_saving(make, inputs)
+    if dropout:
+        check_dropout(make, inputs)
+    if sequence:
+        check_unknown_sizes(make, inputs)
+    if masked:
+        check_masks(make, inputs)
+        check_padding(make, inputs)
+    if causal:
+        check_future(make, inputs)
+    if window is not None:
+        check_window(make, inputs, window)
+    if equivariant:
+        check_permutation(make, inputs)
+    if fixture is not None:
+        check_fixture(make, fixture)
+
+
+def check_config(make, inputs):
+    """The config holds every constructor argument, and makes an equal layer."""
+    layer = make()
+    config = layer.get_config()
+    for name, parameter in inspect.signature(type(layer).__init__).parameters.items():
+        if name == "self" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        assert name in config, f"get_config() of {type(layer).__name__} lacks {name!r}"
+    expected = run(layer, *inputs)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert type(again) is type(layer)
+    assert again.get_config() == config, "the config does not survive a round trip"
+    run(again, *inputs)
+    again.set_weights(layer.get_weights())
+    assert_close(run(again, *inputs), expected)
+
+
+def check_sublayers(make, inputs):
+    """Every sub-layer has the layer's dtype policy."""
+    layer = make(dtype="mixed_bfloat16")
+    run_any(layer, *inputs)
+    for part in layer._flatten_layers():
+        name = part.dtype_policy.name
+        assert name == "mixed_bfloat16", f"sub-layer {part.name!r} has dtype policy {name!r}"
+
+
+def check_precision(make, inputs):
+    """Under half-precision policies the output is half, finite, and near that of float32."""
+    reference = make()
+    expected = run(reference, *inputs)
+    for policy, dtype, tolerance in (
+        ("mixed_float16", "float16", 1e-2),
+        ("mixed_bfloat16", "bfloat16", 6e-2),
+    ):
+        layer = make(dtype=policy)
+        run_any(layer, *inputs)
+        layer.set_weights(reference.get_weights())
+        output = layer(*inputs)
+        assert keras.backend.standardize_dtype(output.dtype) == dtype, f"{policy}: {output.dtype}"
+        weights = {keras.backend.standardize_dtype(w.dtype) for w in layer.trainable_weights}
+        assert weights <= {"float32"}, f"{policy}: weights of {weights}"
+        assert_close(run(ops.cast, output, "float32"), expected, tolerance)
+
+
+def check_training(make, inputs):
+    """One step of fit is finite and changes every trainable weight."""
+    layer = make()
+    model = functional(layer, inputs)
+    shake(layer)
+    # Every position has a target of its own, so that no gradient is 0 by symmetry.
+    target = np.random.default_rng(0).normal(size=run(layer, *inputs).shape).astype("float32")
+    before = [np.copy(w) for w in layer.get_weights()]
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    history = model.fit(inputs, target, batch_size=len(target), verbose=0)
+    assert np.isfinite(history.history["loss"]).all(), "the loss is not finite"
+    for weight, old in zip(layer.weights, before, strict=True):
+        new = run(ops.convert_to_tensor, weight)
+        assert np.isfinite(new).all(), f"{weight.path} is not finite after a step"
+        assert not weight.trainable or np.abs(new - old).max() > 0, f"{weight.path} did not move"
+
+
+def check_compiled(make, inputs):
+    """XLA (torch: TorchDynamo and AOTAutograd) computes what the layer computes without."""
+    layer = make()
+    expected = run(layer, *inputs)
+    tensors = [ops.convert_to_tensor(x) for x in inputs]
+    assert_close(run(compiled(lambda *x: layer(*x)), *tensors), expected)
+
+
+def check_saving(make, inputs):
+    """A saved model comes back with its class, config, weights and output."""
+    layer = make(name="checked")
+    model = functional(layer, inputs)
+    shake(layer)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.keras"
+        model.save(path)
+        again = keras.saving.load_model(path)
+    assert again.get_layer("checked").get_config() == layer.get_config()
+    assert_close(again.predict(inputs, verbose=0), model.predict(inputs, verbose=0))
+
+
+def check_dropout(make, inputs):
+    """Dropout acts in training, only there, and differs from call to call."""
+    layer = make()
+    shake(layer, inputs)
+    calm = run(layer, *inputs, training=False)
+    np.testing.assert_array_equal(run(layer, *inputs), calm)
+    first, second = (run(layer, *inputs, training=True) for _ in range(2))
+    assert np.abs(first - calm).max() > 0, "dropout is not applied in training"
+    assert np.abs(first - second).max() > 0, "dropout repeats itself"
+
+
+def check_unknown_sizes(make, inputs):
+    """One model serves batches and lengths that were unknown when it was built."""
+    layer = make()
+    nodes = [keras.Input((None, *x.shape[2:])) for x in inputs]
+    model = keras.Model(nodes, layer(*nodes))
+    shake(layer)
+    for batch, steps in ((len(inputs[0]), None), (1, -1)):
+        some = [x[:batch, :steps] for x in inputs]
+        assert_close(model.predict(some, verbose=0), run(layer, *some))
+
+
+def check_masks(make, inputs):
+    """A Keras mask is read, left where it was, set on the output, and means `mask=`."""
+    layer = make()
+    shake(layer, inputs)
+    keep = some_padding(inputs[0])
+    tensor = ops.convert_to_tensor(inputs[0])
+    explicit = run(layer, tensor, *inputs[1:], mask=ops.convert_to_tensor(keep))
+    assert np.abs(explicit - run(layer, *inputs)).max() > 0, "the mask has no effect"
+
+    values = inputs[0] + (inputs[0] == 0)  # Masking looks for zeros
+    values[~keep] = 0.0
+    nodes = [keras.Input(x.shape[1:]) for x in inputs]
+    masked = keras.layers.Masking()(nodes[0])
+    output = layer(masked, *nodes[1:])
+    assert getattr(masked, "_keras_mask", None) is not None, "the input lost its mask"
+    assert getattr(output, "_keras_mask", None) is not None, "the output has no mask"
+    model = keras.Model(nodes, output)
+    implicit = model.predict([values, *inputs[1:]], verbose=0)
+    wanted = run(layer, values, *inputs[1:], mask=ops.convert_to_tensor(keep))
+    assert_close(implicit[keep], wanted[keep])
+
+    other = keep.copy()
+    other[0, 0] = False
+    mask_node = keras.Input(keep.shape[1:], dtype="bool")
+    both = keras.Model([*nodes, mask_node], layer(masked, *nodes[1:], mask=mask_node))
+    found = both.predict([values, *inputs[1:], other], verbose=0)
+    wanted = run(layer, values, *inputs[1:], mask=ops.convert_to_tensor(keep & other))
+    assert_close(found, wanted)
+    found = both.predict([values, *inputs[1:], np.ones_like(keep)], verbose=0)
+    assert_close(found[keep], implicit[keep])
+
+
+def check_padding(make, inputs):
+    """What stands at padding steps, and how many there are, changes nothing."""
+    layer = make()
+    shake(layer, inputs)
+    x, keep = inputs[0], np.ones(inputs[0].shape[:2], bool)
+    expected = run(layer, *inputs, mask=ops.convert_to_tensor(keep))
+    for fill in (0.0, 100.0):
+        longer = np.concatenate([x, np.full_like(x[:, :2], fill)], axis=1)
+        mask = np.concatenate([keep, np.zeros_like(keep[:, :2])], axis=1)
+        found = run(layer, longer, *inputs[1:], mask=ops.convert_to_tensor(mask))
+        assert_close(found[:, : x.shape[1]], expected)
+
+
+def check_future(make, inputs):
+    """A step changes no earlier output, and its own."""
+    layer = make()
+    shake(layer, inputs)
+    before, x = run(layer, *inputs), inputs[0]
+    for step in range(x.shape[1]):
+        moved = x.copy()
+        moved[:, step] += 1.0
+        after = run(layer, moved, *inputs[1:])
+        assert_close(after[:, :step], before[:, :step])
+        assert np.abs(after[:, step] - before[:, step]).max() > 1e-4, f"step {step} is not seen"
+
+
+def check_window(make, inputs, window):
+    """A step changes outputs less than `window` steps away only, and that of the farthest."""
+    layer = make()
+    shake(layer, inputs)
+    before, x = run(layer, *inputs), inputs[0]
+    for step in range(x.shape[1]):
+        moved = x.copy()
+        moved[:, step] += 1.0
+        changed = np.abs(run(layer, moved, *inputs[1:]) - before).max(axis=(0, 2)) > 1e-5
+        distance = np.arange(x.shape[1]) - step
+        assert not changed[np.abs(distance) >= window].any(), f"step {step} is seen too far"
+        assert changed[distance == window - 1].all(), f"step {step} is not seen far enough"
+
+
+def check_permutation(make, inputs):
+    """Permuted steps give permuted outputs."""
+    layer = make()
+    shake(layer, inputs)
+    order = np.random.default_rng(2).permutation(inputs[0].shape[1])
+    found = run(layer, inputs[0][:, order], *inputs[1:])
+    assert_close(found, run(layer, *inputs)[:, order])
+
+
+def check_fixture(make, name):
+    """Models that the other backends saved give here what they gave there."""
+    for backend in BACKENDS:
+        path = FIXTURES / f"{name}-{backend}.keras"
+        assert path.exists(), f"{path.name} is missing: see the head of tests/checks.py"
+        model = keras.saving.load_model(path)
+        stored = np.load(path.with_suffix(".npz"))
+        inputs = [stored[f"input_{i}"] for i in range(len(model.inputs))]
+        assert_close(model.predict(inputs, verbose=0), stored["output"])
+        now, then = make(name="checked").get_config(), model.get_layer("checked").get_config()
+        assert now == then, f"{path.name} is stale: see the head of tests/checks.py"
+
+
+def write_fixture(make, inputs, name):
+    """Writes the fixture of the backend at hand."""
+    inputs = [np.asarray(x, "float32") for x in inputs]
+    layer = make(name="checked")
+    model = functional(layer, inputs)
+    shake(layer)
+    FIXTURES.mkdir(exist_ok=True)
+    path = FIXTURES / f"{name}-{keras.backend.backend()}.keras"
+    model.save(path)
+    stored = {f"input_{i}": x for i, x in enumerate(inputs)}
+    np.savez(path.with_suffix(".npz"), output=model.predict(inputs, verbose=0), **stored)
+
+
+def functional(layer, inputs):
+    """The layer as a model."""
+    nodes = [keras.Input(x.shape[1:]) for x in inputs]
+    return keras.Model(nodes, layer(*nodes))
+
+
+def shake(layer, inputs=None):
+    """Moves every weight off its initial value: zeros and ones hide faults."""
+    if inputs is not None:
+        run_any(layer, *inputs)
+    rng = np.random.default_rng(9)
+    for weight in layer.trainable_weights:
+        weight.assign_add(0.3 * rng.normal(size=weight.shape))
+
+
+def some_padding(x):
+    """`(B, T)`: none, the end, and all of an item padded."""
+    keep = np.ones(x.shape[:2], bool)
+    keep[1, x.shape[1] // 2 :] = False
+    keep[2] = False
+    return keep
+
+
+def run_any(layer, *inputs):
+    """Calls the layer for its weights; bfloat16 has no NumPy type to leave by."""
+    layer(*inputs)

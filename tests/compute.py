@@ -1,0 +1,67 @@
+"""Running Keras functions on the backend at hand and leaving it at once: NumPy in, NumPy out."""
+
+import keras
+import numpy as np
+
+
+def run(function, *args, **kwargs):
+    """The result as NumPy."""
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, function(*args, **kwargs))
+
+
+def differentiate(function, inputs, upstream):
+    """The output, and the gradients of sum(upstream * output) with respect to `inputs`."""
+    backend = keras.backend.backend()
+    inputs = [keras.ops.convert_to_tensor(np.asarray(x, "float32")) for x in inputs]
+    upstream = keras.ops.convert_to_tensor(np.asarray(upstream, "float32"))
+    if backend == "jax":
+        import jax
+
+        output, pull = jax.vjp(function, *inputs)
+        gradients = pull(upstream)
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            output = function(*inputs)
+        gradients = tape.gradient(output, inputs, output_gradients=upstream)
+    else:
+        for x in inputs:
+            x.requires_grad_(True)
+        output = function(*inputs)
+        output.backward(upstream)
+        gradients = [x.grad for x in inputs]
+        output = output.detach()
+    to_numpy = keras.ops.convert_to_numpy
+    return to_numpy(output), [to_numpy(x) for x in gradients]
+
+
+def compiled(function):
+    """The function under the backend's compiler: XLA, or torch's tracer.
+
+    On torch the graph is traced by TorchDynamo and AOTAutograd and run eagerly: that finds what
+    cannot be traced, without the minutes that generated C++ takes on a CPU.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True, autograph=False)
+    import torch
+
+    return torch.compile(function, backend="aot_eager")
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    """Equal within `tolerance`, relative to the largest value expected."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    assert np.isfinite(actual).all(), "not finite"
+    size = max(np.abs(expected).max(initial=0.0), 1e-30)
+    error = np.abs(actual - expected).max(initial=0.0)
+    assert error <= tolerance * size, f"error {error:.2e}, largest value {size:.2e}"

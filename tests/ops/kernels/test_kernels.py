@@ -1,0 +1,236 @@
+"""Every kernel, for every mask and option that it serves, against the oracle."""
+
+import keras
+import numpy as np
+import pytest
+
+from kattn import masks
+from kattn.ops import attention, explain
+from kattn.ops.kernels import banded, chunked
+from tests import oracle
+from tests.compute import assert_close, compiled, differentiate, run
+
+KERNELS = ("dense", "fused", "chunked", "banded")
+# (T, S, N, K, D, Dv): no size divides another's blocks; more keys than queries and fewer.
+SIZES = [(13, 13, 4, 2, 4, 6), (6, 11, 3, 1, 5, 2), (11, 6, 2, 2, 4, 4)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of a few steps, so that small inputs have many."""
+    monkeypatch.setattr(chunked, "BLOCK", 5)
+    monkeypatch.setattr(banded, "NARROWEST", 3)
+
+
+def make_mask(name, queries, keys):
+    """A mask and the array `(2, 1, T, S)` that it means."""
+    rng = np.random.default_rng(3)
+    real = rng.random((2, keys)) > 0.3
+    real[1] = False
+    array = rng.random((2, 1, queries, keys)) > 0.3
+    causal, window = oracle.causal(queries, keys), oracle.window(queries, keys, 3)
+    mask, keep = {
+        "none": lambda: (None, True),
+        "causal": lambda: (masks.Causal(), causal),
+        "window": lambda: (masks.Window(3), window),
+        "causal window": lambda: (masks.Causal() & masks.Window(3), causal & window),
+        "padding": lambda: (masks.Padding(real), real[:, None, None]),
+        "causal padding": lambda: (
+            masks.Causal() & masks.Padding(real),
+            causal & real[:, None, None],
+        ),
+        "window padding": lambda: (
+            masks.Padding(real) & masks.Window(3),
+            window & real[:, None, None],
+        ),
+        "dense": lambda: (masks.Dense(array), array),
+        "dense window": lambda: (masks.Dense(array) & masks.Window(3), array & window),
+        "dense or window": lambda: (~masks.Dense(array) | masks.Window(3), ~array | window),
+    }[name]()
+    return mask, np.broadcast_to(keep, (2, 1, queries, keys))
+
+
+MASKS = (
+    "none",
+    "causal",
+    "window",
+    "causal window",
+    "padding",
+    "causal padding",
+    "window padding",
+    "dense",
+    "dense window",
+    "dense or window",
+)
+
+
+def make_options(name, queries, keys, heads):
+    rng = np.random.default_rng(4)
+    return {
+        "plain": {},
+        "softcap": {"softcap": 0.8, "scale": 0.6},
+        "bias": {"bias": rng.normal(size=(1, heads, queries, keys)).astype("float32")},
+        "bias of keys": {"bias": rng.normal(size=(2, 1, 1, keys)).astype("float32")},
+        "sinks": {"sinks": rng.normal(size=heads).astype("float32")},
+    }[name]
+
+
+OPTIONS = ("plain", "softcap", "bias", "bias of keys", "sinks")
+
+
+def make_inputs(sizes):
+    queries, keys, heads, key_heads, width, value_width = sizes
+    rng = np.random.default_rng(5)
+    shapes = (
+        (2, queries, heads, width),
+        (2, keys, key_heads, width),
+        (2, keys, key_heads, value_width),
+    )
+    return [rng.normal(size=shape).astype("float32") for shape in shapes]
+
+
+def served(kernel, inputs, mask, options):
+    try:
+        explain(*inputs, mask=mask, kernel=kernel, **options)
+    except ValueError as error:
+        assert "cannot serve" in str(error)  # noqa: PT017
+        return False
+    return True
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("mask_name", MASKS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_output_and_gradients(kernel, mask_name, option, sizes):
+    queries, keys, heads = sizes[:3]
+    inputs = make_inputs(sizes)
+    mask, keep = make_mask(mask_name, queries, keys)
+    options = make_options(option, queries, keys, heads)
+    if not served(kernel, inputs, mask, options):
+        assert kernel != "dense"
+        return
+    whole = {name: x for name, x in options.items() if name != "bias"}
+    if "bias" in options:
+        whole["bias"] = np.broadcast_to(options["bias"], (2, heads, queries, keys))
+    keep = np.broadcast_to(keep, (2, heads, queries, keys))
+    expected, _ = oracle.attention(*inputs, keep=keep, **whole)
+    upstream = np.random.default_rng(6).normal(size=expected.shape).astype("float32")
+
+    learned = {name: x for name, x in options.items() if name in ("bias", "sinks")}
+    fixed = {name: x for name, x in options.items() if name not in learned}
+
+    def call(q, k, v, *extra, kernel=kernel):
+        more = dict(zip(learned, extra, strict=True))
+        return attention(q, k, v, mask=mask, kernel=kernel, **fixed, **more)
+
+    output, gradients = differentiate(call, [*inputs, *learned.values()], upstream)
+    assert_close(output, expected)
+    dense = differentiate(
+        lambda *x: call(*x, kernel="dense"), [*inputs, *learned.values()], upstream
+    )
+    for found, wanted in zip(gradients, dense[1], strict=True):
+        assert_close(found, wanted, 1e-4)
+    unseen = ~keep.any(-1).swapaxes(1, 2)  # (B, T, N)
+    assert not output[unseen].any()
+    assert not gradients[0][unseen].any()
+
+
+@pytest.mark.parametrize("option", ["plain", "softcap"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradients_match_finite_differences(kernel, option):
+    sizes = (6, 7, 2, 1, 3, 2)
+    inputs, options = make_inputs(sizes), make_options(option, 6, 7, 2)
+    mask, keep = make_mask("window padding", 6, 7)
+    if not served(kernel, inputs, mask, options):
+        assert kernel == "fused"
+        return
+    keep = np.broadcast_to(keep, (2, 2, 6, 7))
+    upstream = np.random.default_rng(6).normal(size=(2, 6, 2, 2))
+    expected = oracle.gradients(*inputs, upstream, keep=keep, **options)
+    _, found = differentiate(
+        lambda *x: attention(*x, mask=mask, kernel=kernel, **options), inputs, upstream
+    )
+    for gradient, wanted in zip(found, expected, strict=True):
+        assert_close(gradient, wanted, 1e-4)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_compiled(kernel):
+    inputs = make_inputs(SIZES[0] if kernel != "fused" else (13, 13, 4, 2, 4, 4))
+    mask, keep = make_mask("window padding", 13, 13)
+    if not served(kernel, inputs, mask, {}):
+        assert kernel == "fused"
+        return
+    function = compiled(lambda *x: attention(*x, mask=mask, kernel=kernel))
+    tensors = [keras.ops.convert_to_tensor(x) for x in inputs]
+    expected, _ = oracle.attention(*inputs, keep=np.broadcast_to(keep, (2, 4, 13, 13)))
+    assert_close(run(function, *tensors), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_half_precision(kernel, dtype):
+    inputs = make_inputs((13, 13, 4, 2, 4, 4))
+    mask, keep = make_mask("window padding", 13, 13)
+    if not served(kernel, inputs, mask, {}):
+        assert kernel == "fused"
+        return
+    tensors = [keras.ops.cast(x, dtype) for x in inputs]
+    rounded = [run(keras.ops.cast, x, "float32") for x in tensors]
+    expected, _ = oracle.attention(*rounded, keep=np.broadcast_to(keep, (2, 4, 13, 13)))
+    found = attention(*tensors, mask=mask, kernel=kernel)
+    assert keras.backend.standardize_dtype(found.dtype) == dtype
+    tolerance = {"float16": 2e-3, "bfloat16": 2e-2}[dtype]
+    assert_close(run(keras.ops.cast, found, "float32"), expected, tolerance)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_infinite_biases_mask(kernel):
+    inputs = make_inputs((6, 6, 2, 2, 4, 4))
+    keep = np.random.default_rng(8).random((2, 2, 6, 6)) > 0.5
+    keep[0, 0, 2] = False
+    bias = np.where(keep, 0.0, -np.inf).astype("float32")
+    if kernel == "banded" or not served(kernel, inputs, None, {"bias": bias}):
+        return
+    upstream = np.ones((2, 6, 2, 4))
+    output, gradients = differentiate(
+        lambda *x: attention(*x, bias=bias, kernel=kernel), inputs, upstream
+    )
+    assert_close(output, oracle.attention(*inputs, keep=keep)[0])
+    assert all(np.isfinite(x).all() for x in gradients)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("mask_name", ["causal", "causal window"])
+def test_dropout(kernel, mask_name):
+    """Unbiased; repeats with its seed; its gradient is the derivative of what it computed."""
+    inputs = make_inputs((13, 13, 2, 2, 4, 4))
+    mask, keep = make_mask(mask_name, 13, 13)
+    if not served(kernel, inputs, mask, {"dropout_rate": 0.25}):
+        assert kernel in ("banded", "fused")
+        return
+    options = {"mask": mask, "kernel": kernel, "dropout_rate": 0.25}
+    expected, _ = oracle.attention(*inputs, keep=np.broadcast_to(keep, (2, 2, 13, 13)))
+    generator = keras.random.SeedGenerator(7)
+    drawn = [run(attention, *inputs, seed=generator, **options) for _ in range(200)]
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.1
+    spread = np.std(drawn, axis=0).max()
+    assert np.abs(np.mean(drawn, axis=0) - expected).max() < 5 * spread / np.sqrt(200)
+
+    if kernel == "fused":
+        return  # the framework's own generator, which no seed of Keras's reaches
+    once = run(attention, *inputs, seed=3, **options)
+    np.testing.assert_array_equal(once, run(attention, *inputs, seed=3, **options))
+    # Linear in the values: the output is what the gradient for the values says it is.
+    _, gradients = differentiate(
+        lambda *x: attention(*x, seed=3, **options), inputs, np.ones(once.shape)
+    )
+    assert_close((gradients[2] * inputs[2]).sum(), once.sum(), 1e-4)
+    # And a step along the gradient for the queries changes the output as it says.
+    step = 1e-2 * gradients[0] / np.abs(gradients[0]).max()
+    moved = [
+        run(attention, inputs[0] + sign * step, *inputs[1:], seed=3, **options).sum(dtype="float64")
+        for sign in (1, -1)
+    ]
+    assert_close((moved[0] - moved[1]) / 2, (step * gradients[0]).sum(), 1e-2)

@@ -1,0 +1,174 @@
+"""The package as a whole: what it imports, what it exports, how it is documented."""
+
+import ast
+import importlib
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import kattn
+
+SOURCE = pathlib.Path(kattn.__file__).parent
+TESTS = pathlib.Path(__file__).parent
+FRAMEWORKS = {"tensorflow", "jax", "torch"}
+# What a folder may import of kattn: dependencies point one way.
+MAY_IMPORT = {
+    "backend": {"backend"},
+    "masks": set(),
+    "ops": {"backend", "masks", "ops"},
+    "layers": {"masks", "ops", "layers"},
+    "models": {"masks", "ops", "layers", "models"},
+}
+
+
+def exports():
+    """Every public name: (module, name, object)."""
+    found = []
+    for module in ("layers", "masks", "models", "ops"):
+        space = importlib.import_module(f"kattn.{module}")
+        for name, value in vars(space).items():
+            if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
+                continue
+            if value.__module__.startswith("kattn."):
+                found.append((module, name, value))
+    return found
+
+
+EXPORTS = exports()
+NAMES = [f"{module}.{name}" for module, name, _ in EXPORTS]
+
+
+def sections(docstring):
+    """Google-style sections of a docstring: title to text."""
+    parts = re.split(r"^([A-Z][A-Za-z ]+):$", inspect.cleandoc(docstring or ""), flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def documented(text):
+    """Names with an entry `name: ...` in a section."""
+    return set(re.findall(r"^ {4}\**(\w+): ", text, flags=re.MULTILINE))
+
+
+def parameters(function):
+    names = list(inspect.signature(function).parameters)
+    return {name for name in names if name not in ("self", "kwargs")}
+
+
+def faults(value):
+    """What a docstring lacks."""
+    found = []
+    text = sections(value.__doc__)
+    if not text[""].strip():
+        return ["no docstring"]
+    if inspect.isfunction(value):
+        wanted = {"Args": parameters(value), "Returns": None, "Example": None}
+    elif issubclass(value, keras.layers.Layer):
+        wanted = {
+            "Args": parameters(value.__init__),
+            "Call args": parameters(value.call),
+            **dict.fromkeys(("Returns", "Raises", "Reference", "Example")),
+        }
+    else:
+        wanted = {"Args": parameters(value)} if parameters(value) else {}
+    for title, names in wanted.items():
+        if title not in text:
+            found.append(f"no section {title!r}")
+        elif names and names - documented(text[title]):
+            found.append(f"{title!r} lacks {sorted(names - documented(text[title]))}")
+    return found
+
+
+def mirror(value):
+    """The test file of the source file that defines a public name."""
+    relative = pathlib.Path(inspect.getsourcefile(value)).relative_to(SOURCE)
+    return TESTS / relative.with_name(f"test_{relative.name}")
+
+
+@pytest.mark.parametrize(("module", "name", "value"), EXPORTS, ids=NAMES)
+def test_docstrings_are_complete(module, name, value):
+    assert not faults(value)
+
+
+@pytest.mark.parametrize(("module", "name", "value"), EXPORTS, ids=NAMES)
+def test_every_export_has_a_test(module, name, value):
+    if name in ("Mask", "Steps", "Attention", "Explanation"):
+        assert name in mirror(value).read_text() or name == "Mask"
+        return
+    path = mirror(value)
+    assert path.exists(), f"{path} is missing"
+    assert re.search(rf"\b{name}\b", path.read_text()), f"{path} does not mention {name}"
+
+
+def test_exports_are_found():
+    assert {"layers.SelfAttention", "ops.attention", "masks.Causal", "models.sa_cnn"} <= set(NAMES)
+
+
+class _Undocumented(keras.layers.Layer):
+    """Says little.
+
+    Args:
+        units: A number.
+    """
+
+    def __init__(self, units, other, **kwargs):
+        super().__init__(**kwargs)
+
+    def call(self, x):
+        return x
+
+
+def test_a_poor_docstring_is_found():
+    found = faults(_Undocumented)
+    assert "'Args' lacks ['other']" in found
+    assert "no section 'Call args'" in found
+    assert "no section 'Reference'" in found
+
+
+def imports(path):
+    """Absolute names that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.relative_to(SOURCE))
+def test_dependencies_point_one_way(path):
+    folder = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    names = set(imports(path))
+    assert not any(name.startswith("keras.src") for name in names)
+    if folder != "backend":
+        assert not {name.split(".")[0] for name in names} & FRAMEWORKS
+    if folder in MAY_IMPORT:
+        own = {name.split(".")[1] for name in names if re.match(r"kattn\.\w", name)}
+        assert own <= MAY_IMPORT[folder]
+
+
+def python(code):
+    """What a fresh interpreter prints."""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_no_other_framework_is_imported():
+    loaded = python("import kattn, sys; print(*{m.split('.')[0] for m in sys.modules})")
+    assert set(loaded) & FRAMEWORKS == FRAMEWORKS & set(
+        python("import keras, sys; print(*{m.split('.')[0] for m in sys.modules})")
+    )
+    assert keras.backend.backend() in loaded
+
+
+def test_import_costs_a_tenth_of_keras_at_most():
+    code = (
+        "import time; a = time.perf_counter(); import keras; b = time.perf_counter(); "
+        "import kattn; print((time.perf_counter() - b) / (b - a))"
+    )
+    shares = sorted(float(python(code)[0]) for _ in range(3))
+    assert shares[0] <= 0.10, f"import kattn costs {shares} of import keras"

@@ -1,0 +1,27 @@
+"""Writes the files that `tests.checks.check_fixture` reads, for the backend at hand.
+
+for b in tensorflow jax torch; do KERAS_BACKEND=$b python -m tests.write_fixtures; done
+"""
+
+import importlib
+
+import numpy as np
+
+from tests.checks import write_fixture
+
+# Each of these test modules has `make`, and inputs of these shapes.
+LAYERS = {
+    "self_attention": ("tests.layers.attention.test_self_attention", [(3, 5, 8)]),
+    "cross_attention": ("tests.layers.attention.test_cross_attention", [(3, 5, 8), (3, 4, 6)]),
+    "multi_head_attention": (
+        "tests.layers.attention.test_multi_head_attention",
+        [(3, 5, 8), (3, 4, 6)],
+    ),
+    "self_attention_2d": ("tests.layers.vision.test_self_attention_2d", [(2, 5, 6, 8)]),
+}
+
+if __name__ == "__main__":
+    for name, (module, shapes) in LAYERS.items():
+        rng = np.random.default_rng(0)
+        make = importlib.import_module(module).make
+        write_fixture(make, [rng.normal(size=shape) for shape in shapes], name)
