@@ -32,7 +32,7 @@ class Steps(NamedTuple):
     start: Any
     size: Any
 
-    def index(self):
+    def positions(self):
         """int32, `(size,)`, or `(n, size)` for n starts."""
         index = ops.arange(self.size, dtype="int32")
         if len(getattr(self.start, "shape", ())) == 1:
@@ -192,7 +192,7 @@ class Padding(Mask):
         object.__setattr__(self, "keys", _boolean(self.keys, "keys", ranks=(2,)))
 
     def block(self, queries: Steps, keys: Steps, offset=0):
-        index = keys.index()
+        index = keys.positions()
         if len(index.shape) == 2:  # a batch of runs, some of which start before key 0
             index = ops.clip(index, 0, ops.shape(self.keys)[1] - 1)
             visible = ops.moveaxis(ops.take(self.keys, index, axis=1), 1, 0)  # (n, B, size)
@@ -416,7 +416,7 @@ def _cut(array, axis, steps: Steps):
 
 def _distance(queries: Steps, keys: Steps, offset):
     """Positions of queries minus positions of keys, `(..., 1, 1, q, k)`."""
-    rows, columns = queries.index() + offset, keys.index()
+    rows, columns = queries.positions() + offset, keys.positions()
     return rows[..., None, None, :, None] - columns[..., None, None, None, :]
 
 

@@ -39,8 +39,8 @@ def install(requirement, *, cuda):
         names = [item["metadata"]["name"] for item in json.loads(report.stdout)["install"]]
         if any(name.startswith("nvidia-") for name in names):
             sys.exit(
-                f"There is no NVIDIA GPU here, and pip would install the CUDA build of {requirement}. "
-                "Set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and run tox again."
+                f"There is no NVIDIA GPU here, and pip would install a CUDA build: "
+                "set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and run tox again."
             )
     subprocess.run([*pip, requirement], check=True)
 
@@ -59,9 +59,7 @@ def main(name, folder):
     backend = BACKEND.get(name, name)
     install((GPU if cuda else CPU)[backend], cuda=cuda)
     copy_suite(pathlib.Path(__file__).resolve().parents[1], pathlib.Path(folder))
-    print(
-        f"{name}: {backend} on CPU and GPU" if cuda else f"{name}: {backend} on CPU; no NVIDIA GPU"
-    )
+    print(f"{name}: {backend} on {'CPU and GPU' if cuda else 'CPU: no NVIDIA GPU here'}")
 
 
 if __name__ == "__main__":

@@ -135,9 +135,9 @@ def test_window_sizes(size):
 
 
 def test_arrays_must_be_boolean():
-    with pytest.raises(ValueError, match="`keys` of a mask must be boolean.*float32"):
+    with pytest.raises(ValueError, match=r"`keys` of a mask must be boolean.*float32"):
         Padding(np.ones((2, 7), "float32"))
-    with pytest.raises(ValueError, match="`array` of a mask must be boolean.*int32"):
+    with pytest.raises(ValueError, match=r"`array` of a mask must be boolean.*int32"):
         Dense(np.ones((5, 7), "int32"))
 
 
@@ -149,7 +149,7 @@ def test_arrays_must_have_their_rank():
 
 
 def test_masks_combine_with_masks_only():
-    with pytest.raises(ValueError, match="Both sides of `&` must be masks.*ndarray"):
+    with pytest.raises(ValueError, match=r"Both sides of `&` must be masks.*ndarray"):
         Causal() & KEEP
     with pytest.raises(ValueError, match=r"Both sides of `\|` must be masks.*ndarray"):
         Causal() | KEEP

@@ -24,9 +24,14 @@ def both(left: Mask | None, right: Mask | None) -> Mask | None:
 
 def arrays_of(mask: Mask | None) -> list:
     """The arrays that the mask holds, in a fixed order."""
-    arrays: list = []
+    arrays = []
+
+    def note(array):
+        arrays.append(array)
+        return array
+
     if mask is not None:
-        mask.map_arrays(lambda array: arrays.append(array) or array)
+        mask.map_arrays(note)
     return arrays
 
 

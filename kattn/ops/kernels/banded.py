@@ -129,7 +129,7 @@ class _Plan:
     """All that is known before the tensors are: what a compiled kernel depends on."""
 
     frames: _Frames
-    mask: Mask  # without its arrays
+    mask: Mask | None  # without its arrays
     softcap: float | None
     dropout_rate: float
 
@@ -150,7 +150,7 @@ def _attend_frames(plan, arrays, mask_arrays):
 
     def backward(inputs, residuals, do):
         named, mask = unpack(inputs)
-        gradients = _backward(plan, mask, *residuals, do, **named)
+        gradients = _backward(plan, mask, residuals, do, **named)
         return [gradients.get(name) for name in names] + [None] * len(mask_arrays)
 
     run = backend.custom_gradient(forward, backward)
@@ -172,9 +172,9 @@ def _forward(plan, mask, q, k, v, sinks=None, seed=None):
     return block.finish(level, total, block.weights_by_values(p, plan.frames.gather(v)))
 
 
-def _backward(plan, mask, o, level, do, q, k, v, sinks=None, seed=None):
+def _backward(plan, mask, residuals, do, q, k, v, sinks=None, seed=None):
     """A gradient for q, k, v and, where given, sinks."""
-    frames = plan.frames
+    frames, (o, level) = plan.frames, residuals
     k, v = frames.gather(k), frames.gather(v)
     z, slope = _logits(plan, mask, q, k)
     p = block.exponentials(z, level)
@@ -199,7 +199,7 @@ def _backward(plan, mask, o, level, do, q, k, v, sinks=None, seed=None):
 def _logits(plan, mask, q, k):
     frames = plan.frames
     rows, columns = frames.steps()
-    index = columns.index()[:, None, None, None, :]
+    index = columns.positions()[:, None, None, None, :]
     real = ops.logical_and(index >= 0, index < frames.keys)
     keep = ops.logical_and(mask.block(rows, columns, frames.keys - frames.queries), real)
     keep = block.group_heads(keep, q.shape[2], q.shape[3])

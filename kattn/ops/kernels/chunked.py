@@ -288,7 +288,7 @@ class _Length(Mask):
     length: Any
 
     def block(self, queries, keys, offset=0):
-        return keys.index()[None, None, None, :] < self.length
+        return keys.positions()[None, None, None, :] < self.length
 
 
 def _shows_keys_behind_the_last(mask, more_keys):
