@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 3,
         "batch_size": 128,
         "stem_stride": 2,
-        "key_stride": 2,
+        "attention_after": (1,),
         "shift": 2,
     },
     "tfds:cifar10": {**PHOTOS, "flip": True},

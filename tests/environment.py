@@ -39,7 +39,7 @@ def install(requirement, *, cuda):
         names = [item["metadata"]["name"] for item in json.loads(report.stdout)["install"]]
         if any(name.startswith("nvidia-") for name in names):
             sys.exit(
-                f"There is no NVIDIA GPU here, and pip would install a CUDA build: "
+                "There is no NVIDIA GPU here, and pip would install a CUDA build: "
                 "set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and run tox again."
             )
     subprocess.run([*pip, requirement], check=True)

@@ -53,8 +53,8 @@ def attention(
         seed: Integer or `keras.random.SeedGenerator` for dropout.
         softcap: If c, the scaled scores s become c * tanh(s / c) before bias and mask.
         sinks: `(N,)` float: a score per head that takes part in the softmax and has no value.
-        kernel: "auto", or one of "dense", "fused", "chunked", "banded". `explain` says which
-            one a call takes, and why.
+        kernel: "auto", or one of "dense", "fused", "chunked", "banded", or several of them to
+            choose from. `explain` says which one a call takes, and why.
 
     Returns:
         `(B, T, N, Dv)` of the query's dtype.
@@ -278,19 +278,27 @@ def _run(call, kernel):
 
 def _choose(call, kernel):
     """The Explanation; raises ValueError for a kernel that is unknown or cannot serve."""
-    if kernel != "auto" and kernel not in KERNELS:
-        known = ", ".join(["auto", *KERNELS])
-        raise ValueError(f"`kernel` must be one of {known}; received: kernel={kernel!r}")
-    refusals = {name: module.refusal(call) for name, module in KERNELS.items()}
-    if kernel != "auto":
-        if refusals[kernel]:
-            raise ValueError(f"kernel={kernel!r} cannot serve this call: {refusals[kernel]}")
-        others = {name: f"kernel={kernel!r} was asked for" for name in KERNELS if name != kernel}
-        return Explanation(kernel, others)
-    reasons = {name: why or KERNELS[name].hesitation(call) for name, why in refusals.items()}
-    taken = next(name for name, why in reasons.items() if not why)
+    asked = tuple(KERNELS) if kernel == "auto" else (kernel,) if isinstance(kernel, str) else kernel
+    for name in asked:
+        if name not in KERNELS:
+            known = ", ".join(["auto", *KERNELS])
+            raise ValueError(f"`kernel` must be one of {known}; received: kernel={kernel!r}")
+    reasons = {name: f"kernel={kernel!r} was asked for" for name in KERNELS if name not in asked}
+    refusals = {name: KERNELS[name].refusal(call) for name in KERNELS if name in asked}
+    serving = [name for name, why in refusals.items() if not why]
+    if not serving:
+        raise ValueError(f"kernel={kernel!r} cannot serve this call: {_listed(refusals)}")
+    reasons |= {name: why for name, why in refusals.items() if why}
+    hesitations = {name: KERNELS[name].hesitation(call) for name in serving}
+    # Where all of those asked for hesitate, the last of them, the plainest, serves.
+    taken = next((name for name in serving if not hesitations[name]), serving[-1])
     later = f"{taken} serves this call and comes first"
-    return Explanation(taken, {n: why or later for n, why in reasons.items() if n != taken})
+    reasons |= {name: hesitations[name] or later for name in serving if name != taken}
+    return Explanation(taken, reasons)
+
+
+def _listed(refusals):
+    return "; ".join(f"{name}: {why}" for name, why in refusals.items())
 
 
 def _tensor(x):
