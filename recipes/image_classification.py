@@ -75,6 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seeds": 2,
         "epochs": 3,
         "batch_size": 128,
+        "filters": (24, 48),
         "stem_stride": 2,
         "attention_after": (1,),
         "shift": 2,
@@ -375,7 +376,8 @@ def query_positions(image: np.ndarray, height: int, width: int) -> list[tuple[in
     np.add.at(cells, (rows[:, None], columns[None]), contrast)
     first = np.unravel_index(cells.argmax(), cells.shape)
     distance = np.hypot(*(np.indices(cells.shape) - np.reshape(first, (2, 1, 1))))
-    second = np.where(cells >= np.quantile(cells, 0.8), distance, -1)
+    on = cells >= max(np.quantile(cells, 0.8), cells.max() / 4)
+    second = np.where(on, distance, -1)
     off = np.where(cells <= np.quantile(cells, 0.2), distance, -1)
     found = (first, *(np.unravel_index(a.argmax(), a.shape) for a in (second, off)))
     return [(int(i), int(j)) for i, j in found]
@@ -616,7 +618,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             RECIPE, recorded(settings, backend), output=settings.output, resume=settings.resume
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if folder.report.exists():
         print(f"This run is finished: {folder.report}")

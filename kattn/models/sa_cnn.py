@@ -55,7 +55,7 @@ def sa_cnn(
         strided convolution); Zhang et al. 2018, sec. 3, https://arxiv.org/abs/1805.08318.
 
     Example:
-        >>> model = kattn.models.sa_cnn((28, 28, 1), 10, attention_after=(1, 2), num_heads=2)
+        >>> model = sa_cnn((28, 28, 1), 10, attention_after=(1, 2), num_heads=2)
         >>> model(keras.random.normal((5, 28, 28, 1))).shape
         (5, 10)
     """

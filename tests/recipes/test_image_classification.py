@@ -284,8 +284,8 @@ def test_verdict(plain, attention, words):
 
 def test_query_positions():
     image = np.full((8, 8, 1), 200, "uint8")
-    image[2:4, 2:4] = 0  # an object on a bright ground
-    image[6, 6] = 100
+    image[2:4, 2:4] = 0  # a small object on a bright ground
+    image[6:8, 6] = 50
     on, far, off = image_classification.query_positions(image, 4, 4)
     assert on == (1, 1)
     assert far == (3, 3)

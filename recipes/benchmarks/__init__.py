@@ -1,0 +1,1 @@
+"""Kattn beside its peers: one file a question, one backend a process."""
