@@ -79,7 +79,7 @@ def check_layer(
 
 def check_config(make, inputs):
     """The config holds every constructor argument, and makes an equal layer."""
-    layer = make()
+    layer = ready(make, inputs)
     config = layer.get_config()
     for name, parameter in inspect.signature(type(layer).__init__).parameters.items():
         if name == "self" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -96,8 +96,7 @@ def check_config(make, inputs):
 
 def check_sublayers(make, inputs):
     """Every sub-layer has the layer's dtype policy."""
-    layer = make(dtype="mixed_bfloat16")
-    run_any(layer, *inputs)
+    layer = ready(make, inputs, dtype="mixed_bfloat16")
     for part in layer._flatten_layers():
         name = part.dtype_policy.name
         assert name == "mixed_bfloat16", f"sub-layer {part.name!r} has dtype policy {name!r}"
@@ -105,14 +104,13 @@ def check_sublayers(make, inputs):
 
 def check_precision(make, inputs):
     """Under half-precision policies the output is half, finite, and near that of float32."""
-    reference = make()
+    reference = ready(make, inputs)
     expected = run(reference, *inputs)
     for policy, dtype, tolerance in (
         ("mixed_float16", "float16", 1e-2),
         ("mixed_bfloat16", "bfloat16", 6e-2),
     ):
-        layer = make(dtype=policy)
-        run_any(layer, *inputs)
+        layer = ready(make, inputs, dtype=policy)
         layer.set_weights(reference.get_weights())
         output = layer(*inputs)
         assert keras.backend.standardize_dtype(output.dtype) == dtype, f"{policy}: {output.dtype}"
@@ -140,7 +138,7 @@ def check_training(make, inputs):
 
 def check_compiled(make, inputs):
     """XLA (torch: TorchDynamo and AOTAutograd) computes what the layer computes without."""
-    layer = make()
+    layer = ready(make, inputs)
     expected = run(layer, *inputs)
     tensors = [ops.convert_to_tensor(x) for x in inputs]
     assert_close(run(compiled(lambda *x: layer(*x)), *tensors), expected)
@@ -161,8 +159,7 @@ def check_saving(make, inputs):
 
 def check_dropout(make, inputs):
     """Dropout acts in training, only there, and differs from call to call."""
-    layer = make()
-    shake(layer, inputs)
+    layer = ready(make, inputs)
     calm = run(layer, *inputs, training=False)
     np.testing.assert_array_equal(run(layer, *inputs), calm)
     first, second = (run(layer, *inputs, training=True) for _ in range(2))
@@ -183,8 +180,7 @@ def check_unknown_sizes(make, inputs):
 
 def check_masks(make, inputs):
     """A Keras mask is read, left where it was, set on the output, and means `mask=`."""
-    layer = make()
-    shake(layer, inputs)
+    layer = ready(make, inputs)
     keep = some_padding(inputs[0])
     tensor = ops.convert_to_tensor(inputs[0])
     explicit = run(layer, tensor, *inputs[1:], mask=ops.convert_to_tensor(keep))
@@ -215,8 +211,7 @@ def check_masks(make, inputs):
 
 def check_padding(make, inputs):
     """What stands at padding steps, and how many there are, changes nothing."""
-    layer = make()
-    shake(layer, inputs)
+    layer = ready(make, inputs)
     x, keep = inputs[0], np.ones(inputs[0].shape[:2], bool)
     expected = run(layer, *inputs, mask=ops.convert_to_tensor(keep))
     for fill in (0.0, 100.0):
@@ -228,8 +223,7 @@ def check_padding(make, inputs):
 
 def check_future(make, inputs):
     """A step changes no earlier output, and its own."""
-    layer = make()
-    shake(layer, inputs)
+    layer = ready(make, inputs)
     before, x = run(layer, *inputs), inputs[0]
     for step in range(x.shape[1]):
         moved = x.copy()
@@ -241,8 +235,7 @@ def check_future(make, inputs):
 
 def check_window(make, inputs, window):
     """A step changes outputs less than `window` steps away only, and that of the farthest."""
-    layer = make()
-    shake(layer, inputs)
+    layer = ready(make, inputs)
     before, x = run(layer, *inputs), inputs[0]
     for step in range(x.shape[1]):
         moved = x.copy()
@@ -255,8 +248,7 @@ def check_window(make, inputs, window):
 
 def check_permutation(make, inputs):
     """Permuted steps give permuted outputs."""
-    layer = make()
-    shake(layer, inputs)
+    layer = ready(make, inputs)
     order = np.random.default_rng(2).permutation(inputs[0].shape[1])
     found = run(layer, inputs[0][:, order], *inputs[1:])
     assert_close(found, run(layer, *inputs)[:, order])
@@ -294,10 +286,20 @@ def functional(layer, inputs):
     return keras.Model(nodes, layer(*nodes))
 
 
-def shake(layer, inputs=None):
-    """Moves every weight off its initial value: zeros and ones hide faults."""
-    if inputs is not None:
-        run_any(layer, *inputs)
+def ready(make, inputs, **options):
+    """A built layer, its weights off their initial values."""
+    layer = make(**options)
+    shake(layer, inputs)
+    return layer
+
+
+def shake(layer, inputs=()):
+    """Moves every weight off its initial value: zeros and ones hide faults.
+
+    A layer that is not built is called with `inputs` first.
+    """
+    if not layer.built:
+        layer(*inputs)
     rng = np.random.default_rng(9)
     for weight in layer.trainable_weights:
         weight.assign_add(0.3 * rng.normal(size=weight.shape))
@@ -310,7 +312,3 @@ def some_padding(x):
     keep[2] = False
     return keep
 
-
-def run_any(layer, *inputs):
-    """Calls the layer for its weights; bfloat16 has no NumPy type to leave by."""
-    layer(*inputs)

@@ -153,3 +153,14 @@ def test_masks_combine_with_masks_only():
         Causal() & KEEP
     with pytest.raises(ValueError, match=r"Both sides of `\|` must be masks.*ndarray"):
         Causal() | KEEP
+
+
+def test_cut_block_and_pad_block():
+    array = np.arange(2 * 5 * 7).reshape(2, 5, 7).astype("float32")
+    found = run(masks.cut_block, array, Steps(1, 3), Steps(2, 4))
+    np.testing.assert_array_equal(found, array[:, 1:4, 2:6])
+    one = run(masks.cut_block, array[:, :1], Steps(1, 3), Steps(2, 4))
+    np.testing.assert_array_equal(one, array[:, :1, 2:6])
+    padded = run(masks.pad_block, array, 2, 3)
+    np.testing.assert_array_equal(padded, np.pad(array, ((0, 0), (0, 2), (0, 3))))
+    assert run(masks.pad_block, array[:, :1], 2, 3).shape == (2, 1, 10)

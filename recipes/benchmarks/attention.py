@@ -134,7 +134,7 @@ def padding(case: Case) -> Any:
         return None
     import keras
 
-    keep = np.ones((1, case.steps), bool)
+    keep: np.ndarray = np.ones((1, case.steps), bool)
     keep[:, -case.steps // 8 :] = False
     return keras.ops.convert_to_tensor(keep)
 

@@ -144,6 +144,9 @@ class CrossAttention(keras.layers.Layer):
             `(B, N, T, S)` float32, query by key; rows sum to 1, or are 0 at padding steps of `x`
             and where a query may attend to nothing. Dropout is not applied.
         """
+        if not self.built:
+            self.build(x.shape, context.shape)
+        x, context = (ops.convert_to_tensor(a, dtype=self.compute_dtype) for a in (x, context))
         q, k, _ = self._project(x, context)
         padding, mask = self._masks(x, context, mask, context_mask)
         weights = attention_weights(q, k, mask=mask, softcap=self.softcap)

@@ -30,6 +30,21 @@ class MaskReader(keras.layers.Layer):
         return found if len(found.shape) < len(x.shape) else None
 
 
+class MaskWriter(keras.layers.Layer):
+    """Sets the mask that Keras keeps for a tensor: that of a layer's output is its `mask`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+
+    def call(self, x, mask=None):
+        return x
+
+    def write(self, x, mask):
+        """`x`, which now has this mask, if any."""
+        return x if mask is None else self(x, mask=mask)
+
+
 def padding_of(mask):
     """`mask` if it is a bool array of rank 2, (B, T) padding; else None."""
     return mask if len(getattr(mask, "shape", ())) == 2 else None

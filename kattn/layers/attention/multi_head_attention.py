@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kattn import masks
-from kattn.layers.attention.mask_reader import MaskReader
+from kattn.layers.attention.mask_reader import MaskReader, MaskWriter
 from kattn.layers.attention.projections import silence
 from kattn.ops import masking
 from kattn.ops.attention import attention, attention_weights
@@ -131,6 +131,7 @@ class MultiHeadAttention(keras.layers.Layer):
         self._check()
         self._window = None if sliding_window is None else masks.Window(sliding_window)
         self._mask_reader = MaskReader(name="mask_reader", dtype=self.dtype_policy)
+        self._mask_writer = MaskWriter(name="mask_writer", dtype=self.dtype_policy)
         self._seed_generator = keras.random.SeedGenerator(seed) if dropout else None
 
     def _check(self):
@@ -147,15 +148,15 @@ class MultiHeadAttention(keras.layers.Layer):
         key_shape = value_shape if key_shape is None else key_shape
         self._check_shapes(query_shape, value_shape, key_shape)
         heads, key_size, value_size = self.num_heads, self.key_dim, self.value_dim
-        # In Keras's order, which is that of the weights.
-        self._query = self._project("query", query_shape, 1, (heads, key_size))
-        self._key = self._project("key", key_shape, 1, (heads, key_size))
+        # Order and attribute names are those of Keras: its weights and weight files fit.
+        self.query_dense = self._project("query", query_shape, 1, (heads, key_size))
+        self.key_dense = self._project("key", key_shape, 1, (heads, key_size))
         if self.use_gate:
-            self._gate = self._project("gate", query_shape, 1, (heads, value_size), "sigmoid")
-        self._value = self._project("value", value_shape, 1, (heads, value_size))
+            self._gate_dense = self._project("gate", query_shape, 1, (heads, value_size), "sigmoid")
+        self.value_dense = self._project("value", value_shape, 1, (heads, value_size))
         mixed_shape = (*query_shape[:-1], heads, value_size)
         sizes = self._output_sizes or (query_shape[-1],)
-        self._output = self._project("attention_output", mixed_shape, 2, sizes)
+        self.output_dense = self._project("attention_output", mixed_shape, 2, sizes)
         self.built = True
 
     def _check_shapes(self, query_shape, value_shape, key_shape):
@@ -197,6 +198,7 @@ class MultiHeadAttention(keras.layers.Layer):
             dtype=self.dtype_policy,
             name=name,
         )
+        layer.supports_masking = True  # or it warns that it drops the mask of what it is given
         layer.build(shape)
         return layer
 
@@ -215,8 +217,8 @@ class MultiHeadAttention(keras.layers.Layer):
     ):
         key = value if key is None else key
         steps = _Steps(self.attention_axes, ops.shape(query), ops.shape(value))
-        q, k = steps.flatten(self._query(query), 2), steps.flatten(self._key(key), 2)
-        v = steps.flatten(self._value(value), 2)
+        q, k = steps.flatten(self.query_dense(query), 2), steps.flatten(self.key_dense(key), 2)
+        v = steps.flatten(self.value_dense(value), 2)
         padding, mask = self._masks(
             steps, (query, value, key), (query_mask, value_mask, key_mask),
             attention_mask, use_causal_mask,
@@ -227,8 +229,8 @@ class MultiHeadAttention(keras.layers.Layer):
         )
         y = steps.unflatten(silence(y, None if padding is None else padding[..., None]))
         if self.use_gate:
-            y = y * self._gate(query)
-        y = self._output(y)
+            y = y * self._gate_dense(query)
+        y = self._mask_writer.write(self.output_dense(y), self._padding(query, query_mask))
         if not return_attention_scores:
             return y
         return y, self._scores(steps, q, k, padding, mask)
@@ -263,7 +265,7 @@ class MultiHeadAttention(keras.layers.Layer):
         """
         key = value if key is None else key
         steps = _Steps(self.attention_axes, ops.shape(query), ops.shape(value))
-        q, k = steps.flatten(self._query(query), 2), steps.flatten(self._key(key), 2)
+        q, k = steps.flatten(self.query_dense(query), 2), steps.flatten(self.key_dense(key), 2)
         padding, mask = self._masks(
             steps, (query, value, key), (query_mask, value_mask, key_mask),
             attention_mask, use_causal_mask,
@@ -287,15 +289,18 @@ class MultiHeadAttention(keras.layers.Layer):
                 keep = steps.flatten(_stretch(keep, x), 0)
                 allowed = masking.both(allowed, masks.Padding(keep))
         if key is value and explicit[2] is not None:
-            keep = steps.flatten(_stretch(explicit[2], key), 0)
+            keep = _boolean(explicit[2], "key_mask")
+            keep = steps.flatten(_stretch(keep, key), 0)
             allowed = masking.both(allowed, masks.Padding(keep))
         if attention_mask is not None and not isinstance(attention_mask, masks.Mask):
-            attention_mask = masks.Dense(steps.flatten_mask(attention_mask, self.num_heads))
+            attention_mask = _boolean(attention_mask, "attention_mask")
+            attention_mask = masks.Dense(steps.flatten_mask(attention_mask))
         return padding, masking.both(allowed, attention_mask)
 
     def _padding(self, x, explicit):
         """The Keras mask of `x` and an explicit one, joined."""
         implicit = self._mask_reader.read(x)
+        explicit = _boolean(explicit, "a padding mask")
         if implicit is None or explicit is None:
             return explicit if implicit is None else implicit
         return ops.logical_and(explicit, implicit)
@@ -366,16 +371,16 @@ class _Steps:
         """`(B', N, T', S')` to `(<batch>, N, <query axes>, <key axes>)`."""
         return ops.reshape(weights, (*self.batch, heads, *self.queries, *self.keys))
 
-    def flatten_mask(self, mask, heads):
+    def flatten_mask(self, mask):
         """A mask over axes as Keras has it to `(B', N or 1, T', S')`."""
         full = len(self.batch) + 1 + 2 * len(self.axes)
-        least = 2 * len(self.axes) + 1
+        least = 2 * len(self.axes)
         if not least <= len(mask.shape) <= full:
             raise ValueError(
-                f"`attention_mask` must have rank {least} to {full}, (batch, [heads,] query axes, "
+                f"`attention_mask` must have rank {least} to {full}, ([batch, [heads,]] query axes, "
                 f"key axes); received: attention_mask.shape={tuple(mask.shape)}"
             )
-        head_axis = len(mask.shape) - 2 * len(self.axes)
+        head_axis = len(mask.shape) - least
         while len(mask.shape) < full:
             mask = ops.expand_dims(mask, head_axis)
         if len(self.batch) == len(self.axes) == 1:
@@ -384,6 +389,16 @@ class _Steps:
         mask = ops.broadcast_to(mask, (*self.batch, mask_heads, *self.queries, *self.keys))
         sizes = (self.batch, (mask_heads,), self.queries, self.keys)
         return ops.reshape(mask, tuple(_product(part) for part in sizes))
+
+
+def _boolean(mask, name):
+    """A mask of booleans, or of integers, which Keras takes and Keras code passes."""
+    if mask is None:
+        return None
+    dtype = keras.backend.standardize_dtype(mask.dtype)
+    if "float" in dtype:
+        raise ValueError(f"{name} must be boolean, True = may attend; received: dtype={dtype}")
+    return ops.cast(mask, "bool")
 
 
 def _stretch(keep, x):

@@ -154,6 +154,9 @@ class SelfAttention(keras.layers.Layer):
             `(B, N, T, T)` float32, query by key; rows sum to 1, or are 0 at padding steps and
             where a query may attend to nothing. Dropout is not applied.
         """
+        if not self.built:
+            self.build(x.shape)
+        x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         q, k, _ = self._project(x)
         padding, mask = self._masks(x, mask)
         weights = attention_weights(q, k, mask=mask, softcap=self.softcap)

@@ -44,7 +44,8 @@ def build(rng, **options):
     """A layer with weights off their initial values, and an input `(3, 5, 8)`."""
     layer = SelfAttention(**options)
     x = rng.normal(size=(3, 5, 8)).astype("float32")
-    shake(layer, [x])
+    layer.build(x.shape)
+    shake(layer)
     return layer, x
 
 

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from kattn.layers import SelfAttention2D
+from tests.checks import check_layer
 
 FIRST, LAST = "channels_first", "channels_last"
 
@@ -265,3 +266,26 @@ def test_bad_inputs(shape, message):
 def test_bad_kernel():
     with pytest.raises(ValueError, match="kernel"):
         run(SelfAttention2D(kernel="quick", data_format=LAST), images())
+
+
+def make(**options):
+    return SelfAttention2D(
+        num_heads=2,
+        key_dim=3,
+        value_dim=5,
+        key_stride=2,
+        dropout=0.4,
+        kernel="chunked",
+        kernel_regularizer="l2",
+        bias_regularizer="l1",
+        kernel_initializer="he_normal",
+        bias_initializer="ones",
+        data_format="channels_first",
+        seed=1,
+        **options,
+    )
+
+
+def test_battery():
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 8))
+    check_layer(make, [x], fixture="self_attention_2d", sequence=False, masked=False)

@@ -1,0 +1,127 @@
+import keras
+import numpy as np
+import pytest
+
+from kattn import masks
+from kattn.layers import CrossAttention
+from tests import oracle
+from tests.checks import check_layer, shake
+from tests.compute import assert_close, run
+
+KEEP = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)  # steps of x
+REAL = np.array([[1, 1, 0, 1], [1] * 4, [1, 0, 1, 1]], bool)  # steps of the context
+FULL = {
+    "num_heads": 4,
+    "key_dim": 6,
+    "value_dim": 3,
+    "num_key_value_heads": 2,
+    "qk_norm": True,
+    "softcap": 2.0,
+    "gate": True,
+    "dropout": 0.4,
+    "seed": 1,
+    "kernel_regularizer": "l2",
+    "bias_regularizer": "l1",
+    "kernel_initializer": "he_normal",
+    "bias_initializer": "ones",
+}
+CASES = {"default": {"num_heads": 2}, "no bias": {"num_heads": 2, "use_bias": False}, "all": FULL}
+
+
+def build(rng, **options):
+    """A layer with weights off their initial values, `(3, 5, 8)` and a context `(3, 4, 6)`."""
+    layer = CrossAttention(**options)
+    x = rng.normal(size=(3, 5, 8)).astype("float32")
+    context = rng.normal(size=(3, 4, 6)).astype("float32")
+    shake(layer, [x, context])
+    return layer, x, context
+
+
+def expected_output(layer, x, context, keep, options):
+    """From the layer's weights by name; `keep` broadcasts to `(B, N, T, S)`."""
+    w = {weight.path.split("/", 1)[1]: run(keras.ops.convert_to_tensor, weight).astype(float)
+         for weight in layer.weights if "seed" not in weight.path}  # fmt: skip
+    heads = options["num_heads"]
+    key_heads = options.get("num_key_value_heads", heads)
+    width = options.get("key_dim", 8 // heads)
+    value_width = options.get("value_dim", width)
+    q = (x @ w["query/kernel"] + w.get("query/bias", 0.0)).reshape(3, 5, heads, width)
+    flat = context @ w["key_value/kernel"] + w.get("key_value/bias", 0.0)
+    k, v = np.split(flat, [key_heads * width], axis=-1)
+    k, v = k.reshape(3, 4, key_heads, width), v.reshape(3, 4, key_heads, value_width)
+    if options.get("qk_norm"):
+        q = q / np.sqrt((q**2).mean(-1, keepdims=True) + 1e-6) * w["query_norm/scale"]
+        k = k / np.sqrt((k**2).mean(-1, keepdims=True) + 1e-6) * w["key_norm/scale"]
+    keep = np.broadcast_to(keep, (3, heads, 5, 4))
+    mixed, weights = oracle.attention(q, k, v, keep=keep, softcap=options.get("softcap"))
+    mixed = mixed.reshape(3, 5, heads * value_width)
+    if options.get("gate"):
+        mixed = mixed / (1.0 + np.exp(-(x @ w["gate/kernel"] + w["gate/bias"])))
+    return mixed @ w["output/kernel"] + w.get("output/bias", 0.0), weights
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matches_oracle(rng, case):
+    layer, x, context = build(rng, **CASES[case])
+    keep = KEEP[:, None, :, None] & REAL[:, None, None, :]
+    expected, weights = expected_output(layer, x, context, keep, CASES[case])
+    given = {"mask": KEEP, "context_mask": REAL}
+    assert_close(run(layer, x, context, **given), expected)
+    assert_close(run(layer.attention_weights, x, context, **given), weights)
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_masks_of_query_by_key(rng, rank):
+    layer, x, context = build(rng, **FULL)
+    mask = rng.random((3, 5, 4) if rank == 3 else (3, 4, 5, 4)) > 0.4
+    keep = mask[:, None] if rank == 3 else mask
+    expected, _ = expected_output(layer, x, context, keep, FULL)
+    assert_close(run(layer, x, context, context_mask=mask), expected)
+
+
+def test_implicit_masks_join_explicit_ones_and_objects(rng):
+    layer, x, context = build(rng, **CASES["default"])
+    x[~KEEP], context[~REAL] = 0.0, 0.0
+    nodes = keras.Input((5, 8)), keras.Input((4, 6))
+    masked = [keras.layers.Masking()(node) for node in nodes]
+    output = layer(*masked, context_mask=masks.Causal())
+    assert getattr(output, "_keras_mask", None) is not None
+    assert all(getattr(node, "_keras_mask", None) is not None for node in masked)
+    model = keras.Model(nodes, output)
+    keep = KEEP[:, None, :, None] & REAL[:, None, None, :] & oracle.causal(5, 4)
+    expected, _ = expected_output(layer, x, context, keep, CASES["default"])
+    assert_close(model.predict([x, context], verbose=0), expected)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "chunked"])
+def test_weights_do_not_depend_on_the_kernel(rng, kernel):
+    layer, x, context = build(rng, **CASES["default"], kernel=kernel)
+    expected, weights = expected_output(layer, x, context, True, CASES["default"])  # noqa: FBT003
+    assert_close(run(layer, x, context), expected)
+    assert_close(run(layer.attention_weights, x, context), weights)
+
+
+def make(**options):
+    return CrossAttention(**{**FULL, **options})
+
+
+def test_battery():
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(3, 5, 8)), rng.normal(size=(3, 4, 6))]
+    check_layer(make, inputs, fixture="cross_attention")
+
+
+def test_bad_input(rng):
+    x, context = rng.normal(size=(3, 5, 8)), rng.normal(size=(3, 4, 6))
+    with pytest.raises(ValueError, match=r"divisible by `num_heads`.*width=8, num_heads=3"):
+        CrossAttention(3)(x, context)
+    with pytest.raises(ValueError, match=r"`context` must have rank 3.*\(3, 4\)"):
+        CrossAttention(2)(x, context[:, :, 0])
+    with pytest.raises(ValueError, match=r"`mask` must be a bool array \(B, T\).*Causal"):
+        CrossAttention(2)(x, context, mask=masks.Causal())
+    with pytest.raises(ValueError, match=r"must broadcast to .*\(3, 5\)"):
+        CrossAttention(2)(x, context, context_mask=KEEP)
+    with pytest.raises(ValueError, match=r"`context_mask` must be a kattn.masks.Mask or a bool"):
+        CrossAttention(2)(x, context, context_mask=REAL[0])
+    with pytest.raises(ValueError, match=r"`num_heads` must be an integer >= 1.*num_heads=0"):
+        CrossAttention(0)
