@@ -115,8 +115,8 @@ class MultiHeadAttention(keras.layers.Layer):
         self.dropout = dropout
         self.use_bias = use_bias
         # Not `output_shape`, which Keras's own layers define.
-        self._output_sizes = _tuple(output_shape)
-        self.attention_axes = _tuple(attention_axes)
+        self._output_sizes = _integers("output_shape", output_shape)
+        self.attention_axes = _integers("attention_axes", attention_axes)
         self.sliding_window = sliding_window
         self.flash_attention = flash_attention
         self.use_gate = use_gate
@@ -143,6 +143,11 @@ class MultiHeadAttention(keras.layers.Layer):
                 raise ValueError(f"`{name}` must be an integer >= 1; received: {name}={value!r}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"`dropout` must be in [0, 1); received: dropout={self.dropout}")
+        if self.flash_attention not in (None, True, False):
+            raise ValueError(
+                "`flash_attention` must be True, False or None; "
+                f"received: flash_attention={self.flash_attention!r}"
+            )
 
     def build(self, query_shape, value_shape, key_shape=None):
         key_shape = value_shape if key_shape is None else key_shape
@@ -168,12 +173,23 @@ class MultiHeadAttention(keras.layers.Layer):
             )
         if tuple(value_shape[1:-1]) != tuple(key_shape[1:-1]):
             raise ValueError(f"`value` and `key` must have the same steps; received: {received}")
-        rank = len(query_shape)
-        for axis in self.attention_axes or ():
-            if not 1 <= axis % rank < rank - 1 or not -rank <= axis < rank:
+        rank, axes = len(query_shape), self.attention_axes
+        if axes is None:
+            return
+        inside = all(-rank <= axis < rank and 1 <= axis % rank < rank - 1 for axis in axes)
+        if not inside or len({axis % rank for axis in axes}) < len(axes):
+            raise ValueError(
+                "`attention_axes` must lie between the batch and the width, each once; received: "
+                f"attention_axes={axes}, {received}"
+            )
+        for axis in {*range(1, rank - 1)} - {axis % rank for axis in axes}:
+            if query_shape[axis] != value_shape[axis] and None not in (
+                query_shape[axis],
+                value_shape[axis],
+            ):
                 raise ValueError(
-                    "`attention_axes` must lie between the batch and the width; received: "
-                    f"attention_axes={self.attention_axes}, {received}"
+                    f"Axes that are not among `attention_axes` must be alike; axis {axis} is not: "
+                    f"attention_axes={axes}, {received}"
                 )
 
     def _project(self, name, shape, summed, sizes, activation=None):
@@ -233,7 +249,8 @@ class MultiHeadAttention(keras.layers.Layer):
         y = self._mask_writer.write(self.output_dense(y), self._padding(query, query_mask))
         if not return_attention_scores:
             return y
-        return y, self._scores(steps, q, k, padding, mask)
+        scores = self._scores(steps, q, k, padding, mask)
+        return y, ops.cast(scores, self.compute_dtype)
 
     def attention_weights(
         self,
@@ -264,7 +281,11 @@ class MultiHeadAttention(keras.layers.Layer):
             padding steps and where a query may attend to nothing. Dropout is not applied.
         """
         key = value if key is None else key
-        steps = _Steps(self.attention_axes, ops.shape(query), ops.shape(value))
+        if not self.built:
+            self.build(query.shape, value.shape, key.shape)
+        dtype = self.compute_dtype
+        query, key = (ops.convert_to_tensor(x, dtype=dtype) for x in (query, key))
+        steps = _Steps(self.attention_axes, ops.shape(query), ops.shape(key))
         q, k = steps.flatten(self.query_dense(query), 2), steps.flatten(self.key_dense(key), 2)
         padding, mask = self._masks(
             steps, (query, value, key), (query_mask, value_mask, key_mask),
@@ -276,7 +297,7 @@ class MultiHeadAttention(keras.layers.Layer):
         weights = attention_weights(q, k, mask=mask)
         if padding is not None:
             weights = ops.where(padding[:, None, :, None], weights, 0.0)
-        return ops.cast(steps.unflatten_scores(weights, self.num_heads), self.compute_dtype)
+        return steps.unflatten_scores(weights, self.num_heads)
 
     def _masks(self, steps, inputs, explicit, attention_mask, use_causal_mask):
         """The padding of the queries, `(B', T')` or None, and the mask of the scores."""
@@ -314,6 +335,27 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def compute_output_shape(self, query_shape, value_shape, key_shape=None):
         return (*query_shape[:-1], *(self._output_sizes or query_shape[-1:]))
+
+    def compute_output_spec(
+        self,
+        query,
+        value,
+        key=None,
+        query_mask=None,
+        value_mask=None,
+        key_mask=None,
+        attention_mask=None,
+        return_attention_scores=False,  # noqa: FBT002, as Keras has it
+        training=None,
+        use_causal_mask=False,  # noqa: FBT002, as Keras has it
+    ):
+        shape = self.compute_output_shape(query.shape, value.shape)
+        output = keras.KerasTensor(shape, dtype=self.compute_dtype)
+        if not return_attention_scores:
+            return output
+        steps = _Steps(self.attention_axes, query.shape, value.shape)
+        shape = (*steps.batch, self.num_heads, *steps.queries, *steps.keys)
+        return output, keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
         initializer, regularizer = keras.initializers.serialize, keras.regularizers.serialize
@@ -404,13 +446,16 @@ def _boolean(mask, name):
 def _stretch(keep, x):
     """A padding mask with an entry for each step of x, `(B, <axes>)`."""
     steps = ops.shape(x)[:-1]
-    while len(keep.shape) < len(steps):
-        keep = ops.expand_dims(keep, -1)
-    if len(keep.shape) > len(steps):
+    shape = tuple(keep.shape)
+    pairs = list(zip(shape, x.shape, strict=False))
+    alike = all(a in (1, b) or None in (a, b) for a, b in pairs)
+    if not 2 <= len(shape) <= len(steps) or not alike:
         raise ValueError(
-            "A padding mask must have the rank of its input or less, without the width; "
-            f"received: mask of shape {tuple(keep.shape)} for an input of shape {tuple(x.shape)}"
+            "A padding mask must have the first axes of its input, two or more, without the width; "
+            f"received: a mask of shape {shape} for an input of shape {tuple(x.shape)}"
         )
+    for _ in range(len(steps) - len(shape)):
+        keep = ops.expand_dims(keep, -1)
     return keep if len(steps) == 2 else ops.broadcast_to(keep, steps)
 
 
@@ -421,10 +466,14 @@ def _product(sizes):
     return total
 
 
-def _tuple(value):
+def _integers(name, value):
+    """None, or a tuple of integers from one or several."""
     if value is None:
         return None
-    return (value,) if isinstance(value, int) else tuple(value)
+    found = value if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(part, int) for part in found):
+        raise ValueError(f"`{name}` must be an integer or several; received: {name}={value!r}")
+    return tuple(found)
 
 
 def _copy(initializer):
