@@ -3,8 +3,12 @@
 Task    Classify images. Both models get the same seeds, first weights, data order and epochs.
 Data    digits (default; in scikit-learn, no network): 1,200 + 597 grey images of 8 x 8 pixels.
         tfds:<name>, folder:<path>, zip:<path>: see --dataset.
-Result  (not measured yet)
-Cost    (not measured yet)
+Result  Test accuracy in percent, CNN and CNN + self-attention, mean and standard deviation.
+        digits, 3 seeds: 98.55 (0.19) and 98.05 (0.59) on TensorFlow, 98.05 (0.35) and 97.77 (0.35)
+        on JAX, 98.10 (0.51) and 98.16 (0.58) on PyTorch. tfds:mnist, 2 seeds, TensorFlow:
+        99.23 (0.04) and 99.25 (0.01). All differences are within chance: these sets do not need it.
+Cost    Whole command on two cores of a Xeon, other work running beside: digits 1 to 1.5 minutes;
+        tfds:mnist 7 minutes. Parameters + 2 %, FLOPs + 8 %, step + 40 to 90 % (digits).
 Run     python -m recipes.image_classification
         python -m recipes.image_classification --dataset tfds:mnist
         python -m recipes.image_classification --dataset zip:cifar10_jpeg.zip --flip
@@ -350,9 +354,8 @@ def attention_figure(model: Any, layer: Any, splits: Splits, batch_size: int) ->
             )
             y, x_ = (i + 0.5) / height, (j + 0.5) / width
             axes[row, column].plot(x_, y, "o", ms=6, mfc="none", mec="cyan", mew=1.6)
-    for row, name in enumerate(
-        ("image", "from the object", "from elsewhere on it", "from the background")
-    ):
+    rows = ("image", "from high contrast", "from the same, far off", "from low contrast")
+    for row, name in enumerate(rows):
         axes[row, 0].set_ylabel(name, fontsize=9)
     gain = float(keras.ops.convert_to_numpy(layer.gamma))
     figure.suptitle(
@@ -364,9 +367,9 @@ def attention_figure(model: Any, layer: Any, splits: Splits, batch_size: int) ->
 
 
 def query_positions(image: np.ndarray, height: int, width: int) -> list[tuple[int, int]]:
-    """Of `height` x `width` cells: one on the object, one on it but far from the first, one off it.
+    """Of `height` x `width` cells: one of high contrast, another far from it, one of low contrast.
 
-    The object is what differs from the image's border.
+    Contrast is with the image's border, which often is the background.
     """
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     contrast = np.abs(image - np.median(border, 0)).sum(-1)

@@ -311,4 +311,3 @@ def some_padding(x):
     keep[1, x.shape[1] // 2 :] = False
     keep[2] = False
     return keep
-

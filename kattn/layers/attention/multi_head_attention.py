@@ -125,7 +125,8 @@ class MultiHeadAttention(keras.layers.Layer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.activity_regularizer = keras.regularizers.get(activity_regularizer)
+        # Not `activity_regularizer`: Keras would apply that to the output of this layer, too.
+        self._activity_regularizer = keras.regularizers.get(activity_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self._check()
@@ -208,7 +209,7 @@ class MultiHeadAttention(keras.layers.Layer):
             bias_initializer=_copy(self.bias_initializer),
             kernel_regularizer=self.kernel_regularizer,
             bias_regularizer=self.bias_regularizer,
-            activity_regularizer=self.activity_regularizer,
+            activity_regularizer=self._activity_regularizer,
             kernel_constraint=self.kernel_constraint,
             bias_constraint=self.bias_constraint,
             dtype=self.dtype_policy,
@@ -277,20 +278,21 @@ class MultiHeadAttention(keras.layers.Layer):
             use_causal_mask: As in the call.
 
         Returns:
-            `(B, N, T, S)`, or with several axes for each of T and S; rows sum to 1, or are 0 at
-            padding steps and where a query may attend to nothing. Dropout is not applied.
+            `(B, N, T, S)` float32, or with several axes for each of T and S; rows sum to 1, or
+            are 0 at padding steps and where a query may attend to nothing. Dropout is not
+            applied.
         """
         key = value if key is None else key
         if not self.built:
             self.build(query.shape, value.shape, key.shape)
-        dtype = self.compute_dtype
-        query, key = (ops.convert_to_tensor(x, dtype=dtype) for x in (query, key))
         steps = _Steps(self.attention_axes, ops.shape(query), ops.shape(key))
-        q, k = steps.flatten(self.query_dense(query), 2), steps.flatten(self.key_dense(key), 2)
-        padding, mask = self._masks(
+        padding, mask = self._masks(  # of the inputs as they are: a cast drops a Keras mask
             steps, (query, value, key), (query_mask, value_mask, key_mask),
             attention_mask, use_causal_mask,
         )  # fmt: skip
+        dtype = self.compute_dtype
+        query, key = (ops.convert_to_tensor(x, dtype=dtype) for x in (query, key))
+        q, k = steps.flatten(self.query_dense(query), 2), steps.flatten(self.key_dense(key), 2)
         return self._scores(steps, q, k, padding, mask)
 
     def _scores(self, steps, q, k, padding, mask):
@@ -305,14 +307,11 @@ class MultiHeadAttention(keras.layers.Layer):
         found = [self._padding(x, mask) for x, mask in zip(inputs, explicit, strict=True)]
         padding = None if found[0] is None else steps.flatten(_stretch(found[0], query), 0)
         allowed = masking.both(masks.Causal() if use_causal_mask else None, self._window)
-        for x, keep in ((value, found[1]), (key, None if key is value else found[2])):
+        has_key_mask = key is not value or explicit[2] is not None
+        for x, keep in ((value, found[1]), (key, found[2] if has_key_mask else None)):
             if keep is not None:
                 keep = steps.flatten(_stretch(keep, x), 0)
                 allowed = masking.both(allowed, masks.Padding(keep))
-        if key is value and explicit[2] is not None:
-            keep = _boolean(explicit[2], "key_mask")
-            keep = steps.flatten(_stretch(keep, key), 0)
-            allowed = masking.both(allowed, masks.Padding(keep))
         if attention_mask is not None and not isinstance(attention_mask, masks.Mask):
             attention_mask = _boolean(attention_mask, "attention_mask")
             attention_mask = masks.Dense(steps.flatten_mask(attention_mask))
@@ -324,7 +323,8 @@ class MultiHeadAttention(keras.layers.Layer):
         explicit = _boolean(explicit, "a padding mask")
         if implicit is None or explicit is None:
             return explicit if implicit is None else implicit
-        return ops.logical_and(explicit, implicit)
+        rank = max(len(explicit.shape), len(implicit.shape))
+        return ops.logical_and(_with_rank(explicit, rank), _with_rank(implicit, rank))
 
     @property
     def _kernel(self):
@@ -351,6 +351,7 @@ class MultiHeadAttention(keras.layers.Layer):
     ):
         shape = self.compute_output_shape(query.shape, value.shape)
         output = keras.KerasTensor(shape, dtype=self.compute_dtype)
+        output._keras_mask = self._padding(query, query_mask)
         if not return_attention_scores:
             return output
         steps = _Steps(self.attention_axes, query.shape, value.shape)
@@ -375,7 +376,7 @@ class MultiHeadAttention(keras.layers.Layer):
             "bias_initializer": initializer(self.bias_initializer),
             "kernel_regularizer": regularizer(self.kernel_regularizer),
             "bias_regularizer": regularizer(self.bias_regularizer),
-            "activity_regularizer": regularizer(self.activity_regularizer),
+            "activity_regularizer": regularizer(self._activity_regularizer),
             "kernel_constraint": constraint(self.kernel_constraint),
             "bias_constraint": constraint(self.bias_constraint),
             "use_gate": self.use_gate,
@@ -419,8 +420,8 @@ class _Steps:
         least = 2 * len(self.axes)
         if not least <= len(mask.shape) <= full:
             raise ValueError(
-                f"`attention_mask` must have rank {least} to {full}, ([batch, [heads,]] query axes, "
-                f"key axes); received: attention_mask.shape={tuple(mask.shape)}"
+                f"`attention_mask` must have rank {least} to {full}, ([batch, [heads,]] query "
+                f"axes, key axes); received: attention_mask.shape={tuple(mask.shape)}"
             )
         head_axis = len(mask.shape) - least
         while len(mask.shape) < full:
@@ -454,9 +455,14 @@ def _stretch(keep, x):
             "A padding mask must have the first axes of its input, two or more, without the width; "
             f"received: a mask of shape {shape} for an input of shape {tuple(x.shape)}"
         )
-    for _ in range(len(steps) - len(shape)):
-        keep = ops.expand_dims(keep, -1)
-    return keep if len(steps) == 2 else ops.broadcast_to(keep, steps)
+    return keep if len(steps) == 2 else ops.broadcast_to(_with_rank(keep, len(steps)), steps)
+
+
+def _with_rank(x, rank):
+    """`x` with axes of 1 at its end."""
+    for _ in range(rank - len(x.shape)):
+        x = ops.expand_dims(x, -1)
+    return x
 
 
 def _product(sizes):

@@ -96,7 +96,7 @@ def test_implicit_masks_join_explicit_ones_and_objects(rng):
 @pytest.mark.parametrize("kernel", ["dense", "chunked"])
 def test_weights_do_not_depend_on_the_kernel(rng, kernel):
     layer, x, context = build(rng, **CASES["default"], kernel=kernel)
-    expected, weights = expected_output(layer, x, context, True, CASES["default"])  # noqa: FBT003
+    expected, weights = expected_output(layer, x, context, True, CASES["default"])
     assert_close(run(layer, x, context), expected)
     assert_close(run(layer.attention_weights, x, context), weights)
 

@@ -472,7 +472,7 @@ def make(**options):
 
 def test_battery(rng):
     inputs = [rng.normal(size=(3, 5, 6)), rng.normal(size=(3, 5, 7)), rng.normal(size=(3, 5, 2))]
-    check_layer(make, inputs, masked=False)
+    check_layer(make, inputs, masked=False, fixture="multi_head_attention")
 
 
 def test_battery_over_all_axes(rng):
@@ -503,6 +503,43 @@ def test_scores_are_those_before_dropout(rng):
     output, scores = run(layer, *inputs, return_attention_scores=True, training=True)
     assert_close(scores, weights)
     assert np.abs(output - calm).max() > 1e-3
+
+
+def test_losses_are_those_of_keras(rng):
+    """Activity is that of the projections: the layer's own output does not count again."""
+    inputs = [rng.normal(size=shape).astype("float32") for shape in ((3, 5, 6), (3, 5, 7))]
+    options = {**FULL, "flash_attention": None, "value_dim": 3}
+    theirs, ours = keras.layers.MultiHeadAttention(**options), MultiHeadAttention(**options)
+    shake(theirs, inputs)
+    ours(*inputs)
+    ours.set_weights(theirs.get_weights())
+    totals = []
+    for layer in (theirs, ours):
+        layer(*inputs)
+        totals.append(run(sum, layer.losses))
+    assert_close(totals[1], totals[0])
+
+
+def test_explicit_and_implicit_masks_of_different_ranks(rng):
+    """Each covers the first axes of the input, whether or not the sizes happen to agree."""
+    layer, inputs = build(rng, {"attention_axes": 2}, (3, 3, 3, 6), (3, 3, 5, 7))
+    implicit = rng.random((3, 3, 3)) > 0.4
+    explicit = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 1]], bool)
+    inputs[0][~implicit] = 0.0
+    keep = (implicit & explicit[:, :, None])[:, :, None, :, None]
+    expected, _ = oracle(layer, *inputs, keep=keep)
+    masked = keras.layers.Masking()(inputs[0])
+    assert_close(run(layer, masked, inputs[1], query_mask=explicit), expected)
+
+
+def test_weights_see_implicit_masks_under_mixed_precision(rng):
+    layer, (x, c) = build(rng, {"dtype": "mixed_bfloat16"})
+    x[~KEEP_QUERIES], c[~KEEP_KEYS] = 0.0, 0.0
+    masked = [keras.layers.Masking()(a) for a in (x, c)]
+    weights = run(layer.attention_weights, *masked)
+    keep = KEEP_QUERIES[:, None, :, None] & KEEP_KEYS[:, None, None, :]
+    assert (weights[~np.broadcast_to(keep, weights.shape)] == 0.0).all()
+    assert_close(weights, oracle(layer, x, c, keep=keep)[1], 3e-2)
 
 
 def test_initial_values():
