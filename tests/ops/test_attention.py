@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from kattn import masks
+from kattn import backend, masks
 from kattn.ops import Explanation, attention, attention_weights, explain
 from kattn.ops.attention import Attention
 from tests import oracle
@@ -102,7 +102,24 @@ class TestExplain:
     def test_long_ones_are_chunked_where_no_kernel_is_fused(self):
         expected = "fused" if keras.backend.backend() == "torch" else "chunked"
         assert self.at(4096, mask=CAUSAL).kernel == expected
-        assert self.at(4096, softcap=5.0).kernel == "chunked"
+        assert self.at(8192, softcap=5.0).kernel == "chunked"
+
+    @pytest.mark.parametrize(
+        ("queries", "dropout_rate", "at_once"),
+        [(4096, 0.0, {"tensorflow"}), (1024, 0.5, {"tensorflow", "jax"}), (8192, 0.5, set())],
+    )
+    def test_blocks_that_save_no_work_must_be_faster(self, queries, dropout_rate, at_once):
+        found = self.at(queries, softcap=5.0, dropout_rate=dropout_rate, seed=1)
+        is_at_once = keras.backend.backend() in at_once
+        assert found.kernel == ("dense" if is_at_once else "chunked")
+        assert ("no block can be left out" in found.passed_over.get("chunked", "")) == is_at_once
+
+    def test_dropout_is_no_reason_to_build_the_scores(self):
+        found = self.at(8192, dropout_rate=0.5, seed=1)
+        if keras.backend.backend() == "torch" and "cuda:0" in backend.devices():
+            assert found.kernel == "fused"
+        else:
+            assert found.kernel == "chunked"
 
     def test_every_other_kernel_has_a_reason(self):
         found = self.at(4096, mask=CAUSAL & masks.Window(256))

@@ -174,11 +174,10 @@ class SelfAttention(keras.layers.Layer):
 
     def _project(self, x):
         heads, key_heads, key_dim, _ = projections.sizes(self, x.shape[-1])
-        qkv = self._qkv(x)
-        q_end, k_end = heads * key_dim, (heads + key_heads) * key_dim
-        q = projections.split_heads(qkv[..., :q_end], heads)
-        k = projections.split_heads(qkv[..., q_end:k_end], key_heads)
-        v = projections.split_heads(qkv[..., k_end:], key_heads)
+        ends = [heads * key_dim, (heads + key_heads) * key_dim]
+        q, k, v = ops.split(self._qkv(x), ends, axis=-1)
+        q = projections.split_heads(q, heads)
+        k, v = projections.split_heads(k, key_heads), projections.split_heads(v, key_heads)
         if self.qk_norm:
             q, k = self._query_norm(q), self._key_norm(k)
         return q, k, v

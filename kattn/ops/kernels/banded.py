@@ -1,17 +1,19 @@
 """`banded`: windows in O(T * W) time and memory, all blocks of queries at once.
 
 Queries are cut into blocks; each sees its own block of keys and as many neighbours as the window
-reaches. Of the forward pass only output and log-sum-exp stay; the gradient recomputes the rest.
+reaches: a frame. Where the framework's fused kernel serves, it takes the frames as one batch;
+else of the forward pass only output and log-sum-exp stay, and the gradient recomputes the rest.
 """
 
 import dataclasses
+import math
 
 from keras import ops
 
 from kattn import backend, masks
 from kattn.masks import Mask, Steps
 from kattn.ops import masking
-from kattn.ops.kernels import block
+from kattn.ops.kernels import block, fused
 
 # Blocks narrower than this cost more in small matrix products than they save in masked scores.
 NARROWEST = 64
@@ -42,6 +44,8 @@ def hesitation(call):
 def attend(call):
     """`(B, T, N, Dv)`."""
     frames = _Frames.make(call)
+    if _is_fused(call):
+        return _attend_fused(call, frames)
     seed = block.draw_seed(call.seed) if call.dropout_rate else None
     plan = _Plan(frames, masking.skeleton(call.mask), call.softcap, call.dropout_rate)
     arrays = {
@@ -53,6 +57,30 @@ def attend(call):
     }
     o = _attend_frames(plan, arrays, masking.arrays_of(call.mask))
     return block.merge_heads(frames.join_queries(o), call.query.dtype)
+
+
+def _is_fused(call):
+    return not (fused.refusal(call) or fused.hesitation(call))
+
+
+def _attend_fused(call, frames):
+    """`(B, T, N, Dv)` from the framework's kernel, which sees each frame as an item of a batch."""
+    tensors = (
+        frames.cut_queries(ops.swapaxes(call.query, 1, 2)),
+        frames.gather(frames.cut_keys(ops.swapaxes(call.key, 1, 2))),
+        frames.gather(frames.cut_keys(ops.swapaxes(call.value, 1, 2))),
+    )
+    count, batch = ops.shape(tensors[0])[:2]
+    query, key, value = (
+        ops.swapaxes(ops.reshape(x, (count * batch, *ops.shape(x)[2:])), 1, 2) for x in tensors
+    )
+    framed = dataclasses.replace(call, query=query, key=key, value=value, mask=None)
+    keep = frames.visible(call.mask)
+    keep = ops.broadcast_to(keep, (count, batch, *ops.shape(keep)[2:]))
+    keep = ops.reshape(keep, (count * batch, *ops.shape(keep)[2:]))
+    o = ops.swapaxes(fused.attend_where(framed, keep), 1, 2)
+    o = frames.join_queries(ops.reshape(o, (count, batch, *ops.shape(o)[1:])))
+    return ops.swapaxes(o, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +98,9 @@ class _Frames:
     def make(cls, call):
         queries, keys = call.query.shape[1], call.key.shape[1]
         before, after = (int(x) for x in call.reach)
-        size = max(NARROWEST, -(-(max(before, after) + 1) // 2))
+        # A fused kernel passes over nothing in a frame, but wants long rows.
+        parts = 1 if _is_fused(call) else 2
+        size = max(NARROWEST, math.ceil((max(before, after) + 1) / parts))
         size = min(size, -(-queries // 8) * 8)
         behind, ahead = -(-before // size), -(-after // size)
         return cls(queries, keys, size, -(-queries // size), behind, behind + 1 + ahead)
@@ -85,18 +115,21 @@ class _Frames:
         """Key at which the first frame begins, often negative."""
         return self.keys - self.queries - self.behind * self.size
 
-    def steps(self):
-        """Rows and columns of every frame."""
+    def visible(self, mask):
+        """Which keys of its frame a query sees, `(blocks, B or 1, N or 1, size, frame)`."""
         starts = ops.arange(self.blocks, dtype="int32") * self.size
-        return Steps(starts, self.size), Steps(starts + self.first_key, self.frame)
+        rows, columns = Steps(starts, self.size), Steps(starts + self.first_key, self.frame)
+        index = columns.positions()[:, None, None, None, :]
+        real = ops.logical_and(index >= 0, index < self.keys)
+        return ops.logical_and(mask.block(rows, columns, self.keys - self.queries), real)
 
     def cut_queries(self, x):
-        """`(B, K, G, T, D)` to `(blocks, B, K, G, size, D)`."""
+        """`(B, ..., T, D)` to `(blocks, B, ..., size, D)`."""
         return self._cut(_fit(x, 0, self.blocks * self.size), self.blocks)
 
     def join_queries(self, x):
         """The way back from `cut_queries`."""
-        x = ops.moveaxis(x, 0, 3)
+        x = ops.moveaxis(x, 0, -3)
         *lead, _, _, width = ops.shape(x)
         x = ops.reshape(x, (*lead, self.blocks * self.size, width))
         return x[..., : self.queries, :]
@@ -161,9 +194,8 @@ def _forward(plan, mask, q, k, v, sinks=None, seed=None):
     """Output, and the log-sum-exp of each row's scores."""
     z, _ = _logits(plan, mask, q, plan.frames.gather(k))
     level = ops.max(z, axis=-1, keepdims=True)
-    if sinks is not None:
-        level = ops.maximum(level, sinks)
-    p = block.exponentials(z, level)
+    level = ops.maximum(level, block.FLOOR if sinks is None else sinks)
+    p = ops.exp(z - level)
     total = ops.sum(p, axis=-1, keepdims=True)
     if sinks is not None:
         total = total + ops.exp(sinks - level)
@@ -177,7 +209,7 @@ def _backward(plan, mask, residuals, do, q, k, v, sinks=None, seed=None):
     frames, (o, level) = plan.frames, residuals
     k, v = frames.gather(k), frames.gather(v)
     z, slope = _logits(plan, mask, q, k)
-    p = block.exponentials(z, level)
+    p = ops.exp(z - level)
     dp, dropped = block.queries_by_keys(do, v), p
     if seed is not None:
         scale = block.dropout_scale(ops.shape(p), plan.dropout_rate, seed)
@@ -197,12 +229,7 @@ def _backward(plan, mask, residuals, do, q, k, v, sinks=None, seed=None):
 
 
 def _logits(plan, mask, q, k):
-    frames = plan.frames
-    rows, columns = frames.steps()
-    index = columns.positions()[:, None, None, None, :]
-    real = ops.logical_and(index >= 0, index < frames.keys)
-    keep = ops.logical_and(mask.block(rows, columns, frames.keys - frames.queries), real)
-    keep = block.group_heads(keep, q.shape[2], q.shape[3])
+    keep = block.group_heads(plan.frames.visible(mask), q.shape[2], q.shape[3])
     return block.logits(q, k, keep, None, plan.softcap)
 
 

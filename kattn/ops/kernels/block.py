@@ -15,8 +15,10 @@ from keras import ops
 
 from kattn import backend
 
-# Finite, so that no difference of two of them is NaN; exp(-1e30 - anything real) is 0.
+# The score of a masked key. Finite, so that no difference of two is NaN. No row's maximum is taken
+# lower than FLOOR, so exp(NEVER - maximum) is exactly 0 also in rows where all keys are masked.
 NEVER = -1e30
+FLOOR = 0.5 * NEVER
 
 
 def split_heads(x, groups):
@@ -76,11 +78,6 @@ def logits(q, k, keep, bias, softcap):
     if keep is not None:
         z = ops.where(keep, z, NEVER)
     return z, slope
-
-
-def exponentials(z, level):
-    """exp(z - level), and exactly 0 for what is masked, also in rows where all is."""
-    return ops.where(z > 0.5 * NEVER, ops.exp(z - level), 0.0)
 
 
 def finish(level, total, mixed):

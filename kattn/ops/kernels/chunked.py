@@ -29,10 +29,15 @@ def refusal(call):
 
 
 def hesitation(call):
-    """Up to one block of keys there is nothing to save."""
+    """Where nothing is saved, or less time than the loop costs."""
     keys = call.key.shape[1]
     if keys is not None and keys <= BLOCK:
         return f"S={keys} keys fit in one block of {BLOCK}"
+    if masks.UNBOUNDED == call.reach[0] == call.reach[1]:
+        batch, queries, heads = (1 if n is None else n for n in call.query.shape[:3])
+        scores = batch * heads * queries * (1 if keys is None else keys)
+        if backend.dense_pays(scores, dropout=call.dropout_rate > 0.0):
+            return f"no block can be left out, and {scores} scores are faster made at once"
     return None
 
 
@@ -123,9 +128,7 @@ class _Blocks:
     def forward(self):
         """Output, and the log-sum-exp of each row's scores."""
         shape = (*ops.shape(self.q)[1:-1], 1)
-        level = (
-            ops.full(shape, block.NEVER) if self.sinks is None else self.sinks + ops.zeros(shape)
-        )
+        level = ops.zeros(shape) + (block.FLOOR if self.sinks is None else self.sinks)
         total = ops.zeros(shape) if self.sinks is None else ops.ones(shape)
         mixed = ops.zeros((*shape[:-1], ops.shape(self.v)[-1]))
 
@@ -136,7 +139,7 @@ class _Blocks:
                 level, total, mixed = state
                 z, _ = self._logits(q, backend.take(self.k, j), i, j, masked)
                 top = ops.maximum(level, ops.max(z, axis=-1, keepdims=True))
-                shrink, p = ops.exp(level - top), block.exponentials(z, top)
+                shrink, p = ops.exp(level - top), ops.exp(z - top)
                 total = total * shrink + ops.sum(p, axis=-1, keepdims=True)
                 if self.seed is not None:
                     p = p * self._dropout(p, i, j)
@@ -170,7 +173,7 @@ class _Blocks:
                 dk, dv, rest = state
                 q, do_i = backend.take(self.q, i), backend.take(do, i)
                 z, slope = self._logits(q, k, i, j, masked)
-                p = block.exponentials(z, backend.take(level, i))
+                p = ops.exp(z - backend.take(level, i))
                 dp, dropped = block.queries_by_keys(do_i, v), p
                 if self.seed is not None:
                     scale = self._dropout(p, i, j)

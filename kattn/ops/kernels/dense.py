@@ -1,5 +1,6 @@
 """`dense`: softmax over the whole T x S matrix. The reference, and the only one with weights."""
 
+import keras
 from keras import ops
 
 from kattn.masks import Steps
@@ -18,22 +19,26 @@ def hesitation(call):
 
 def attend(call):
     """`(B, T, N, Dv)`."""
-    p = _weights(call)
+    p, seen = _weights(call)
     if call.dropout_rate:
-        p = p * block.dropout_scale(ops.shape(p), call.dropout_rate, block.draw_seed(call.seed))
-    v = block.split_heads(call.value, 1)[:, :, 0]
-    return block.merge_heads(block.weights_by_values(p, v), call.query.dtype)
+        p = keras.random.dropout(p, call.dropout_rate, seed=call.seed)
+    o = block.weights_by_values(p, block.split_heads(call.value, 1)[:, :, 0])
+    if seen is not None:
+        o = ops.where(seen, o, 0.0)
+    return block.merge_heads(o, call.query.dtype)
 
 
 def weights(call):
     """`(B, N, T, S)` float32, rows of sum 1, or 0 where a query may attend to nothing."""
-    p = _weights(call)
+    p, seen = _weights(call)
+    if seen is not None:
+        p = ops.where(seen, p, 0.0)
     batch, heads, groups, queries, keys = ops.shape(p)
     return ops.reshape(p, (batch, heads * groups, queries, keys))
 
 
 def _weights(call):
-    """`(B, K, G, T, S)`."""
+    """`(B, K, G, T, S)`, and where a query sees a key, `(B, K, G, T, 1)`, or None if all do."""
     heads, groups = call.key_heads, call.groups
     queries, keys = ops.shape(call.query)[1], ops.shape(call.key)[1]
     q = block.split_heads(call.query, groups) * call.scale
@@ -45,13 +50,11 @@ def _weights(call):
     if call.bias is not None:
         bias = block.group_heads(ops.cast(call.bias, "float32"), heads, groups)
     z, _ = block.logits(q, k, keep, bias, call.softcap)
-    level = ops.max(z, axis=-1, keepdims=True)
+    seen = None
+    if keep is not None or bias is not None:
+        seen = ops.max(z, axis=-1, keepdims=True) > block.FLOOR
     sinks = block.by_head(call)
-    if sinks is not None:
-        level = ops.maximum(level, sinks)
-    level = ops.stop_gradient(level)
-    p = block.exponentials(z, level)
-    total = ops.sum(p, axis=-1, keepdims=True)
-    if sinks is not None:
-        total = total + ops.exp(sinks - level)
-    return p / ops.where(total > 0.0, total, 1.0)
+    if sinks is None:
+        return ops.softmax(z, axis=-1), seen
+    sinks = ops.broadcast_to(sinks, (*ops.shape(z)[:-1], 1))
+    return ops.softmax(ops.concatenate([z, sinks], axis=-1), axis=-1)[..., :-1], seen

@@ -31,6 +31,11 @@ def attend(call):
         finite = call.bias > float("-inf")
         keep = finite if keep is None else ops.logical_and(keep, finite)
         call = dataclasses.replace(call, bias=ops.where(finite, call.bias, 0.0))
+    return attend_where(call, keep)
+
+
+def attend_where(call, keep):
+    """`(B, T, N, Dv)` of a call without a mask, over the keys for which `keep` is True."""
     # Frameworks differ in what a row without keys gives: let it see all, then take it out.
     seen = ops.any(keep, axis=-1, keepdims=True)
     keep = ops.logical_or(keep, ops.logical_not(seen))
