@@ -98,10 +98,11 @@ def fused_attention(call, mask, *, causal):
     if call.bias is not None:
         bias = call.bias.to(call.query.dtype)
         mask = bias if mask is None else torch.where(mask, bias, float("-inf"))
+    tensors = [x.transpose(1, 2) for x in (call.query, call.key, call.value)]
+    if tensors[0].device.type == "cpu":  # whose kernel takes 4 % longer over the strides of a QKV
+        tensors = [x.contiguous() for x in tensors]
     output = torch.nn.functional.scaled_dot_product_attention(
-        call.query.transpose(1, 2),
-        call.key.transpose(1, 2),
-        call.value.transpose(1, 2),
+        *tensors,
         attn_mask=mask,
         dropout_p=call.dropout_rate,
         is_causal=causal,

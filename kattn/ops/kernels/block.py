@@ -68,7 +68,7 @@ def _fold(x):
 
 
 def logits(q, k, keep, bias, softcap):
-    """softcap(q k^T) + bias, and NEVER where `keep` is False; with d softcap / d s, or None."""
+    """softcap(q k^T) + bias, + NEVER where `keep` is False; with d softcap / d s, or None."""
     z, slope = queries_by_keys(q, k), None
     if softcap is not None:
         bent = ops.tanh(z / softcap)
@@ -76,7 +76,9 @@ def logits(q, k, keep, bias, softcap):
     if bias is not None:
         z = ops.maximum(z + bias, NEVER)  # a bias of -inf masks
     if keep is not None:
-        z = ops.where(keep, z, NEVER)
+        # Added, where a choice would do: `keep` is often the same for all heads, and TensorFlow
+        # adds such an array faster than it chooses by it.
+        z = z + ops.where(keep, 0.0, NEVER)
     return z, slope
 
 

@@ -51,8 +51,10 @@ def _weights(call):
         bias = block.group_heads(ops.cast(call.bias, "float32"), heads, groups)
     z, _ = block.logits(q, k, keep, bias, call.softcap)
     seen = None
-    if keep is not None or bias is not None:
+    if bias is not None:
         seen = ops.max(z, axis=-1, keepdims=True) > block.FLOOR
+    elif keep is not None:  # often the same for all heads, so cheaper than a look at z
+        seen = ops.any(keep, axis=-1, keepdims=True)
     sinks = block.by_head(call)
     if sinks is None:
         return ops.softmax(z, axis=-1), seen
