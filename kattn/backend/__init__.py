@@ -4,11 +4,13 @@
 
     compiled(function)            function(plan, *tensors), compiled once per hashable plan
     matmul(a, b)                  float32 product; transpose_a, transpose_b
+    softmax(x)                    over the last axis; Keras's warns where it has size 1
     loop(lower, upper, body, x)   x = body(i, x) for i in [lower, upper); not differentiable
     take(x, i)                    x[i]
     add_at(x, i, update)          x with x[i] += update; x may be changed in place
     put_at(x, i, value)           x with x[i] = value; x may be changed in place
     custom_gradient(f, g)         f with the gradient g
+    recomputed(f)                 f, run again for its gradient
     uniform(shape, seed)          float32 in [0, 1), a function of shape and two int32 numbers
     dense_pays(scores)            whether dense is faster at so many; dropout
     fused_refusal(call)           why the framework's own attention cannot take a call, or None
@@ -37,11 +39,13 @@ else:
 
 compiled = _framework.compiled
 matmul = _framework.matmul
+softmax = _framework.softmax
 loop = _framework.loop
 take = _framework.take
 add_at = _framework.add_at
 put_at = _framework.put_at
 custom_gradient = _framework.custom_gradient
+recomputed = _framework.recomputed
 uniform = _framework.uniform
 dense_pays = _framework.dense_pays
 fused_refusal = _framework.fused_refusal

@@ -18,6 +18,11 @@ def matmul(a, b, *, transpose_a=False, transpose_b=False):
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
+def softmax(x):
+    """Over the last axis."""
+    return jax.nn.softmax(x)
+
+
 def loop(lower, upper, body, state):
     """State = body(i, state) for i in [lower, upper)."""
     return jax.lax.fori_loop(lower, upper, body, state)
@@ -59,6 +64,11 @@ def custom_gradient(forward, backward):
 
     run.defvjp(run_forward, run_backward)
     return run
+
+
+def recomputed(function):
+    """`function`, of which nothing but its inputs is kept for the gradient."""
+    return jax.checkpoint(function)
 
 
 def uniform(shape, seed):

@@ -13,6 +13,11 @@ def matmul(a, b, *, transpose_a=False, transpose_b=False):
     return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
+def softmax(x):
+    """Over the last axis."""
+    return tf.nn.softmax(x)
+
+
 def loop(lower, upper, body, state):
     """State = body(i, state) for i in [lower, upper)."""
     # One iteration at a time: run side by side, the blocks' scores would all be alive at once.
@@ -52,6 +57,11 @@ def custom_gradient(forward, backward):
         return output, lambda gradient: tuple(backward(inputs, residuals, gradient))
 
     return run
+
+
+def recomputed(function):
+    """`function`, of which nothing but its inputs is kept for the gradient."""
+    return tf.recompute_grad(function)
 
 
 def uniform(shape, seed):

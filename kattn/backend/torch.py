@@ -1,6 +1,9 @@
 """PyTorch's side of `kattn.backend`."""
 
+import functools
+
 import torch
+import torch.utils.checkpoint
 
 
 def compiled(function):
@@ -11,6 +14,11 @@ def compiled(function):
 def matmul(a, b, *, transpose_a=False, transpose_b=False):
     """float32 a b over the last two axes."""
     return torch.matmul(a.mT if transpose_a else a, b.mT if transpose_b else b)
+
+
+def softmax(x):
+    """Over the last axis."""
+    return torch.softmax(x, dim=-1)
 
 
 def loop(lower, upper, body, state):
@@ -58,6 +66,11 @@ def custom_gradient(forward, backward):
     gradient for each input, None where there is none.
     """
     return lambda *inputs: _CustomGradient.apply(forward, backward, *inputs)
+
+
+def recomputed(function):
+    """`function`, of which nothing but its inputs is kept for the gradient."""
+    return functools.partial(torch.utils.checkpoint.checkpoint, function, use_reentrant=False)
 
 
 def uniform(shape, seed):

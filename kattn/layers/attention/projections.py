@@ -1,5 +1,7 @@
 """What self- and cross-attention have in common around the core: projections and their checks."""
 
+import itertools
+
 import keras
 from keras import ops
 
@@ -86,6 +88,15 @@ def norm(layer, name, width):
     normalization = keras.layers.RMSNormalization(dtype=layer.dtype_policy, name=name)
     normalization.build((None, width))
     return normalization
+
+
+def split(x, sizes):
+    """Parts of the last axis."""
+    if len(set(sizes)) == 1:
+        return ops.split(x, len(sizes), axis=-1)
+    # `ops.split` at indices makes tensors of them, which TorchDynamo cannot trace.
+    ends = itertools.accumulate(sizes)
+    return [x[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def split_heads(x, heads):

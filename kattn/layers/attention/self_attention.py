@@ -173,9 +173,9 @@ class SelfAttention(keras.layers.Layer):
                 "window": self.window}  # fmt: skip
 
     def _project(self, x):
-        heads, key_heads, key_dim, _ = projections.sizes(self, x.shape[-1])
-        ends = [heads * key_dim, (heads + key_heads) * key_dim]
-        q, k, v = ops.split(self._qkv(x), ends, axis=-1)
+        heads, key_heads, key_dim, value_dim = projections.sizes(self, x.shape[-1])
+        sizes = (heads * key_dim, key_heads * key_dim, key_heads * value_dim)
+        q, k, v = projections.split(self._qkv(x), sizes)
         q = projections.split_heads(q, heads)
         k, v = projections.split_heads(k, key_heads), projections.split_heads(v, key_heads)
         if self.qk_norm:

@@ -6,6 +6,7 @@ else of the forward pass only output and log-sum-exp stay, and the gradient reco
 """
 
 import dataclasses
+import functools
 import math
 
 from keras import ops
@@ -17,6 +18,8 @@ from kattn.ops.kernels import block, fused
 
 # Blocks narrower than this cost more in small matrix products than they save in masked scores.
 NARROWEST = 64
+# Numbers in the frames of keys above which heads are done in parts. Smaller parts cost time.
+MANY = 2**20
 
 
 def refusal(call):
@@ -50,8 +53,8 @@ def attend(call):
     plan = _Plan(frames, masking.skeleton(call.mask), call.softcap, call.dropout_rate)
     arrays = {
         "q": frames.cut_queries(block.split_heads(call.query, call.groups) * call.scale),
-        "k": frames.cut_keys(block.split_heads(call.key, 1)[:, :, 0]),
-        "v": frames.cut_keys(block.split_heads(call.value, 1)[:, :, 0]),
+        "k": frames.cut_keys(block.heads_first(call.key)),
+        "v": frames.cut_keys(block.heads_first(call.value)),
         "sinks": block.by_head(call),
         "seed": seed,
     }
@@ -64,18 +67,39 @@ def _is_fused(call):
 
 
 def _attend_fused(call, frames):
-    """`(B, T, N, Dv)` from the framework's kernel, which sees each frame as an item of a batch."""
+    """`(B, T, N, Dv)` from the framework's kernel, some heads at a time if the frames are large.
+
+    Then the gradient makes them again: kept for all heads, they would be half of the memory.
+    """
+    keep = frames.visible(call.mask)
+    parts = _parts(call, frames)
+    attend = functools.partial(_attend_batch, call, frames, keep)
+    if parts == 1:
+        return attend(call.query, call.key, call.value)
+    attend = backend.recomputed(attend)
+    pieces = (ops.split(x, parts, axis=2) for x in (call.query, call.key, call.value))
+    return ops.concatenate([attend(*some) for some in zip(*pieces, strict=True)], axis=2)
+
+
+def _parts(call, frames):
+    """Into how many equal parts the key heads go, so that the frames of one are not large."""
+    batch, _, heads, width = call.key.shape
+    large = frames.blocks * frames.frame * width * heads * (batch or 1)
+    return next((n for n in range(1, heads) if heads % n == 0 and large <= n * MANY), heads)
+
+
+def _attend_batch(call, frames, keep, query, key, value):
+    """`(B, T, heads, Dv)` of some heads, each frame an item of one batch."""
     tensors = (
-        frames.cut_queries(ops.swapaxes(call.query, 1, 2)),
-        frames.gather(frames.cut_keys(ops.swapaxes(call.key, 1, 2))),
-        frames.gather(frames.cut_keys(ops.swapaxes(call.value, 1, 2))),
+        frames.cut_queries(ops.swapaxes(query, 1, 2)),
+        frames.gather(frames.cut_keys(ops.swapaxes(key, 1, 2))),
+        frames.gather(frames.cut_keys(ops.swapaxes(value, 1, 2))),
     )
     count, batch = ops.shape(tensors[0])[:2]
     query, key, value = (
         ops.swapaxes(ops.reshape(x, (count * batch, *ops.shape(x)[2:])), 1, 2) for x in tensors
     )
     framed = dataclasses.replace(call, query=query, key=key, value=value, mask=None)
-    keep = frames.visible(call.mask)
     keep = ops.broadcast_to(keep, (count, batch, *ops.shape(keep)[2:]))
     keep = ops.reshape(keep, (count * batch, *ops.shape(keep)[2:]))
     o = ops.swapaxes(fused.attend_where(framed, keep), 1, 2)
@@ -116,7 +140,7 @@ class _Frames:
         return self.keys - self.queries - self.behind * self.size
 
     def visible(self, mask):
-        """Which keys of its frame a query sees, `(blocks, B or 1, N or 1, size, frame)`."""
+        """Which keys of its frame a query sees, `(blocks, B or 1, 1, size, frame)`."""
         starts = ops.arange(self.blocks, dtype="int32") * self.size
         rows, columns = Steps(starts, self.size), Steps(starts + self.first_key, self.frame)
         index = columns.positions()[:, None, None, None, :]

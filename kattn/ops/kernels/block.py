@@ -21,6 +21,11 @@ NEVER = -1e30
 FLOOR = 0.5 * NEVER
 
 
+def heads_first(x):
+    """`(B, S, K, D)` to `(B, K, S, D)`, float32."""
+    return ops.transpose(ops.cast(x, "float32"), (0, 2, 1, 3))
+
+
 def split_heads(x, groups):
     """`(B, T, K*G, D)` to `(B, K, G, T, D)`, float32."""
     batch, steps, heads, width = ops.shape(x)

@@ -68,8 +68,8 @@ def attend(call):
     )
     arrays = {
         "q": _to_blocks(block.split_heads(call.query, call.groups) * call.scale, rows),
-        "k": _to_blocks(block.split_heads(call.key, 1)[:, :, 0], columns),
-        "v": _to_blocks(block.split_heads(call.value, 1)[:, :, 0], columns),
+        "k": _to_blocks(block.heads_first(call.key), columns),
+        "v": _to_blocks(block.heads_first(call.value), columns),
         "bias": bias,
         "sinks": block.by_head(call),
         "seed": block.draw_seed(call.seed) if call.dropout_rate else None,

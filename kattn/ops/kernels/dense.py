@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from kattn import backend
 from kattn.masks import Steps
 from kattn.ops.kernels import block
 
@@ -22,7 +23,7 @@ def attend(call):
     p, seen = _weights(call)
     if call.dropout_rate:
         p = keras.random.dropout(p, call.dropout_rate, seed=call.seed)
-    o = block.weights_by_values(p, block.split_heads(call.value, 1)[:, :, 0])
+    o = block.weights_by_values(p, block.heads_first(call.value))
     if seen is not None:
         o = ops.where(seen, o, 0.0)
     return block.merge_heads(o, call.query.dtype)
@@ -42,7 +43,7 @@ def _weights(call):
     heads, groups = call.key_heads, call.groups
     queries, keys = ops.shape(call.query)[1], ops.shape(call.key)[1]
     q = block.split_heads(call.query, groups) * call.scale
-    k = block.split_heads(call.key, 1)[:, :, 0]
+    k = block.heads_first(call.key)
     keep = bias = None
     if call.mask is not None:
         visible = call.mask.block(Steps(0, queries), Steps(0, keys), keys - queries)
@@ -57,6 +58,6 @@ def _weights(call):
         seen = ops.any(keep, axis=-1, keepdims=True)
     sinks = block.by_head(call)
     if sinks is None:
-        return ops.softmax(z, axis=-1), seen
+        return backend.softmax(z), seen
     sinks = ops.broadcast_to(sinks, (*ops.shape(z)[:-1], 1))
-    return ops.softmax(ops.concatenate([z, sinks], axis=-1), axis=-1)[..., :-1], seen
+    return backend.softmax(ops.concatenate([z, sinks], axis=-1))[..., :-1], seen

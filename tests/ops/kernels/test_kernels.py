@@ -19,9 +19,10 @@ SIZES = [(13, 13, 4, 2, 4, 6), (6, 11, 3, 1, 5, 2), (11, 6, 2, 2, 4, 4)]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks of a few steps, so that small inputs have many."""
+    """Blocks of a few steps and parts of one head, so that small inputs have many."""
     monkeypatch.setattr(chunked, "BLOCK", 5)
     monkeypatch.setattr(banded, "NARROWEST", 3)
+    monkeypatch.setattr(banded, "MANY", 1)
 
 
 def make_mask(name, queries, keys):
