@@ -8,6 +8,7 @@ what the tests import is the installed wheel.
 """
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -45,6 +46,17 @@ def install(requirement, *, cuda):
     subprocess.run([*pip, requirement], check=True)
 
 
+def check_gpu(backend):
+    """Stops where the framework does not see the GPU that answered: tests would pass it over."""
+    code = "from kattn import backend; print(*backend.devices())"
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    found = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, env=environment
+    ).stdout.split()
+    if len(found) < 2:
+        sys.exit(f"There is an NVIDIA GPU here, but {backend} sees only {found}.")
+
+
 def copy_suite(root, folder):
     """Lays out tests, recipes and the settings of pytest in `folder`."""
     for name in ("tests", "recipes"):
@@ -58,6 +70,8 @@ def main(name, folder):
     cuda = has_gpu()
     backend = BACKEND.get(name, name)
     install((GPU if cuda else CPU)[backend], cuda=cuda)
+    if cuda:
+        check_gpu(backend)
     copy_suite(pathlib.Path(__file__).resolve().parents[1], pathlib.Path(folder))
     print(f"{name}: {backend} on {'CPU and GPU' if cuda else 'CPU: no NVIDIA GPU here'}")
 
