@@ -3,6 +3,7 @@
 The same on TensorFlow, JAX and PyTorch; Keras's own setting (`KERAS_BACKEND`) chooses.
 """
 
+from kattn import biases as biases
 from kattn import layers as layers
 from kattn import masks as masks
 from kattn import models as models

@@ -13,31 +13,16 @@ query and the last key are aligned, so one query against a cache sees the whole 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
 
+from kattn.steps import Steps, cut_block, pad_block
+
 UNBOUNDED = math.inf
-
-
-class Steps(NamedTuple):
-    """A run of steps; a vector of starts gives a batch of runs.
-
-    Args:
-        start: The first step, an integer or a scalar tensor, or `(n,)` of them.
-        size: The number of steps.
-    """
-
-    start: Any
-    size: Any
-
-    def positions(self):
-        """int32, `(size,)`, or `(n, size)` for n starts."""
-        index = ops.arange(self.size, dtype="int32")
-        if len(getattr(self.start, "shape", ())) == 1:
-            return ops.expand_dims(self.start, -1) + index
-        return self.start + index
+# What a rule says of a block of the scores, whatever the arrays in it hold: see `Mask.coverage`.
+NONE, SOME, ALL = 0, 1, 2
 
 
 class Mask:
@@ -87,6 +72,19 @@ class Mask:
         """Whether everything within `reach` is visible, for all items and heads alike."""
         return False
 
+    def coverage(self, rows, columns):
+        """What the rule alone says of a block of the scores.
+
+        Args:
+            rows: The first and the last position of the queries on the key axis, two integers.
+            columns: The same of the keys.
+
+        Returns:
+            `NONE` if no query sees a key, `ALL` if each sees all of them, `SOME` if it depends
+            on the query, the key or what an array holds.
+        """
+        return SOME
+
     @property
     def holds_scores(self) -> bool:
         """Whether the mask holds an array with both a query and a key axis."""
@@ -125,6 +123,10 @@ class Causal(Mask):
     def is_band(self):
         return True
 
+    def coverage(self, rows, columns):
+        nearest, farthest = _distances(rows, columns)
+        return _coverage(farthest < 0, nearest >= 0)
+
     def get_config(self):
         return {}
 
@@ -152,8 +154,7 @@ class Window(Mask):
     size: int
 
     def __post_init__(self):
-        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
-            raise ValueError(f"`size` of a window must be an integer >= 1; received: {self.size!r}")
+        _check_count("size", self.size)
 
     def block(self, queries: Steps, keys: Steps, offset=0):
         return ops.abs(_distance(queries, keys, offset)) < self.size
@@ -166,12 +167,273 @@ class Window(Mask):
     def is_band(self):
         return True
 
+    def coverage(self, rows, columns):
+        nearest, farthest = _distances(rows, columns)
+        outside = nearest >= self.size or farthest <= -self.size
+        return _coverage(outside, nearest > -self.size and farthest < self.size)
+
     def get_config(self):
         return {"size": self.size}
 
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+@keras.saving.register_keras_serializable("kattn")
+@dataclasses.dataclass(frozen=True)
+class Dilated(Mask):
+    """Query i sees every `step`-th key: j iff i + (S - T) - j is a multiple of `step`, and near.
+
+    `Causal() & Dilated(window, step)` sees `window` keys, a query's own included.
+
+    Args:
+        window: Keys on one side, >= 1, the query's own counted: the farthest is
+            (window - 1) * step away.
+        step: Distance between two of them, >= 1; 1 is `Window(window)`.
+
+    Raises:
+        ValueError: If `window` or `step` is not a positive integer.
+
+    Reference:
+        Beltagy et al. 2020 (Longformer), sec. 3.1, https://arxiv.org/abs/2004.05150
+    """
+
+    window: int
+    step: int
+
+    def __post_init__(self):
+        _check_count("window", self.window)
+        _check_count("step", self.step)
+
+    def block(self, queries: Steps, keys: Steps, offset=0):
+        distance = _distance(queries, keys, offset)
+        near = ops.abs(distance) < self.window * self.step
+        return ops.logical_and(near, distance % self.step == 0)
+
+    @property
+    def reach(self):
+        return (self.window - 1) * self.step, (self.window - 1) * self.step
+
+    @property
+    def is_band(self):
+        return self.step == 1
+
+    def coverage(self, rows, columns):
+        nearest, farthest = _distances(rows, columns)
+        far = self.reach[0]
+        first = -(-max(nearest, -far) // self.step) * self.step  # the first that is seen
+        outside = first > min(farthest, far)
+        inside = nearest >= -far and farthest <= far
+        return _coverage(outside, inside and (self.step == 1 or nearest == farthest))
+
+    def get_config(self):
+        return {"window": self.window, "step": self.step}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("kattn")
+@dataclasses.dataclass(frozen=True)
+class Sinks(Mask):
+    """Key j is visible iff j < tokens: `Causal() & (Window(256) | Sinks(4))` keeps the first four.
+
+    Args:
+        tokens: How many keys at the start, >= 1.
+
+    Raises:
+        ValueError: If `tokens` is not a positive integer.
+
+    Reference:
+        Xiao et al. 2023 (StreamingLLM), sec. 3.2, https://arxiv.org/abs/2309.17453
+    """
+
+    tokens: int
+
+    def __post_init__(self):
+        _check_count("tokens", self.tokens)
+
+    def block(self, queries: Steps, keys: Steps, offset=0):
+        return keys.along(-1) < self.tokens
+
+    def coverage(self, rows, columns):
+        return _coverage(columns[0] >= self.tokens, columns[1] < self.tokens)
+
+    def get_config(self):
+        return {"tokens": self.tokens}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("kattn")
+@dataclasses.dataclass(frozen=True)
+class Prefix(Mask):
+    """Key j of item b is visible iff j < length[b]: `Causal() | Prefix(n)` for a prefix LM.
+
+    Args:
+        length: Steps, an integer >= 1, or `(B,)` int32, one for each item.
+
+    Raises:
+        ValueError: If `length` is neither.
+
+    Reference:
+        Raffel et al. 2019 (T5), sec. 3.2.1, https://arxiv.org/abs/1910.10683
+    """
+
+    length: Any
+
+    def __post_init__(self):
+        if isinstance(self.length, int):
+            _check_count("length", self.length)
+        else:
+            object.__setattr__(self, "length", _integers(self.length, "length", rank=1))
+
+    def block(self, queries: Steps, keys: Steps, offset=0):
+        length = self.length
+        return keys.along(-1) < (length if self._is_static else length[:, None, None, None])
+
+    @property
+    def _is_static(self):
+        return isinstance(self.length, int)
+
+    def coverage(self, rows, columns):
+        return (Sinks(self.length) if self._is_static else super()).coverage(rows, columns)
+
+    def map_arrays(self, function):
+        return self if self._is_static else _bare(Prefix, length=function(self.length))
+
+    def check(self, batch, heads, queries, keys):
+        if not self._is_static:
+            _check_broadcast(self.length.shape, (batch,), "length", "(B,)")
+
+    def get_config(self):
+        return {"length": self.length}
+
+    @classmethod
+    def from_config(cls, config):
+        return _bare(cls, **_read(config))
+
+
+@keras.saving.register_keras_serializable("kattn")
+@dataclasses.dataclass(frozen=True)
+class Global(Mask):
+    """Query i sees key j iff one of them is a global token: these see all, and all see them.
+
+    `Window(256) | Global([0])` is the Longformer's pattern.
+
+    Args:
+        tokens: Positions on the key axis, integers >= 0.
+
+    Raises:
+        ValueError: If `tokens` is empty, or one of them is not an integer >= 0.
+
+    Reference:
+        Beltagy et al. 2020 (Longformer), sec. 3.1, https://arxiv.org/abs/2004.05150
+    """
+
+    tokens: tuple[int, ...]
+
+    def __post_init__(self):
+        tokens = tuple(self.tokens)
+        if not tokens or not all(isinstance(t, int) and t >= 0 for t in tokens):
+            raise ValueError(
+                "`tokens` of a global mask must be one or more integers >= 0; "
+                f"received: tokens={self.tokens!r}"
+            )
+        object.__setattr__(self, "tokens", tuple(sorted(set(tokens))))
+
+    def block(self, queries: Steps, keys: Steps, offset=0):
+        rows, columns = queries.along(-2) + offset, keys.along(-1)
+        return ops.logical_or(self._among(rows), self._among(columns))
+
+    def _among(self, index):
+        found = index == self.tokens[0]
+        for token in self.tokens[1:]:
+            found = ops.logical_or(found, index == token)
+        return found
+
+    def coverage(self, rows, columns):
+        held = [
+            (sum(first <= token <= last for token in self.tokens), last - first + 1)
+            for first, last in (rows, columns)
+        ]
+        nothing = all(count == 0 for count, _ in held)
+        return _coverage(nothing, any(count == size for count, size in held))
+
+    def get_config(self):
+        return {"tokens": self.tokens}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("kattn")
+@dataclasses.dataclass(frozen=True)
+class Segments(Mask):
+    """Query i of item b sees key j iff both are of one segment: several sequences in one item.
+
+    Attention over packed sequences is then that over each apart. `positions()` restart with each
+    segment; attention layers give them to their `position=`.
+
+    Args:
+        ids: `(B, S)` int32, one number for each segment; negative for padding, which sees and
+            shows nothing.
+
+    Raises:
+        ValueError: If `ids` are not integers of rank 2.
+
+    Reference:
+        Krell et al. 2021, https://arxiv.org/abs/2107.02027
+    """
+
+    ids: Any
+
+    def __post_init__(self):
+        object.__setattr__(self, "ids", _integers(self.ids, "ids", rank=2))
+
+    def block(self, queries: Steps, keys: Steps, offset=0):
+        rows = queries.shift(offset).cut(self.ids, -1)[..., None, :, None]
+        columns = keys.cut(self.ids, -1)[..., None, None, :]
+        return ops.logical_and(rows == columns, columns >= 0)
+
+    def positions(self):
+        """`(B, S)` int32: how many steps of its segment precede each step, in runs of equal ids."""
+        index = ops.broadcast_to(ops.arange(ops.shape(self.ids)[1]), ops.shape(self.ids))
+        before = ops.pad(self.ids[:, :-1], ((0, 0), (1, 0)), constant_values=-2)
+        first = ops.where(self.ids == before, 0, index)
+        return ops.cast(index - ops.associative_scan(ops.maximum, first, axis=1), "int32")
+
+    def map_arrays(self, function):
+        return _bare(Segments, ids=function(self.ids))
+
+    def padded(self, queries, keys):
+        # As many ids as there are queries or keys; what the filling says is never looked at.
+        more = (
+            max(queries, keys)
+            if isinstance(queries, int) and isinstance(keys, int)
+            else (ops.maximum(queries, keys))
+        )
+        return _bare(Segments, ids=ops.pad(self.ids, ((0, 0), (0, more)), constant_values=-1))
+
+    def check(self, batch, heads, queries, keys):
+        _check_broadcast(self.ids.shape, (batch, keys), "ids", "(B, S)")
+        if isinstance(queries, int) and isinstance(keys, int) and queries > keys:
+            raise ValueError(
+                "Segments are of the keys, and the queries the last of them: there must be as many "
+                f"keys as queries; received: T={queries}, S={keys}"
+            )
+
+    def get_config(self):
+        return {"ids": self.ids}
+
+    @classmethod
+    def from_config(cls, config):
+        return _bare(cls, **_read(config))
 
 
 @keras.saving.register_keras_serializable("kattn")
@@ -192,12 +454,7 @@ class Padding(Mask):
         object.__setattr__(self, "keys", _boolean(self.keys, "keys", ranks=(2,)))
 
     def block(self, queries: Steps, keys: Steps, offset=0):
-        index = keys.positions()
-        if len(index.shape) == 2:  # a batch of runs, some of which start before key 0
-            index = ops.clip(index, 0, ops.shape(self.keys)[1] - 1)
-            visible = ops.moveaxis(ops.take(self.keys, index, axis=1), 1, 0)  # (n, B, size)
-            return visible[:, :, None, None, :]
-        return _cut(self.keys, 1, keys)[:, None, None, :]
+        return keys.cut(self.keys, -1)[..., None, None, :]
 
     def map_arrays(self, function):
         return _bare(Padding, keys=function(self.keys))
@@ -213,7 +470,7 @@ class Padding(Mask):
 
     @classmethod
     def from_config(cls, config):
-        return _bare(cls, **config)
+        return _bare(cls, **_read(config))
 
 
 @keras.saving.register_keras_serializable("kattn")
@@ -256,7 +513,7 @@ class Dense(Mask):
 
     @classmethod
     def from_config(cls, config):
-        return _bare(cls, **config)
+        return _bare(cls, **_read(config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,6 +559,9 @@ class And(_Pair):
         left = self.left.block(queries, keys, offset)
         return ops.logical_and(left, self.right.block(queries, keys, offset))
 
+    def coverage(self, rows, columns):
+        return min(self.left.coverage(rows, columns), self.right.coverage(rows, columns))
+
     @property
     def reach(self):
         return tuple(min(pair) for pair in zip(self.left.reach, self.right.reach, strict=True))
@@ -325,6 +585,9 @@ class Or(_Pair):
         left = self.left.block(queries, keys, offset)
         return ops.logical_or(left, self.right.block(queries, keys, offset))
 
+    def coverage(self, rows, columns):
+        return max(self.left.coverage(rows, columns), self.right.coverage(rows, columns))
+
     @property
     def reach(self):
         return tuple(max(pair) for pair in zip(self.left.reach, self.right.reach, strict=True))
@@ -343,6 +606,9 @@ class Not(Mask):
 
     def block(self, queries: Steps, keys: Steps, offset=0):
         return ops.logical_not(self.mask.block(queries, keys, offset))
+
+    def coverage(self, rows, columns):
+        return ALL - self.mask.coverage(rows, columns)
 
     @property
     def holds_scores(self):
@@ -365,59 +631,18 @@ class Not(Mask):
         return cls(keras.saving.deserialize_keras_object(config["mask"]))
 
 
-def cut_block(array, queries: Steps, keys: Steps):
-    """The block of an array with an axis of queries and an axis of keys.
-
-    Args:
-        array: `(..., T or 1, S or 1)`; an axis of length 1 stays as it is.
-        queries: The rows of the block.
-        keys: Its columns.
-
-    Returns:
-        `(..., queries.size or 1, keys.size or 1)`.
-
-    Example:
-        >>> cut_block(keras.ops.ones((2, 1, 9)), Steps(0, 4), Steps(3, 5)).shape
-        (2, 1, 5)
-    """
-    for axis, steps in ((-2, queries), (-1, keys)):
-        if array.shape[axis] != 1:
-            array = _cut(array, axis, steps)
-    return array
-
-
-def pad_block(array, queries, keys):
-    """An array with zeros (False) behind its axes of queries and of keys.
-
-    Args:
-        array: `(..., T or 1, S or 1)`; an axis of length 1 stays as it is.
-        queries: How many more rows.
-        keys: How many more columns.
-
-    Returns:
-        `(..., T + queries or 1, S + keys or 1)`.
-
-    Example:
-        >>> pad_block(keras.ops.ones((2, 1, 9)), 3, 3).shape
-        (2, 1, 12)
-    """
-    ends = [(0, 0)] * (len(array.shape) - 2)
-    for axis, more in ((-2, queries), (-1, keys)):
-        ends.append((0, 0) if array.shape[axis] == 1 else (0, more))
-    return ops.pad(array, ends)
-
-
-def _cut(array, axis, steps: Steps):
-    axis %= len(array.shape)
-    starts, sizes = [0] * len(array.shape), list(ops.shape(array))
-    starts[axis], sizes[axis] = steps
-    return ops.slice(array, starts, sizes)
-
-
 def _distance(queries: Steps, keys: Steps, offset):
     """Positions of queries minus positions of keys, `(..., 1, 1, q, k)`."""
-    rows, columns = queries.positions() + offset, keys.positions()
-    return rows[..., None, None, :, None] - columns[..., None, None, None, :]
+    return queries.along(-2) + offset - keys.along(-1)
+
+
+def _distances(rows, columns):
+    """The smallest and the largest distance of a query from a key, for blocks [first, last]."""
+    return rows[0] - columns[1], rows[1] - columns[0]
+
+
+def _coverage(nothing, everything):
+    return NONE if nothing else ALL if everything else SOME
 
 
 def _mask(value, operator):
@@ -443,6 +668,27 @@ def _boolean(array, name, ranks):
             f"received: shape={tuple(array.shape)}"
         )
     return array
+
+
+def _integers(array, name, rank):
+    if not isinstance(array, keras.KerasTensor):
+        array = ops.convert_to_tensor(array)
+    dtype = keras.backend.standardize_dtype(array.dtype)
+    if "int" not in dtype or len(array.shape) != rank:
+        raise ValueError(
+            f"`{name}` of a mask must be integers of rank {rank}; "
+            f"received: shape={tuple(array.shape)}, dtype={dtype}"
+        )
+    return ops.cast(array, "int32")
+
+
+def _check_count(name, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` of a mask must be an integer >= 1; received: {name}={value!r}")
+
+
+def _read(config):
+    return {name: keras.saving.deserialize_keras_object(x) for name, x in config.items()}
 
 
 def _bare(cls, **fields):

@@ -61,3 +61,19 @@ def window(queries, keys, size):
     """Query i sees key j iff |i + (S - T) - j| < size."""
     shift = keys - queries
     return np.array([[abs(i + shift - j) < size for j in range(keys)] for i in range(queries)])
+
+
+def t5_bucket(relative, buckets, max_distance, bidirectional):
+    """Raffel et al. 2019, sec. 2.1, for key - query: near keys apart, far ones by logarithm."""
+    first = 0
+    if bidirectional:
+        buckets //= 2
+        first = buckets if relative > 0 else 0
+        distance = abs(relative)
+    else:
+        distance = max(-relative, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return first + distance
+    share = np.log(distance / exact) / np.log(max_distance / exact)
+    return first + min(exact + int(share * (buckets - exact) + 1e-9), buckets - 1)

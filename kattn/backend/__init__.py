@@ -6,11 +6,13 @@
     matmul(a, b)                  float32 product; transpose_a, transpose_b
     softmax(x)                    over the last axis; Keras's warns where it has size 1
     loop(lower, upper, body, x)   x = body(i, x) for i in [lower, upper); not differentiable
+    loop_over(lists, i, body, x)  x = body(j, x) for the integers j in lists[i]; likewise
     take(x, i)                    x[i]
     add_at(x, i, update)          x with x[i] += update; x may be changed in place
     put_at(x, i, value)           x with x[i] = value; x may be changed in place
     custom_gradient(f, g)         f with the gradient g
     recomputed(f)                 f, run again for its gradient
+    vjp(f, inputs, gradient)      f's gradient for each input, given that of its output
     uniform(shape, seed)          float32 in [0, 1), a function of shape and two int32 numbers
     dense_pays(scores)            whether dense is faster at so many; dropout
     fused_refusal(call)           why the framework's own attention cannot take a call, or None
@@ -41,11 +43,13 @@ compiled = _framework.compiled
 matmul = _framework.matmul
 softmax = _framework.softmax
 loop = _framework.loop
+loop_over = _framework.loop_over
 take = _framework.take
 add_at = _framework.add_at
 put_at = _framework.put_at
 custom_gradient = _framework.custom_gradient
 recomputed = _framework.recomputed
+vjp = _framework.vjp
 uniform = _framework.uniform
 dense_pays = _framework.dense_pays
 fused_refusal = _framework.fused_refusal

@@ -28,6 +28,15 @@ def loop(lower, upper, body, state):
     return jax.lax.fori_loop(lower, upper, body, state)
 
 
+def loop_over(lists, i, body, state):
+    """State = body(j, state) for the integers j in lists[i]; i may be traced."""
+    longest = max(map(len, lists))
+    filled = jnp.array([[*row, *[0] * (longest - len(row))] for row in lists], "int32")
+    counts = jnp.array([len(row) for row in lists], "int32")
+    row = filled[i]
+    return loop(0, counts[i], lambda n, state: body(row[n], state), state)
+
+
 def take(x, i):
     """x[i]."""
     return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
@@ -69,6 +78,11 @@ def custom_gradient(forward, backward):
 def recomputed(function):
     """`function`, of which nothing but its inputs is kept for the gradient."""
     return jax.checkpoint(function)
+
+
+def vjp(function, inputs, gradient):
+    """The gradient for each input of `function`, given that of its output."""
+    return jax.vjp(function, *inputs)[1](gradient)
 
 
 def uniform(shape, seed):
@@ -113,11 +127,12 @@ def fused_hesitation(call):
 
 def fused_attention(call, mask, *, causal):
     """`jax.nn.dot_product_attention`: cuDNN on a GPU where it can, else XLA."""
+    bias = call.bias if call.bias is None else call.bias.astype(call.query.dtype)
     return jax.nn.dot_product_attention(
         call.query,
         call.key,
         call.value,
-        bias=call.bias,
+        bias=bias,
         mask=mask,
         scale=call.scale,
         is_causal=causal,

@@ -29,6 +29,15 @@ def loop(lower, upper, body, state):
     )[1]
 
 
+def loop_over(lists, i, body, state):
+    """State = body(j, state) for the integers j in lists[i]; i may be traced."""
+    longest = max(map(len, lists))
+    filled = tf.constant([[*row, *[0] * (longest - len(row))] for row in lists], "int32")
+    counts = tf.constant([len(row) for row in lists], "int32")
+    row = filled[i]
+    return loop(0, counts[i], lambda n, state: body(row[n], state), state)
+
+
 def take(x, i):
     """x[i]."""
     return x[i]
@@ -62,6 +71,15 @@ def custom_gradient(forward, backward):
 def recomputed(function):
     """`function`, of which nothing but its inputs is kept for the gradient."""
     return tf.recompute_grad(function)
+
+
+def vjp(function, inputs, gradient):
+    """The gradient for each input of `function`, given that of its output."""
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        output = function(*inputs)
+    found = tape.gradient(output, inputs, gradient, unconnected_gradients="zero")
+    return [tf.convert_to_tensor(x) for x in found]  # of slices, where an array was looked up
 
 
 def uniform(shape, seed):

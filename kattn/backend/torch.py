@@ -28,6 +28,13 @@ def loop(lower, upper, body, state):
     return state
 
 
+def loop_over(lists, i, body, state):
+    """State = body(j, state) for the integers j in lists[i]."""
+    for j in lists[i]:
+        state = body(j, state)
+    return state
+
+
 def take(x, i):
     """x[i]."""
     return x[i]
@@ -71,6 +78,14 @@ def custom_gradient(forward, backward):
 def recomputed(function):
     """`function`, of which nothing but its inputs is kept for the gradient."""
     return functools.partial(torch.utils.checkpoint.checkpoint, function, use_reentrant=False)
+
+
+def vjp(function, inputs, gradient):
+    """The gradient for each input of `function`, given that of its output."""
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        output = function(*inputs)
+    return torch.autograd.grad(output, inputs, gradient)
 
 
 def uniform(shape, seed):

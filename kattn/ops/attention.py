@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kattn import masks
+from kattn import biases, masks
 from kattn.ops import masking
 from kattn.ops.kernels import banded, chunked, dense, fused
 
@@ -45,8 +45,8 @@ def attention(
         value: `(B, S, K, Dv)` float.
         mask: True = may attend. A `kattn.masks.Mask`, or a bool array `(T, S)` or
             `(B, N, T, S)`, any of whose axes may be 1.
-        bias: Added to the scaled scores: a float array `(T, S)` or `(B, N, T, S)`, any of
-            whose axes may be 1. -inf masks.
+        bias: Added to the scaled scores: a `kattn.biases.Bias`, or a float array `(T, S)` or
+            `(B, N, T, S)`, any of whose axes may be 1. -inf in an array masks.
         scale: Factor of Q K^T; None for 1 / sqrt(D).
         dropout_rate: Fraction of attention weights dropped, in [0, 1); the rest grow by
             1 / (1 - rate).
@@ -85,9 +85,11 @@ def attention(
         query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks,
         kernel=kernel,
     )  # fmt: skip
-    operation = Attention(masking.skeleton(call.mask), call.scale, softcap, kernel)
-    arrays = masking.arrays_of(call.mask)
-    return operation(query, key, value, bias=bias, sinks=sinks, mask_arrays=arrays)
+    rules = masking.skeleton(call.mask), masking.skeleton(call.bias)
+    operation = Attention(*rules, call.scale, softcap, kernel)
+    arrays = {"mask_arrays": call.mask, "bias_arrays": call.bias}
+    arrays = {name: masking.arrays_of(rule) for name, rule in arrays.items()}
+    return operation(query, key, value, sinks=sinks, **arrays)
 
 
 def explain(
@@ -184,22 +186,25 @@ class Explanation:
 class Attention(keras.Operation):
     """`attention` as a node of a functional model; `attention` makes it for symbolic tensors."""
 
-    def __init__(self, mask, scale, softcap, kernel, *, name=None):
+    def __init__(self, mask, bias, scale, softcap, kernel, *, name=None):
         super().__init__(name=name)
-        self.mask, self.scale, self.softcap, self.kernel = mask, scale, softcap, kernel
+        self.mask, self.bias, self.kernel = mask, bias, kernel
+        self.scale, self.softcap = scale, softcap
 
-    def call(self, query, key, value, bias=None, sinks=None, mask_arrays=()):
+    def call(self, query, key, value, sinks=None, mask_arrays=(), bias_arrays=()):
         mask = masking.with_arrays(self.mask, mask_arrays)
+        bias = masking.with_arrays(self.bias, bias_arrays)
         options = {"scale": self.scale, "softcap": self.softcap, "kernel": self.kernel}
         return attention(query, key, value, mask=mask, bias=bias, sinks=sinks, **options)
 
-    def compute_output_spec(self, query, key, value, bias=None, sinks=None, mask_arrays=()):
+    def compute_output_spec(self, query, key, value, sinks=None, mask_arrays=(), bias_arrays=()):
         return keras.KerasTensor((*query.shape[:-1], value.shape[-1]), dtype=query.dtype)
 
     def get_config(self):
-        mask = None if self.mask is None else keras.saving.serialize_keras_object(self.mask)
+        serialize = keras.saving.serialize_keras_object
         return {
-            "mask": mask,
+            "mask": self.mask and serialize(self.mask),
+            "bias": self.bias and serialize(self.bias),
             "scale": self.scale,
             "softcap": self.softcap,
             "kernel": self.kernel,
@@ -208,8 +213,9 @@ class Attention(keras.Operation):
 
     @classmethod
     def from_config(cls, config):
-        mask = config["mask"] and keras.saving.deserialize_keras_object(config["mask"])
-        return cls(**{**config, "mask": mask})
+        deserialize = keras.saving.deserialize_keras_object
+        rules = {name: config[name] and deserialize(config[name]) for name in ("mask", "bias")}
+        return cls(**{**config, **rules})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,7 +226,7 @@ class _Call:
     key: Any
     value: Any
     mask: masks.Mask | None
-    bias: Any  # rank 4
+    bias: biases.Bias | None
     scale: float
     dropout_rate: float
     seed: Any
@@ -235,8 +241,9 @@ class _Call:
         mask = masking.as_mask(mask)
         if mask is not None:
             mask.check(batch, heads, queries, key.shape[1])
+        bias = masking.as_bias(bias)
         if bias is not None:
-            bias = _check_bias(_tensor(bias), (batch, heads, queries, key.shape[1]))
+            bias.check(batch, heads, queries, key.shape[1])
         if sinks is not None:
             sinks = _tensor(sinks)
             if tuple(sinks.shape) != (heads,):
@@ -266,10 +273,9 @@ class _Call:
 
     @property
     def is_symbolic(self):
-        tensors = (self.query, self.key, self.value, self.bias, self.sinks)
-        return any(
-            isinstance(x, keras.KerasTensor) for x in (*tensors, *masking.arrays_of(self.mask))
-        )
+        arrays = (*masking.arrays_of(self.mask), *masking.arrays_of(self.bias))
+        tensors = (self.query, self.key, self.value, self.sinks, *arrays)
+        return any(isinstance(x, keras.KerasTensor) for x in tensors)
 
 
 def _run(call, kernel):
@@ -326,22 +332,3 @@ def _check_sizes(query, key, value):
             "The number of query heads must be a multiple of the number of key heads; "
             f"received: {query.shape[2]} and {key.shape[2]} ({received})"
         )
-
-
-def _check_bias(bias, want):
-    if len(bias.shape) not in (2, 4):
-        raise ValueError(
-            "`bias` must have rank 2, (T, S), or rank 4, (B, N, T, S); "
-            f"received: bias.shape={tuple(bias.shape)}"
-        )
-    if "float" not in keras.backend.standardize_dtype(bias.dtype):
-        raise ValueError(
-            "`bias` must be float (a boolean array is a `mask`); "
-            f"received: dtype={keras.backend.standardize_dtype(bias.dtype)}"
-        )
-    for have, need in zip(bias.shape, want[-len(bias.shape) :], strict=True):
-        if have not in (1, None, need) and need is not None:
-            raise ValueError(
-                f"`bias` must broadcast to (B, N, T, S)={want}; received: shape={tuple(bias.shape)}"
-            )
-    return bias if len(bias.shape) == 4 else ops.reshape(bias, (1, 1, *bias.shape))

@@ -1,6 +1,9 @@
-"""Handling mask objects: making them of arrays, joining them, taking their arrays out and back."""
+"""Handling mask and bias objects: of arrays, joined, their arrays taken out and put back."""
 
-from kattn.masks import Dense, Mask
+from typing import Any
+
+from kattn import biases
+from kattn.masks import And, Dense, Mask, Segments
 
 
 def as_mask(mask) -> Mask | None:
@@ -22,25 +25,40 @@ def both(left: Mask | None, right: Mask | None) -> Mask | None:
     return left & right
 
 
-def arrays_of(mask: Mask | None) -> list:
-    """The arrays that the mask holds, in a fixed order."""
+def as_bias(bias) -> biases.Bias | None:
+    """A bias object from a bias object, a float array of rank 2 or 4, or None."""
+    return bias if bias is None or isinstance(bias, biases.Bias) else biases.Dense(bias)
+
+
+def restarts(mask) -> Any:
+    """`(B, S)` positions that restart with each of the mask's segments, or None if it has none."""
+    if isinstance(mask, Segments):
+        return mask.positions()
+    if isinstance(mask, And):
+        left = restarts(mask.left)
+        return restarts(mask.right) if left is None else left
+    return None
+
+
+def arrays_of(rule) -> list:
+    """The arrays that a mask or a bias holds, in a fixed order."""
     arrays = []
 
     def note(array):
         arrays.append(array)
         return array
 
-    if mask is not None:
-        mask.map_arrays(note)
+    if rule is not None:
+        rule.map_arrays(note)
     return arrays
 
 
-def with_arrays(mask: Mask | None, arrays) -> Mask | None:
-    """The mask with its arrays replaced, in the order of `arrays_of`."""
+def with_arrays(rule, arrays):
+    """The mask or bias with its arrays replaced, in the order of `arrays_of`."""
     remaining = iter(arrays)
-    return None if mask is None else mask.map_arrays(lambda _: next(remaining))
+    return None if rule is None else rule.map_arrays(lambda _: next(remaining))
 
 
-def skeleton(mask: Mask | None) -> Mask | None:
-    """The mask without its arrays: hashable, and equal for equal rules."""
-    return None if mask is None else mask.map_arrays(lambda _: None)
+def skeleton(rule):
+    """The mask or bias without its arrays: hashable, and equal for equal rules."""
+    return None if rule is None else rule.map_arrays(lambda _: None)

@@ -12,9 +12,11 @@ import math
 from keras import ops
 
 from kattn import backend, masks
-from kattn.masks import Mask, Steps
+from kattn.biases import Bias
+from kattn.masks import Mask
 from kattn.ops import masking
 from kattn.ops.kernels import block, fused
+from kattn.steps import Steps
 
 # Blocks narrower than this cost more in small matrix products than they save in masked scores.
 NARROWEST = 64
@@ -29,7 +31,7 @@ def refusal(call):
         return "the mask has no window on both sides of a query (Window, or Causal with Window)"
     if call.mask.holds_scores:
         return "the mask holds a T x S array (Dense), which has no cheap diagonal"
-    if call.bias is not None:
+    if call.bias is not None and call.bias.holds_scores:
         return "a bias array is T x S itself, and has no cheap diagonal"
     if None in (call.query.shape[1], call.key.shape[1]):
         return "T and S must be known when the call is traced"
@@ -50,7 +52,8 @@ def attend(call):
     if _is_fused(call):
         return _attend_fused(call, frames)
     seed = block.draw_seed(call.seed) if call.dropout_rate else None
-    plan = _Plan(frames, masking.skeleton(call.mask), call.softcap, call.dropout_rate)
+    rules = masking.skeleton(call.mask), masking.skeleton(call.bias)
+    plan = _Plan(frames, *rules, call.softcap, call.dropout_rate)
     arrays = {
         "q": frames.cut_queries(block.split_heads(call.query, call.groups) * call.scale),
         "k": frames.cut_keys(block.heads_first(call.key)),
@@ -58,7 +61,8 @@ def attend(call):
         "sinks": block.by_head(call),
         "seed": seed,
     }
-    o = _attend_frames(plan, arrays, masking.arrays_of(call.mask))
+    of_rules = masking.arrays_of(call.mask), masking.arrays_of(call.bias)
+    o = _attend_frames(plan, arrays, *of_rules)
     return block.merge_heads(frames.join_queries(o), call.query.dtype)
 
 
@@ -83,6 +87,8 @@ def _attend_fused(call, frames):
 
 def _parts(call, frames):
     """Into how many equal parts the key heads go, so that the frames of one are not large."""
+    if call.bias is not None:  # whose rows are for all heads
+        return 1
     batch, _, heads, width = call.key.shape
     large = frames.blocks * frames.frame * width * heads * (batch or 1)
     return next((n for n in range(1, heads) if heads % n == 0 and large <= n * MANY), heads)
@@ -99,12 +105,20 @@ def _attend_batch(call, frames, keep, query, key, value):
     query, key, value = (
         ops.swapaxes(ops.reshape(x, (count * batch, *ops.shape(x)[2:])), 1, 2) for x in tensors
     )
-    framed = dataclasses.replace(call, query=query, key=key, value=value, mask=None)
-    keep = ops.broadcast_to(keep, (count, batch, *ops.shape(keep)[2:]))
-    keep = ops.reshape(keep, (count * batch, *ops.shape(keep)[2:]))
+    bias = None if call.bias is None else frames.bias(call.bias)
+    if bias is not None and len(bias.shape) == 5:
+        bias = _join_batches(bias, count, batch)
+    framed = dataclasses.replace(call, query=query, key=key, value=value, mask=None, bias=bias)
+    keep = _join_batches(keep, count, batch)
     o = ops.swapaxes(fused.attend_where(framed, keep), 1, 2)
     o = frames.join_queries(ops.reshape(o, (count, batch, *ops.shape(o)[1:])))
     return ops.swapaxes(o, 1, 2)
+
+
+def _join_batches(x, count, batch):
+    """`(blocks or 1, B or 1, ...)` to `(blocks * B, ...)`."""
+    x = ops.broadcast_to(x, (count, batch, *ops.shape(x)[2:]))
+    return ops.reshape(x, (count * batch, *ops.shape(x)[2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +155,23 @@ class _Frames:
 
     def visible(self, mask):
         """Which keys of its frame a query sees, `(blocks, B or 1, 1, size, frame)`."""
-        starts = ops.arange(self.blocks, dtype="int32") * self.size
-        rows, columns = Steps(starts, self.size), Steps(starts + self.first_key, self.frame)
+        rows, columns = self._steps()
         index = columns.positions()[:, None, None, None, :]
         real = ops.logical_and(index >= 0, index < self.keys)
         return ops.logical_and(mask.block(rows, columns, self.keys - self.queries), real)
+
+    def bias(self, bias):
+        """`(B or 1, N or 1, size, frame)`, with the blocks in front where they differ."""
+        offset = self.keys - self.queries
+        if bias.is_stationary and not bias.is_by_query:
+            return bias.block(Steps(0, self.size), Steps(self.first_key, self.frame), offset)
+        rows, columns = self._steps()
+        return bias.at(rows).block(rows, columns, offset)
+
+    def _steps(self):
+        """The queries and the keys of each frame."""
+        starts = ops.arange(self.blocks, dtype="int32") * self.size
+        return Steps(starts, self.size), Steps(starts + self.first_key, self.frame)
 
     def cut_queries(self, x):
         """`(B, ..., T, D)` to `(blocks, B, ..., size, D)`."""
@@ -187,36 +213,39 @@ class _Plan:
 
     frames: _Frames
     mask: Mask | None  # without its arrays
+    bias: Bias | None  # without its arrays
     softcap: float | None
     dropout_rate: float
 
 
 @backend.compiled
-def _attend_frames(plan, arrays, mask_arrays):
+def _attend_frames(plan, arrays, mask_arrays, bias_arrays):
     """`(blocks, B, K, G, size, Dv)` with the recomputing gradient."""
     names = [name for name, array in arrays.items() if array is not None]
+    end = len(names) + len(mask_arrays)
 
     def unpack(inputs):
         named = dict(zip(names, inputs, strict=False))
-        return named, masking.with_arrays(plan.mask, inputs[len(names) :])
+        mask = masking.with_arrays(plan.mask, inputs[len(names) : end])
+        return named, (mask, masking.with_arrays(plan.bias, inputs[end:]))
 
     def forward(*inputs):
-        named, mask = unpack(inputs)
-        o, level = _forward(plan, mask, **named)
+        named, rules = unpack(inputs)
+        o, level = _forward(plan, rules, **named)
         return o, (o, level)
 
     def backward(inputs, residuals, do):
-        named, mask = unpack(inputs)
-        gradients = _backward(plan, mask, residuals, do, **named)
-        return [gradients.get(name) for name in names] + [None] * len(mask_arrays)
+        named, rules = unpack(inputs)
+        gradients, of_bias = _backward(plan, rules, residuals, do, **named)
+        return [*(gradients.get(name) for name in names), *[None] * len(mask_arrays), *of_bias]
 
     run = backend.custom_gradient(forward, backward)
-    return run(*(arrays[name] for name in names), *mask_arrays)
+    return run(*(arrays[name] for name in names), *mask_arrays, *bias_arrays)
 
 
-def _forward(plan, mask, q, k, v, sinks=None, seed=None):
+def _forward(plan, rules, q, k, v, sinks=None, seed=None):
     """Output, and the log-sum-exp of each row's scores."""
-    z, _ = _logits(plan, mask, q, plan.frames.gather(k))
+    z, _ = _logits(plan, rules, q, plan.frames.gather(k))
     level = ops.max(z, axis=-1, keepdims=True)
     level = ops.maximum(level, block.FLOOR if sinks is None else sinks)
     p = ops.exp(z - level)
@@ -228,11 +257,11 @@ def _forward(plan, mask, q, k, v, sinks=None, seed=None):
     return block.finish(level, total, block.weights_by_values(p, plan.frames.gather(v)))
 
 
-def _backward(plan, mask, residuals, do, q, k, v, sinks=None, seed=None):
-    """A gradient for q, k, v and, where given, sinks."""
+def _backward(plan, rules, residuals, do, q, k, v, sinks=None, seed=None):
+    """A gradient for q, k, v and, where given, sinks; and one for each array of the bias."""
     frames, (o, level) = plan.frames, residuals
     k, v = frames.gather(k), frames.gather(v)
-    z, slope = _logits(plan, mask, q, k)
+    z, slope = _logits(plan, rules, q, k)
     p = ops.exp(z - level)
     dp, dropped = block.queries_by_keys(do, v), p
     if seed is not None:
@@ -240,6 +269,7 @@ def _backward(plan, mask, residuals, do, q, k, v, sinks=None, seed=None):
         dp, dropped = dp * scale, p * scale
     delta = ops.sum(do * o, axis=-1, keepdims=True)
     ds = p * (dp - delta)
+    of_bias = _bias_gradients(plan, rules[1], q, ds)
     if slope is not None:
         ds = ds * slope
     gradients = {
@@ -249,12 +279,28 @@ def _backward(plan, mask, residuals, do, q, k, v, sinks=None, seed=None):
     }
     if sinks is not None:
         gradients["sinks"] = block.gradient_of_sinks(sinks, level, delta)
-    return gradients
+    return gradients, of_bias
 
 
-def _logits(plan, mask, q, k):
-    keep = block.group_heads(plan.frames.visible(mask), q.shape[2], q.shape[3])
-    return block.logits(q, k, keep, None, plan.softcap)
+def _logits(plan, rules, q, k):
+    mask, bias = rules
+    heads, groups = q.shape[2], q.shape[3]
+    keep = block.group_heads(plan.frames.visible(mask), heads, groups)
+    bias = None if bias is None else block.group_heads(plan.frames.bias(bias), heads, groups)
+    return block.logits(q, k, keep, bias, plan.softcap)
+
+
+def _bias_gradients(plan, bias, q, dz):
+    """One for each array of the bias, given that of the logits."""
+    arrays = masking.arrays_of(bias)
+    if not arrays:
+        return []
+
+    def spread(*arrays):
+        found = plan.frames.bias(masking.with_arrays(plan.bias, arrays))
+        return ops.broadcast_to(block.group_heads(found, q.shape[2], q.shape[3]), ops.shape(dz))
+
+    return backend.vjp(spread, arrays, dz)
 
 
 def _fit(x, start, stop):

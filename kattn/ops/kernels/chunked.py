@@ -10,17 +10,22 @@ softmax); Dao et al. 2022, algorithms 1 and 4, https://arxiv.org/abs/2205.14135 
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 from keras import ops
 
-from kattn import backend, masks
-from kattn.masks import Mask, Steps
+from kattn import backend, biases, masks
+from kattn.biases import Bias
+from kattn.masks import Mask
 from kattn.ops import masking
 from kattn.ops.kernels import block
+from kattn.steps import Steps
 
 # Measured on two CPU cores at T = 4096, D = 64: 512 beats 256 by 1.2x and 128 by 1.3x.
 BLOCK = 512
+# The share of blocks above which leaving out the rest saves nothing to speak of.
+MOST = 0.9
 
 
 def refusal(call):
@@ -33,7 +38,7 @@ def hesitation(call):
     keys = call.key.shape[1]
     if keys is not None and keys <= BLOCK:
         return f"S={keys} keys fit in one block of {BLOCK}"
-    if masks.UNBOUNDED == call.reach[0] == call.reach[1]:
+    if _visited(call) > MOST:
         batch, queries, heads = (1 if n is None else n for n in call.query.shape[:3])
         scores = batch * heads * queries * (1 if keys is None else keys)
         if backend.dense_pays(scores, dropout=call.dropout_rate > 0.0):
@@ -41,21 +46,32 @@ def hesitation(call):
     return None
 
 
+def _visited(call):
+    """The share of blocks that the mask does not rule out; 1/2 or 1 where T or S is unknown."""
+    queries, keys = call.query.shape[1], call.key.shape[1]
+    if call.mask is None:
+        return 1.0
+    if queries is None or keys is None:
+        return 1.0 if masks.UNBOUNDED == call.reach[0] == call.reach[1] else 0.5
+    (rows, row_blocks), (columns, column_blocks) = (_blocks(n) for n in (queries, keys))
+    sizes = row_blocks, column_blocks, keys - queries, rows, columns
+    kinds = [kind for row in _coverage(call.mask, *sizes) for kind in row]
+    return 1.0 - kinds.count(masks.NONE) / len(kinds)
+
+
 def attend(call):
     """`(B, T, N, Dv)`."""
     queries, keys = ops.shape(call.query)[1], ops.shape(call.key)[1]
-    rows, row_blocks = _blocks(queries, call.reach)
-    columns, column_blocks = _blocks(keys, call.reach)
+    rows, row_blocks = _blocks(queries)
+    columns, column_blocks = _blocks(keys)
     more_queries, more_keys = row_blocks * rows - queries, column_blocks * columns - keys
     mask = call.mask
     if _shows_keys_behind_the_last(mask, more_keys):
         mask = masking.both(mask, _Length(keys))
     if mask is not None:
         mask = mask.padded(more_queries, more_keys)
-    bias = call.bias
-    if bias is not None:
-        bias = masks.pad_block(ops.cast(bias, "float32"), more_queries, more_keys)
-        bias = block.group_heads(bias, call.key_heads, call.groups)
+    parts = () if call.bias is None else call.bias.parts()
+    parts = tuple(_bias_in_blocks(part, rows, more_queries, more_keys) for part in parts)
     plan = _Plan(
         rows=rows,
         columns=columns,
@@ -63,6 +79,7 @@ def attend(call):
         column_blocks=column_blocks,
         offset=keys - queries,
         mask=masking.skeleton(mask),
+        parts=tuple(masking.skeleton(part) for part in parts),
         softcap=call.softcap,
         dropout_rate=call.dropout_rate,
     )
@@ -70,11 +87,11 @@ def attend(call):
         "q": _to_blocks(block.split_heads(call.query, call.groups) * call.scale, rows),
         "k": _to_blocks(block.heads_first(call.key), columns),
         "v": _to_blocks(block.heads_first(call.value), columns),
-        "bias": bias,
         "sinks": block.by_head(call),
         "seed": block.draw_seed(call.seed) if call.dropout_rate else None,
     }
-    o = _attend_blocks(plan, arrays, masking.arrays_of(mask))
+    bias_arrays = [masking.arrays_of(part) for part in parts]
+    o = _attend_blocks(plan, arrays, masking.arrays_of(mask), bias_arrays)
     return block.merge_heads(_from_blocks(o)[..., :queries, :], call.query.dtype)
 
 
@@ -88,6 +105,7 @@ class _Plan:
     column_blocks: Any
     offset: Any  # position of query 0 on the key axis
     mask: Mask | None  # without its arrays
+    parts: tuple[Bias, ...]  # the biases, without their arrays
     softcap: float | None
     dropout_rate: float
 
@@ -95,14 +113,28 @@ class _Plan:
     def reach(self):
         return (masks.UNBOUNDED, masks.UNBOUNDED) if self.mask is None else self.mask.reach
 
+    @functools.cached_property
+    def coverage(self):
+        """What the mask says of each block, `(row_blocks, column_blocks)`; None for unknown T."""
+        sizes = self.row_blocks, self.column_blocks, self.offset
+        if self.mask is None or not all(isinstance(size, int) for size in sizes):
+            return None
+        return _coverage(self.mask, *sizes, self.rows, self.columns)
+
 
 @backend.compiled
-def _attend_blocks(plan, arrays, mask_arrays):
+def _attend_blocks(plan, arrays, mask_arrays, bias_arrays):
     """`(row_blocks, B, K, G, rows, Dv)` from blocks, with the recomputing gradient."""
     names = [name for name, array in arrays.items() if array is not None]
+    sizes = [len(names), len(mask_arrays), *(len(part) for part in bias_arrays)]
+    ends = list(itertools.accumulate(sizes))
 
     def block_of(inputs):
-        return _Blocks(plan, dict(zip(names, inputs, strict=False)), inputs[len(names) :])
+        named, mask_arrays, *bias_arrays = (
+            inputs[end - size : end] for size, end in zip(sizes, ends, strict=True)
+        )
+        named = dict(zip(names, named, strict=True))
+        return _Blocks(plan, named, mask_arrays, bias_arrays)
 
     def forward(*inputs):
         o, level = block_of(inputs).forward()
@@ -110,20 +142,26 @@ def _attend_blocks(plan, arrays, mask_arrays):
 
     def backward(inputs, residuals, do):
         gradients = block_of(inputs).backward(*residuals, do)
-        return [gradients.get(name) for name in names] + [None] * len(mask_arrays)
+        of_bias = [x for part in gradients["bias"] for x in part]
+        return [*(gradients.get(name) for name in names), *[None] * len(mask_arrays), *of_bias]
 
     run = backend.custom_gradient(forward, backward)
-    return run(*(arrays[name] for name in names), *mask_arrays)
+    flat = [array for part in bias_arrays for array in part]
+    return run(*(arrays[name] for name in names), *mask_arrays, *flat)
 
 
 class _Blocks:
     """The tensors of one call, a block at a time."""
 
-    def __init__(self, plan, arrays, mask_arrays):
+    def __init__(self, plan, arrays, mask_arrays, bias_arrays):
         self.plan = plan
         self.q, self.k, self.v = arrays["q"], arrays["k"], arrays["v"]
-        self.bias, self.sinks, self.seed = (arrays.get(x) for x in ("bias", "sinks", "seed"))
+        self.sinks, self.seed = arrays.get("sinks"), arrays.get("seed")
         self.mask = masking.with_arrays(plan.mask, mask_arrays)
+        self.biases = [
+            masking.with_arrays(part, its)
+            for part, its in zip(plan.parts, bias_arrays, strict=True)
+        ]
 
     def forward(self):
         """Output, and the log-sum-exp of each row's scores."""
@@ -163,8 +201,7 @@ class _Blocks:
         delta = ops.sum(do * o, axis=-1, keepdims=True)
         gradients = {"q": ops.zeros_like(self.q), "k": ops.zeros_like(self.k)}
         gradients["v"] = ops.zeros_like(self.v)
-        if self.bias is not None:
-            gradients["bias"] = self._zero_bias_blocks()
+        gradients["bias"] = tuple(self._zeros_of(part) for part in self.biases)
 
         def column(j, gradients):
             k, v = backend.take(self.k, j), backend.take(self.v, j)
@@ -181,8 +218,10 @@ class _Blocks:
                 dz = p * (dp - backend.take(delta, i))
                 ds = dz if slope is None else dz * slope
                 rest = {**rest, "q": backend.add_at(rest["q"], i, block.weights_by_values(ds, k))}
-                if self.bias is not None:
-                    rest["bias"] = self._add_to_bias(rest["bias"], dz, i, j)
+                rest["bias"] = tuple(
+                    self._add_to(gradient, part, dz, i, j)
+                    for gradient, part in zip(rest["bias"], self.biases, strict=True)
+                )
                 dv = dv + block.weights_by_queries(dropped, do_i)
                 return dk + block.weights_by_queries(ds, q), dv, rest
 
@@ -194,22 +233,33 @@ class _Blocks:
             return {**state[2], "k": put_k, "v": put_v}
 
         gradients = backend.loop(0, self.plan.column_blocks, column, gradients)
-        if self.bias is not None:
-            gradients["bias"] = self._join_bias_blocks(gradients["bias"])
+        gradients["bias"] = tuple(
+            (self._join_blocks(part, *gradient),) if part.holds_scores else gradient
+            for gradient, part in zip(gradients["bias"], self.biases, strict=True)
+        )
         if self.sinks is not None:
             gradients["sinks"] = block.gradient_of_sinks(self.sinks, level, delta)
         return gradients
 
     def _logits(self, q, k, i, j, masked):
         keep = bias = None
-        rows, columns = self._steps(i, j)
         if masked and self.mask is not None:
-            heads, groups = self.q.shape[2], self.q.shape[3]
-            keep = self.mask.block(rows, columns, self.plan.offset)
-            keep = block.group_heads(keep, heads, groups)
-        if self.bias is not None:
-            bias = masks.cut_block(self.bias, rows, columns)
+            keep = self._grouped(self.mask.block(*self._steps(i, j), self.plan.offset))
+        for part in self.biases:
+            local = masking.with_arrays(part, self._local(part, masking.arrays_of(part), i))
+            found = self._bias_of(local, i, j)
+            bias = found if bias is None else bias + found
         return block.logits(q, k, keep, bias, self.softcap)
+
+    def _grouped(self, array):
+        return block.group_heads(array, self.q.shape[2], self.q.shape[3])
+
+    def _bias_of(self, part, i, j):
+        return self._grouped(part.block(*self._steps(i, j), self.plan.offset))
+
+    def _local(self, part, arrays, i):
+        """The arrays of a bias for block i of queries."""
+        return [backend.take(x, i) for x in arrays] if part.is_by_query else arrays
 
     @property
     def softcap(self):
@@ -229,6 +279,8 @@ class _Blocks:
     def _over_columns(self, i, body, state):
         """Visits the blocks of keys that block i of queries can see."""
         plan, (before, after) = self.plan, self.plan.reach
+        if plan.coverage is not None:
+            return self._visit_listed(plan.coverage, i, body, state)
         first = i * plan.rows + plan.offset
         limits = _limits(first, plan.rows, plan.columns, plan.column_blocks, before, after, 0)
         return self._visit(limits, body, state)
@@ -236,11 +288,22 @@ class _Blocks:
     def _over_rows(self, j, body, state):
         """Visits the blocks of queries that can see block j of keys."""
         plan, (before, after) = self.plan, self.plan.reach
+        if plan.coverage is not None:
+            return self._visit_listed(list(zip(*plan.coverage, strict=True)), j, body, state)
         first = j * plan.columns
         limits = _limits(
             first, plan.columns, plan.rows, plan.row_blocks, after, before, plan.offset
         )
         return self._visit(limits, body, state)
+
+    def _visit_listed(self, coverage, i, body, state):
+        """Visits the blocks that row i of `coverage` does not rule out."""
+        for kind in (masks.SOME, masks.ALL):
+            rows = [[j for j, each in enumerate(row) if each == kind] for row in coverage]
+            if any(rows):
+                visit = functools.partial(body, masked=kind == masks.SOME)
+                state = backend.loop_over(rows, i, visit, state)
+        return state
 
     def _visit(self, limits, body, state):
         lower, clear_from, clear_to, upper = limits
@@ -254,34 +317,66 @@ class _Blocks:
         state = backend.loop(clear_from, clear_to, functools.partial(body, masked=False), state)
         return state if clear_to is upper else backend.loop(clear_to, upper, cut, state)
 
-    # The gradient of a bias, a block of which is written at a time.
+    # The gradients of biases. That of an array of scores is written a block at a time; others are
+    # sums over blocks, or over the blocks of a row where the numbers are each query's own.
 
-    def _bias_blocks(self):
+    def _zeros_of(self, part):
+        if not part.holds_scores:
+            return tuple(ops.zeros_like(x) for x in masking.arrays_of(part))
+        (row_blocks, rows), (column_blocks, columns) = self._bias_blocks(part)
+        lead = ops.shape(part.array)[:-2]
+        return (ops.zeros((row_blocks * column_blocks, *lead, rows, columns)),)
+
+    def _add_to(self, gradients, part, dz, i, j):
+        """The gradients of a bias with those of block (i, j), given that of its logits."""
+        if part.holds_scores:
+            return (self._put_into(*gradients, part, dz, i, j),)
+        arrays = masking.arrays_of(part)
+        if not arrays:
+            return gradients
+
+        def spread(*arrays):
+            found = self._bias_of(masking.with_arrays(part, arrays), i, j)
+            return ops.broadcast_to(found, ops.shape(dz))
+
+        found = backend.vjp(spread, self._local(part, arrays, i), dz)
+        if part.is_by_query:
+            return tuple(backend.add_at(x, i, y) for x, y in zip(gradients, found, strict=True))
+        return tuple(x + y for x, y in zip(gradients, found, strict=True))
+
+    def _put_into(self, gradient, part, dz, i, j):
+        _, (column_blocks, _) = self._bias_blocks(part)
+        shape = part.array.shape
+        batch, heads, groups, rows, columns = ops.shape(dz)
+        dz = ops.reshape(dz, (batch, heads * groups, rows, columns))
+        axes = [a for a, n in enumerate(shape) if n == 1]
+        dz = ops.sum(dz, axis=axes, keepdims=True) if axes else dz
+        number = (0 if shape[-2] == 1 else i) * column_blocks + (0 if shape[-1] == 1 else j)
+        return backend.add_at(gradient, number, dz)
+
+    def _bias_blocks(self, part):
         """(blocks, length) along T and S; an axis of length 1 is one block."""
-        plan, (queries, keys) = self.plan, self.bias.shape[-2:]
+        plan, (queries, keys) = self.plan, part.array.shape[-2:]
         rows = (1, 1) if queries == 1 else (plan.row_blocks, plan.rows)
         columns = (1, 1) if keys == 1 else (plan.column_blocks, plan.columns)
         return rows, columns
 
-    def _zero_bias_blocks(self):
-        (row_blocks, rows), (column_blocks, columns) = self._bias_blocks()
-        return ops.zeros((row_blocks * column_blocks, *ops.shape(self.bias)[:-2], rows, columns))
-
-    def _add_to_bias(self, gradient, dz, i, j):
-        _, (column_blocks, _) = self._bias_blocks()
-        shape = self.bias.shape
-        axes = [a for a, n in enumerate(shape) if n == 1]
-        number = (0 if shape[-2] == 1 else i) * column_blocks + (0 if shape[-1] == 1 else j)
-        return backend.add_at(
-            gradient, number, ops.sum(dz, axis=axes, keepdims=True) if axes else dz
-        )
-
-    def _join_bias_blocks(self, gradient):
-        (row_blocks, rows), (column_blocks, columns) = self._bias_blocks()
-        lead = ops.shape(self.bias)[:-2]
+    def _join_blocks(self, part, gradient):
+        (row_blocks, rows), (column_blocks, columns) = self._bias_blocks(part)
+        lead = ops.shape(part.array)[:-2]
         gradient = ops.reshape(gradient, (row_blocks, column_blocks, *lead, rows, columns))
-        gradient = ops.transpose(gradient, (2, 3, 4, 0, 5, 1, 6))
+        gradient = ops.transpose(gradient, (2, 3, 0, 4, 1, 5))
         return ops.reshape(gradient, (*lead, row_blocks * rows, column_blocks * columns))
+
+
+def _bias_in_blocks(part, rows, more_queries, more_keys):
+    """A bias whose arrays are filled up, and in blocks of queries where it has queries."""
+    if isinstance(part, biases.Dense):
+        part = part.padded(more_queries, more_keys)
+        return part.map_arrays(lambda x: ops.cast(x, "float32"))
+    if part.is_by_query:
+        return part.map_arrays(lambda x: _to_blocks(ops.cast(x, "float32"), rows))
+    return part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +386,10 @@ class _Length(Mask):
     length: Any
 
     def block(self, queries, keys, offset=0):
-        return keys.positions()[None, None, None, :] < self.length
+        return keys.along(-1) < self.length
+
+    def coverage(self, rows, columns):
+        return masks.Sinks(self.length).coverage(rows, columns)
 
 
 def _shows_keys_behind_the_last(mask, more_keys):
@@ -299,6 +397,16 @@ def _shows_keys_behind_the_last(mask, more_keys):
     if isinstance(more_keys, int) and more_keys == 0:
         return False
     return mask is None or mask.reach[1] > 0
+
+
+def _coverage(mask, row_blocks, column_blocks, offset, rows, columns):
+    """`Mask.coverage` of each block of the scores, a list for each block of queries."""
+    found = []
+    for i in range(row_blocks):
+        block_rows = i * rows + offset, (i + 1) * rows + offset - 1
+        starts = range(0, column_blocks * columns, columns)
+        found.append([mask.coverage(block_rows, (j, j + columns - 1)) for j in starts])
+    return found
 
 
 def _limits(first, size, other, count, before, after, shift):
@@ -326,7 +434,7 @@ def _clip(x, lower, upper):
     return ops.maximum(ops.minimum(x, upper), lower)
 
 
-def _blocks(steps, reach):
+def _blocks(steps):
     """Steps in a block, and the number of blocks; the blocks fill `steps` as well as they can."""
     limit = BLOCK
     if not isinstance(steps, int):

@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 from kattn import backend
-from kattn.masks import Steps
 from kattn.ops.kernels import block
+from kattn.steps import Steps
 
 
 def refusal(call):
@@ -44,15 +44,15 @@ def _weights(call):
     queries, keys = ops.shape(call.query)[1], ops.shape(call.key)[1]
     q = block.split_heads(call.query, groups) * call.scale
     k = block.heads_first(call.key)
+    whole = Steps(0, queries), Steps(0, keys), keys - queries
     keep = bias = None
     if call.mask is not None:
-        visible = call.mask.block(Steps(0, queries), Steps(0, keys), keys - queries)
-        keep = block.group_heads(visible, heads, groups)
+        keep = block.group_heads(call.mask.block(*whole), heads, groups)
     if call.bias is not None:
-        bias = block.group_heads(ops.cast(call.bias, "float32"), heads, groups)
+        bias = block.group_heads(call.bias.block(*whole), heads, groups)
     z, _ = block.logits(q, k, keep, bias, call.softcap)
     seen = None
-    if bias is not None:
+    if bias is not None and call.bias.holds_scores:  # which may be -inf
         seen = ops.max(z, axis=-1, keepdims=True) > block.FLOOR
     elif keep is not None:  # often the same for all heads, so cheaper than a look at z
         seen = ops.any(keep, axis=-1, keepdims=True)

@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from kattn import masks
+from kattn import biases, masks
 from kattn.ops import attention, explain
 from kattn.ops.kernels import banded, chunked
+from kattn.steps import Steps
 from tests import oracle
 from tests.compute import assert_close, compiled, differentiate, run
 
@@ -32,6 +33,14 @@ def make_mask(name, queries, keys):
     real[1] = False
     array = rng.random((2, 1, queries, keys)) > 0.3
     causal, window = oracle.causal(queries, keys), oracle.window(queries, keys, 3)
+    lengths = np.array([2, 4])
+    ids = np.array([[0] * 3 + [1] * (keys - 3), [0] * (keys - 2) + [-1] * 2])
+
+    def each(rule):
+        places = [(i + keys - queries, j) for i in range(queries) for j in range(keys)]
+        found = [rule(b, i, j) for b in range(2) for i, j in places]
+        return np.array(found, bool).reshape(2, 1, queries, keys)
+
     mask, keep = {
         "none": lambda: (None, True),
         "causal": lambda: (masks.Causal(), causal),
@@ -49,6 +58,26 @@ def make_mask(name, queries, keys):
         "dense": lambda: (masks.Dense(array), array),
         "dense window": lambda: (masks.Dense(array) & masks.Window(3), array & window),
         "dense or window": lambda: (~masks.Dense(array) | masks.Window(3), ~array | window),
+        "longformer": lambda: (
+            masks.Window(3) | masks.Global([7]),
+            window | each(lambda b, i, j: 7 in (i, j)),
+        ),
+        "streaming": lambda: (
+            masks.Causal() & (masks.Window(2) | masks.Sinks(1)),
+            each(lambda b, i, j: j <= i and (i - j < 2 or j < 1)),
+        ),
+        "prefix": lambda: (
+            masks.Causal() | masks.Prefix(lengths),
+            each(lambda b, i, j: j <= i or j < lengths[b]),
+        ),
+        "dilated": lambda: (
+            masks.Causal() & masks.Dilated(3, 2),
+            each(lambda b, i, j: i - j in (0, 2, 4)),
+        ),
+        "packed": lambda: (
+            masks.Causal() & masks.Segments(ids),
+            each(lambda b, i, j: j <= i and ids[b, i] == ids[b, j] >= 0),
+        ),
     }[name]()
     return mask, np.broadcast_to(keep, (2, 1, queries, keys))
 
@@ -64,6 +93,11 @@ MASKS = (
     "dense",
     "dense window",
     "dense or window",
+    "longformer",
+    "streaming",
+    "prefix",
+    "dilated",
+    "packed",
 )
 
 
@@ -79,6 +113,38 @@ def make_options(name, queries, keys, heads):
 
 
 OPTIONS = ("plain", "softcap", "bias", "bias of keys", "sinks")
+
+
+def make_bias(name, queries, keys, heads):
+    """A function of arrays that gives a bias object, and these arrays."""
+    rng = np.random.default_rng(8)
+    shapes = {
+        "alibi": [(heads,)],
+        "clipped": [(heads, 7)],
+        "clipped by query": [(2, heads, queries, 5)],
+        "t5": [(heads, 8)],
+        "grid": [(heads, (2 * queries - 1))],
+        "grid by query": [(2, heads, queries, 2 * queries - 1)],
+        "sum": [(heads, 7), (2, heads, queries, 5), (1, 1, queries, keys), (heads,)],
+    }[name]
+    make = {
+        "alibi": biases.ALiBi,
+        "clipped": biases.Clipped,
+        "clipped by query": biases.Clipped,
+        "t5": functools.partial(biases.T5, max_distance=9),
+        "grid": functools.partial(biases.Grid, sides=(queries,), axes=(0,)),
+        "grid by query": functools.partial(biases.Grid, sides=(queries,), axes=(0,)),
+        "sum": lambda table, by_query, array, slopes: (
+            biases.Clipped(table)
+            + biases.Clipped(by_query)
+            + biases.Dense(array)
+            + biases.ALiBi(slopes)
+        ),
+    }[name]
+    return make, [rng.normal(size=shape).astype("float32") for shape in shapes]
+
+
+BIASES = ("alibi", "clipped", "clipped by query", "t5", "grid", "grid by query", "sum")
 
 
 def make_inputs(sizes):
@@ -102,7 +168,7 @@ def served(kernel, inputs, mask, options):
 
 
 # Every mask at every size, and every option where T = S.
-CASES = [(m, "plain", size) for m in MASKS for size in SIZES]
+CASES = [(m, "plain", size) for m in MASKS for size in SIZES if (m, size) != ("packed", SIZES[2])]
 CASES += [(m, option, SIZES[0]) for m in MASKS for option in OPTIONS if option != "plain"]
 
 
@@ -140,6 +206,34 @@ def test_output_and_gradients(kernel, mask_name, option, sizes):
     unseen = ~keep.any(-1).swapaxes(1, 2)  # (B, T, N)
     assert not output[unseen].any()
     assert not gradients[0][unseen].any()
+
+
+@pytest.mark.parametrize("bias_name", BIASES)
+@pytest.mark.parametrize("mask_name", ["causal", "window padding"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bias_objects(kernel, mask_name, bias_name):
+    """The same as the array they stand for, and so are the gradients of all their numbers."""
+    sizes = (13, 13, 4, 2, 4, 4)
+    make, arrays = make_bias(bias_name, 13, 13, 4)
+    inputs = make_inputs(sizes)
+    mask, _ = make_mask(mask_name, 13, 13)
+    if not served(kernel, inputs, mask, {"bias": make(*map(keras.ops.convert_to_tensor, arrays))}):
+        assert kernel in ("banded", "fused")
+        return
+    upstream = np.random.default_rng(6).normal(size=(2, 13, 4, 4)).astype("float32")
+
+    def by_object(q, k, v, *arrays):
+        return attention(q, k, v, mask=mask, bias=make(*arrays), kernel=kernel)
+
+    def by_array(q, k, v, *arrays):
+        whole = make(*arrays).block(Steps(0, 13), Steps(0, 13))
+        return attention(q, k, v, mask=mask, bias=whole, kernel="dense")
+
+    expected, wanted = differentiate(by_array, [*inputs, *arrays], upstream)
+    output, gradients = differentiate(by_object, [*inputs, *arrays], upstream)
+    assert_close(output, expected)
+    for pair in zip(gradients, wanted, strict=True):
+        assert_close(*pair, 1e-4)
 
 
 @pytest.mark.parametrize("option", ["plain", "softcap"])
