@@ -294,20 +294,21 @@ class Prefix(Mask):
 
     def block(self, queries: Steps, keys: Steps, offset=0):
         length = self.length
-        return keys.along(-1) < (length if self._is_static else length[:, None, None, None])
+        return keys.along(-1) < (length if self.is_static else length[:, None, None, None])
 
     @property
-    def _is_static(self):
+    def is_static(self):
+        """Whether the length is one number for all items."""
         return isinstance(self.length, int)
 
     def coverage(self, rows, columns):
-        return (Sinks(self.length) if self._is_static else super()).coverage(rows, columns)
+        return (Sinks(self.length) if self.is_static else super()).coverage(rows, columns)
 
     def map_arrays(self, function):
-        return self if self._is_static else _bare(Prefix, length=function(self.length))
+        return self if self.is_static else _bare(Prefix, length=function(self.length))
 
     def check(self, batch, heads, queries, keys):
-        if not self._is_static:
+        if not self.is_static:
             _check_broadcast(self.length.shape, (batch,), "length", "(B,)")
 
     def get_config(self):

@@ -1,5 +1,7 @@
 """Running Keras functions on the backend at hand and leaving it at once: NumPy in, NumPy out."""
 
+import contextlib
+
 import keras
 import numpy as np
 
@@ -35,6 +37,15 @@ def differentiate(function, inputs, upstream):
         output = output.detach()
     to_numpy = keras.ops.convert_to_numpy
     return to_numpy(output), [to_numpy(x) for x in gradients]
+
+
+def no_gradients():
+    """Where torch records no gradients; elsewhere nothing."""
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 def compiled(function):

@@ -32,6 +32,17 @@ def _exact_matrix_products():
 _exact_matrix_products()
 
 
+def _quick_compilation():
+    """XLA compiles thousands of small functions here, each run once: it need not optimise them."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+_quick_compilation()
+
+
 def pytest_report_header(config):
     devices = backend.devices()
     where = ", ".join(devices) if len(devices) > 1 else f"{devices[0]} only: no GPU here"

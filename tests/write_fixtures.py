@@ -13,10 +13,20 @@ from tests.checks import write_fixture
 LAYERS = {
     "self_attention": ("tests.layers.attention.test_self_attention", [(3, 5, 8)]),
     "cross_attention": ("tests.layers.attention.test_cross_attention", [(3, 5, 8), (3, 4, 6)]),
+    "differential_attention": (
+        "tests.layers.attention.test_differential_attention",
+        [(3, 5, 8)],
+    ),
     "multi_head_attention": (
         "tests.layers.attention.test_multi_head_attention",
         [(3, 5, 6), (3, 5, 7), (3, 5, 2)],
     ),
+    "sinusoidal_positions": (
+        "tests.layers.position.test_sinusoidal_positions",
+        [(3, 6, 7)],
+    ),
+    "learned_positions": ("tests.layers.position.test_learned_positions", [(3, 5, 4)]),
+    "rotary_embedding": ("tests.layers.position.test_rotary_embedding", [(3, 6, 2, 12)]),
     "self_attention_2d": ("tests.layers.vision.test_self_attention_2d", [(2, 5, 6, 8)]),
 }
 

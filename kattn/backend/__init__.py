@@ -10,6 +10,9 @@
     take(x, i)                    x[i]
     add_at(x, i, update)          x with x[i] += update; x may be changed in place
     put_at(x, i, value)           x with x[i] = value; x may be changed in place
+    put_step(x, slot, value)      x `(B, K, L, D)` with x[b, :, slot[b]] = value[b]; likewise
+    overwrite(x, y)               y; in place of x where that can be
+    concrete(x)                   x as NumPy where that costs nothing, or None
     custom_gradient(f, g)         f with the gradient g
     recomputed(f)                 f, run again for its gradient
     vjp(f, inputs, gradient)      f's gradient for each input, given that of its output
@@ -17,7 +20,9 @@
     dense_pays(scores)            whether dense is faster at so many; dropout
     fused_refusal(call)           why the framework's own attention cannot take a call, or None
     fused_hesitation(call)        why it would not pay here, or None
-    fused_attention(call, mask)   the framework's own attention
+    fused_attention(call, mask, rules)
+                                  the framework's own attention under an array, and under rules
+    FUSED_RULES                   those that it knows, see `kattn.ops.kernels.fused.native_rules`
     devices()                     names of the devices that `keras.device` takes here
 
 No other folder imports a framework, and this one imports only the framework that Keras runs on.
@@ -47,6 +52,9 @@ loop_over = _framework.loop_over
 take = _framework.take
 add_at = _framework.add_at
 put_at = _framework.put_at
+put_step = _framework.put_step
+overwrite = _framework.overwrite
+concrete = _framework.concrete
 custom_gradient = _framework.custom_gradient
 recomputed = _framework.recomputed
 vjp = _framework.vjp
@@ -55,4 +63,5 @@ dense_pays = _framework.dense_pays
 fused_refusal = _framework.fused_refusal
 fused_hesitation = _framework.fused_hesitation
 fused_attention = _framework.fused_attention
+FUSED_RULES = _framework.FUSED_RULES
 devices = _framework.devices

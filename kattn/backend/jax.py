@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def compiled(function):
@@ -50,6 +51,23 @@ def put_at(x, i, value):
 def add_at(x, i, update):
     """X with x[i] += update."""
     return put_at(x, i, take(x, i) + update)
+
+
+def put_step(x, slot, value):
+    """X `(B, K, L, D)` with x[b, :, slot[b]] = value[b], `(K, D)`; nothing past the last slot."""
+    return x.at[jnp.arange(x.shape[0]), :, slot].set(value, mode="drop")
+
+
+def overwrite(x, y):
+    """Y."""
+    return y
+
+
+def concrete(x):
+    """X as NumPy, or None where it is traced or lies on an accelerator."""
+    if isinstance(x, jax.core.Tracer) or any(d.platform != "cpu" for d in x.devices()):
+        return None
+    return np.asarray(x)
 
 
 def custom_gradient(forward, backward):
@@ -125,8 +143,12 @@ def fused_hesitation(call):
     return None
 
 
-def fused_attention(call, mask, *, causal):
+FUSED_RULES = frozenset({"causal", "window", "lengths"})
+
+
+def fused_attention(call, mask, rules):
     """`jax.nn.dot_product_attention`: cuDNN on a GPU where it can, else XLA."""
+    window = rules.get("window")
     bias = call.bias if call.bias is None else call.bias.astype(call.query.dtype)
     return jax.nn.dot_product_attention(
         call.query,
@@ -135,7 +157,9 @@ def fused_attention(call, mask, *, causal):
         bias=bias,
         mask=mask,
         scale=call.scale,
-        is_causal=causal,
+        is_causal=rules.get("causal", False),
+        key_value_seq_lengths=rules.get("lengths"),
+        local_window_size=None if window is None else (window - 1, 0),
         implementation=_implementation(call),
     )
 

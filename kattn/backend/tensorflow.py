@@ -53,6 +53,25 @@ def add_at(x, i, update):
     return tf.tensor_scatter_nd_add(x, [[i]], update[None])
 
 
+def put_step(x, slot, value):
+    """X `(B, K, L, D)` with x[b, :, slot[b]] = value[b], `(K, D)`."""
+    batch, heads = tf.shape(x)[0], tf.shape(x)[1]
+    b, k = tf.meshgrid(tf.range(batch), tf.range(heads), indexing="ij")
+    slots = tf.broadcast_to(tf.cast(slot, "int32")[:, None], (batch, heads))
+    return tf.tensor_scatter_nd_update(x, tf.stack([b, k, slots], axis=-1), value)
+
+
+def overwrite(x, y):
+    """Y."""
+    return y
+
+
+def concrete(x):
+    """X as NumPy, or None where it is traced or lies on an accelerator."""
+    x = tf.convert_to_tensor(x)
+    return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None
+
+
 def custom_gradient(forward, backward):
     """A function of tensors with a gradient of its own.
 
@@ -105,7 +124,10 @@ def fused_hesitation(call):
     return
 
 
-def fused_attention(call, mask, *, causal):
+FUSED_RULES: frozenset[str] = frozenset()
+
+
+def fused_attention(call, mask, rules):
     """Never reached: every call is refused."""
     raise NotImplementedError(fused_refusal(call))
 

@@ -52,6 +52,27 @@ def add_at(x, i, update):
     return x
 
 
+def _is_recorded(*tensors):
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def put_step(x, slot, value):
+    """X `(B, K, L, D)` with x[b, :, slot[b]] = value[b], `(K, D)`: in place outside of gradient."""
+    batch, heads = (torch.arange(n, device=x.device) for n in x.shape[:2])
+    x = x.clone() if _is_recorded(x, value) else x
+    return x.index_put_((batch[:, None], heads[None], slot.long()[:, None]), value)
+
+
+def overwrite(x, y):
+    """Y: in the place of x outside of gradient."""
+    return y if _is_recorded(x, y) else x.copy_(y)
+
+
+def concrete(x):
+    """X as NumPy, or None where it is traced or lies on an accelerator."""
+    return None if torch.compiler.is_compiling() or not x.is_cpu else x.numpy()
+
+
 class _CustomGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, forward, backward, *inputs):
@@ -121,7 +142,10 @@ def fused_hesitation(call):
     return None
 
 
-def fused_attention(call, mask, *, causal):
+FUSED_RULES = frozenset({"causal"})
+
+
+def fused_attention(call, mask, rules):
     """`scaled_dot_product_attention` on heads-first tensors."""
     if call.bias is not None:
         bias = call.bias.to(call.query.dtype)
@@ -133,7 +157,7 @@ def fused_attention(call, mask, *, causal):
         *tensors,
         attn_mask=mask,
         dropout_p=call.dropout_rate,
-        is_causal=causal,
+        is_causal=rules.get("causal", False),
         scale=call.scale,
         enable_gqa=call.groups > 1,
     )

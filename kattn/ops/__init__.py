@@ -4,3 +4,9 @@ from kattn.ops.attention import Explanation as Explanation
 from kattn.ops.attention import attention as attention
 from kattn.ops.attention import attention_weights as attention_weights
 from kattn.ops.attention import explain as explain
+from kattn.ops.cache import KVCache as KVCache
+from kattn.ops.cache import RingCache as RingCache
+from kattn.ops.cache import empty_cache as empty_cache
+from kattn.ops.decoding import decode as decode
+from kattn.ops.rotary import rotary_frequencies as rotary_frequencies
+from kattn.ops.rotary import rotate as rotate

@@ -16,6 +16,8 @@ from kattn.ops.kernels import banded, chunked, dense, fused
 # In the order in which "auto" asks them. A kernel's `refusal(call)` says why it cannot serve a
 # call, its `hesitation(call)` why another kernel is the better choice; both None: it is taken.
 KERNELS = {"banded": banded, "fused": fused, "chunked": chunked, "dense": dense}
+# What takes other arguments, or gives another result.
+ELSEWHERE = {"decode": "kattn.ops.decode", "linear": "kattn.ops.linear_attention"}
 
 
 def attention(
@@ -73,7 +75,10 @@ def attention(
         Softcap: Gemma Team 2024, sec. 2, https://arxiv.org/abs/2408.00118
         Sinks: OpenAI 2025, sec. 2.2, https://arxiv.org/abs/2508.10925
     """
-    call = _Call.make(query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks)
+    call = Call.make(
+        query, key, value, mask=mask, bias=bias, scale=scale, dropout_rate=dropout_rate, seed=seed,
+        softcap=softcap, sinks=sinks,
+    )  # fmt: skip
     if not call.is_symbolic:
         return _run(call, kernel)
     if dropout_rate:
@@ -135,7 +140,10 @@ def explain(
         banded
           ...
     """
-    call = _Call.make(query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks)
+    call = Call.make(
+        query, key, value, mask=mask, bias=bias, scale=scale, dropout_rate=dropout_rate, seed=seed,
+        softcap=softcap, sinks=sinks,
+    )  # fmt: skip
     return _choose(call, kernel)
 
 
@@ -162,7 +170,8 @@ def attention_weights(query, key, *, mask=None, bias=None, scale=None, softcap=N
         >>> attention_weights(x, x, mask=masks.Causal())[0, 0, 0]
         [1.0, 0.0, 0.0]
     """
-    return dense.weights(_Call.make(query, key, key, mask, bias, scale, 0.0, None, softcap, sinks))
+    options = {"mask": mask, "bias": bias, "scale": scale, "softcap": softcap, "sinks": sinks}
+    return dense.weights(Call.make(query, key, key, **options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +228,7 @@ class Attention(keras.Operation):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Call:
+class Call:
     """Checked arguments of one call of `attention`."""
 
     query: Any
@@ -234,7 +243,21 @@ class _Call:
     sinks: Any
 
     @classmethod
-    def make(cls, query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks):
+    def make(
+        cls,
+        query,
+        key,
+        value,
+        *,
+        mask=None,
+        bias=None,
+        scale=None,
+        dropout_rate=0.0,
+        seed=None,
+        softcap=None,
+        sinks=None,
+    ):
+        """Raises ValueError for what does not fit."""
         query, key, value = (_tensor(x) for x in (query, key, value))
         _check_sizes(query, key, value)
         batch, queries, heads, width = query.shape
@@ -288,6 +311,11 @@ def _choose(call, kernel):
     for name in asked:
         if name not in KERNELS:
             known = ", ".join(["auto", *KERNELS])
+            if name in ELSEWHERE:
+                raise ValueError(
+                    f"kernel={name!r} is a function of its own, {ELSEWHERE[name]}; "
+                    f"`kernel` must be one of {known}"
+                )
             raise ValueError(f"`kernel` must be one of {known}; received: kernel={kernel!r}")
     reasons = {name: f"kernel={kernel!r} was asked for" for name in KERNELS if name not in asked}
     refusals = {name: KERNELS[name].refusal(call) for name in KERNELS if name in asked}

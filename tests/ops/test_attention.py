@@ -173,6 +173,7 @@ BAD = {
     "dropout": ({"dropout_rate": 1.0}, r"`dropout_rate` must be in \[0, 1\).*1\.0"),
     "softcap": ({"softcap": 0.0}, r"`softcap` must be positive.*0\.0"),
     "kernel": ({"kernel": "flash"}, "`kernel` must be one of auto, banded, .*'flash'"),
+    "kernel for caches": ({"kernel": "decode"}, r"a function of its own, kattn\.ops\.decode"),
     "kernel that cannot": (
         {"kernel": "banded"},
         "kernel='banded' cannot serve.*banded: the mask has no window",

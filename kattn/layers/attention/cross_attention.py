@@ -4,8 +4,9 @@ import keras
 from keras import ops
 
 from kattn import masks
-from kattn.layers.attention import projections
+from kattn.layers.attention import projections, schemes
 from kattn.layers.attention.mask_reader import MaskReader, padding_of, score_mask
+from kattn.layers.position.position import Position
 from kattn.ops import masking
 from kattn.ops.attention import attention, attention_weights
 
@@ -24,8 +25,12 @@ class CrossAttention(keras.layers.Layer):
         key_dim: D; None for C / N, which then must be whole.
         value_dim: Dv; None for D.
         num_key_value_heads: K, a divisor of N: each serves N / K query heads. None for N.
+        position: A position layer for queries and keys, such as `RotaryEmbedding()` or a bias; one
+            of absolute positions is added to `x` and to `context`. None for none. Each sequence
+            counts from its own first step, but a bias takes their last steps for one position.
         qk_norm: If True, queries and keys pass an RMS norm over D with learned scales.
         softcap: If c, the scores s become c * tanh(s / c).
+        sinks: If True, each head learns a score that takes part in the softmax and has no value.
         gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
         dropout: Fraction of attention weights dropped in training, in [0, 1).
         use_bias: Whether the projections add a bias.
@@ -44,6 +49,8 @@ class CrossAttention(keras.layers.Layer):
         context_mask: True = may be attended to. `(B, S)` bool padding, True = real step; or
             `(B, T, S)` or `(B, N, T, S)` bool, query by key; or a `kattn.masks.Mask`. It is
             combined with the Keras mask of `context`.
+        positions: `(T,)` or `(B, T)` int32, of `x`, for `position`; None for the default.
+        context_positions: `(S,)` or `(B, S)` int32, of `context`.
         training: Whether dropout applies.
 
     Returns:
@@ -70,8 +77,10 @@ class CrossAttention(keras.layers.Layer):
         *,
         value_dim=None,
         num_key_value_heads=None,
+        position=None,
         qk_norm=False,
         softcap=None,
+        sinks=False,
         gate=False,
         dropout=0.0,
         use_bias=True,
@@ -89,8 +98,10 @@ class CrossAttention(keras.layers.Layer):
         self.key_dim = key_dim
         self.value_dim = value_dim
         self.num_key_value_heads = num_key_value_heads
+        self.position = schemes.read(position, "position", Position)
         self.qk_norm = qk_norm
         self.softcap = softcap
+        self.sinks = sinks
         self.gate = gate
         self.dropout = dropout
         self.use_bias = use_bias
@@ -118,20 +129,39 @@ class CrossAttention(keras.layers.Layer):
         if self.qk_norm:
             self._query_norm = projections.norm(self, "query_norm", key_dim)
             self._key_norm = projections.norm(self, "key_norm", key_dim)
+        self._sinks = None
+        if self.sinks:
+            self._sinks = self.add_weight(name="sinks", shape=(heads,), initializer="zeros")
+        if self.position is not None:
+            self.position.attach(width=width, num_heads=heads, key_dim=key_dim)
         self.built = True
 
-    def call(self, x, context, mask=None, context_mask=None, training=None):
-        q, k, v = self._project(x, context)
+    def call(
+        self,
+        x,
+        context,
+        mask=None,
+        context_mask=None,
+        positions=None,
+        context_positions=None,
+        training=None,
+    ):
         padding, mask = self._masks(x, context, mask, context_mask)
-        rate = self.dropout if training else 0.0
-        options = {"mask": mask, "softcap": self.softcap, "kernel": self.kernel}
-        y = attention(q, k, v, dropout_rate=rate, seed=self._seed_generator, **options)
+        positions = self._positions(positions, context_positions)
+        x, context = self._embed(x, context, positions)
+        q, k, v = self._project(x, context, positions)
+        y = attention(
+            q, k, v, mask=mask, dropout_rate=self.dropout if training else 0.0,
+            seed=self._seed_generator, kernel=self.kernel, **self._options(q),
+        )  # fmt: skip
         y = ops.reshape(y, (*ops.shape(x)[:2], self._output.kernel.shape[0]))
         if self.gate:
             y = y * ops.sigmoid(self._gate(x))
         return self._output(projections.silence(y, padding))
 
-    def attention_weights(self, x, context, mask=None, context_mask=None):
+    def attention_weights(
+        self, x, context, mask=None, context_mask=None, positions=None, context_positions=None
+    ):
         """The weights that the call mixes values with, whatever kernel it takes.
 
         Args:
@@ -139,6 +169,8 @@ class CrossAttention(keras.layers.Layer):
             context: As in the call.
             mask: As in the call.
             context_mask: As in the call.
+            positions: As in the call.
+            context_positions: As in the call.
 
         Returns:
             `(B, N, T, S)` float32, query by key; rows sum to 1, or are 0 at padding steps of `x`
@@ -146,10 +178,12 @@ class CrossAttention(keras.layers.Layer):
         """
         if not self.built:
             self.build(x.shape, context.shape)
-        x, context = (ops.convert_to_tensor(a, dtype=self.compute_dtype) for a in (x, context))
-        q, k, _ = self._project(x, context)
         padding, mask = self._masks(x, context, mask, context_mask)
-        weights = attention_weights(q, k, mask=mask, softcap=self.softcap)
+        x, context = (ops.convert_to_tensor(a, dtype=self.compute_dtype) for a in (x, context))
+        positions = self._positions(positions, context_positions)
+        x, context = self._embed(x, context, positions)
+        q, k, _ = self._project(x, context, positions)
+        weights = attention_weights(q, k, mask=mask, **self._options(q))
         return weights if padding is None else ops.where(padding[:, None, :, None], weights, 0.0)
 
     def compute_mask(self, x, previous_mask):
@@ -159,15 +193,38 @@ class CrossAttention(keras.layers.Layer):
         return x_shape
 
     def get_config(self):
-        return {**super().get_config(), **projections.config(self)}
+        return {
+            **super().get_config(),
+            **projections.config(self),
+            "position": schemes.write(self.position),
+        }
 
-    def _project(self, x, context):
+    def _positions(self, *explicit):
+        """Of `x` and of `context`; None for those that the scheme has of itself."""
+        return [schemes.step_positions(self.position, each, None, None) for each in explicit]
+
+    def _embed(self, x, context, positions):
+        if self.position is None:
+            return x, context
+        pairs = zip((x, context), positions, strict=True)
+        return [self.position.embed(part, its) for part, its in pairs]
+
+    def _options(self, q):
+        """What changes the scores beside the mask."""
+        bias = None if self.position is None else self.position.bias(q)
+        sinks = None if self._sinks is None else ops.convert_to_tensor(self._sinks)
+        return {"bias": bias, "softcap": self.softcap, "sinks": sinks}
+
+    def _project(self, x, context, positions):
         heads, key_heads, key_dim, _ = projections.sizes(self, x.shape[-1])
         q, kv = projections.split_heads(self._query(x), heads), self._key_value(context)
         k = projections.split_heads(kv[..., : key_heads * key_dim], key_heads)
         v = projections.split_heads(kv[..., key_heads * key_dim :], key_heads)
         if self.qk_norm:
             q, k = self._query_norm(q), self._key_norm(k)
+        if self.position is not None:
+            pairs = zip((q, k), positions, strict=True)
+            q, k = (self.position.rotate(part, its) for part, its in pairs)
         return q, k, v
 
     def _masks(self, x, context, mask, context_mask):

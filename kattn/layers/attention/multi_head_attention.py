@@ -6,10 +6,14 @@ import keras
 from keras import ops
 
 from kattn import masks
+from kattn.layers.attention import schemes
 from kattn.layers.attention.mask_reader import MaskReader, MaskWriter
 from kattn.layers.attention.projections import silence
+from kattn.layers.position.position import Position
 from kattn.ops import masking
 from kattn.ops.attention import attention, attention_weights
+from kattn.ops.cache import next_positions
+from kattn.ops.decoding import decode
 
 NOT_FUSED = ("banded", "chunked", "dense")
 
@@ -49,6 +53,9 @@ class MultiHeadAttention(keras.layers.Layer):
         bias_constraint: Of the biases.
         use_gate: Whether each head's output is multiplied by sigmoid(query W_g + b_g).
         seed: Integer seed of the dropout.
+        position: Not in Keras: a position layer for queries and keys, `RotaryEmbedding()` or a
+            bias, over flattened steps; query and key are aligned to the end, as causal masks are.
+            None for none.
         **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
 
     Call args:
@@ -105,6 +112,8 @@ class MultiHeadAttention(keras.layers.Layer):
         bias_constraint=None,
         use_gate=False,  # noqa: FBT002, as Keras has it
         seed=None,
+        *,
+        position=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -129,6 +138,7 @@ class MultiHeadAttention(keras.layers.Layer):
         self._activity_regularizer = keras.regularizers.get(activity_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
+        self.position = schemes.read(position, "position", Position)
         self._check()
         self._window = None if sliding_window is None else masks.Window(sliding_window)
         self._mask_reader = MaskReader(name="mask_reader", dtype=self.dtype_policy)
@@ -149,6 +159,11 @@ class MultiHeadAttention(keras.layers.Layer):
                 "`flash_attention` must be True, False or None; "
                 f"received: flash_attention={self.flash_attention!r}"
             )
+        if self.position is not None and self.position.is_absolute:
+            raise ValueError(
+                "`position` must be of queries and keys or a bias; absolute positions are added "
+                f"to the inputs, before the layer. Received: position={self.position!r}"
+            )
 
     def build(self, query_shape, value_shape, key_shape=None):
         key_shape = value_shape if key_shape is None else key_shape
@@ -163,6 +178,9 @@ class MultiHeadAttention(keras.layers.Layer):
         mixed_shape = (*query_shape[:-1], heads, value_size)
         sizes = self._output_sizes or (query_shape[-1],)
         self.output_dense = self._project("attention_output", mixed_shape, 2, sizes)
+        if self.position is not None:
+            sizes = {"width": query_shape[-1], "num_heads": heads, "key_dim": key_size}
+            self.position.attach(**sizes)
         self.built = True
 
     def _check_shapes(self, query_shape, value_shape, key_shape):
@@ -234,7 +252,7 @@ class MultiHeadAttention(keras.layers.Layer):
     ):
         key = value if key is None else key
         steps = _Steps(self.attention_axes, ops.shape(query), ops.shape(value))
-        q, k = steps.flatten(self.query_dense(query), 2), steps.flatten(self.key_dense(key), 2)
+        q, k, bias = self._queries_and_keys(steps, query, key)
         v = steps.flatten(self.value_dense(value), 2)
         padding, mask = self._masks(
             steps, (query, value, key), (query_mask, value_mask, key_mask),
@@ -242,15 +260,16 @@ class MultiHeadAttention(keras.layers.Layer):
         )  # fmt: skip
         rate = self.dropout if training else 0.0
         y = attention(
-            q, k, v, mask=mask, dropout_rate=rate, seed=self._seed_generator, kernel=self._kernel
-        )
+            q, k, v, mask=mask, bias=bias, dropout_rate=rate, seed=self._seed_generator,
+            kernel=self._kernel,
+        )  # fmt: skip
         y = steps.unflatten(silence(y, None if padding is None else padding[..., None]))
         if self.use_gate:
             y = y * self._gate_dense(query)
         y = self._mask_writer.write(self.output_dense(y), self._padding(query, query_mask))
         if not return_attention_scores:
             return y
-        scores = self._scores(steps, q, k, padding, mask)
+        scores = self._scores(steps, q, k, padding, mask, bias)
         return y, ops.cast(scores, self.compute_dtype)
 
     def attention_weights(
@@ -292,11 +311,81 @@ class MultiHeadAttention(keras.layers.Layer):
         )  # fmt: skip
         dtype = self.compute_dtype
         query, key = (ops.convert_to_tensor(x, dtype=dtype) for x in (query, key))
-        q, k = steps.flatten(self.query_dense(query), 2), steps.flatten(self.key_dense(key), 2)
-        return self._scores(steps, q, k, padding, mask)
+        q, k, bias = self._queries_and_keys(steps, query, key)
+        return self._scores(steps, q, k, padding, mask, bias)
 
-    def _scores(self, steps, q, k, padding, mask):
-        weights = attention_weights(q, k, mask=mask)
+    def init_cache(self, batch_size, length):
+        """Not in Keras: an empty cache for `decode`.
+
+        Args:
+            batch_size: B.
+            length: The most steps that will be decoded.
+
+        Returns:
+            A `kattn.ops.KVCache`, or a `kattn.ops.RingCache` if `sliding_window` is shorter.
+
+        Raises:
+            ValueError: If the layer is not built, or not for sequences `(B, T, C)`.
+        """
+        if not self.built or len(self.query_dense.kernel.shape) != 3 or self.attention_axes not in (
+            None, (1,), (-2,)
+        ):  # fmt: skip
+            raise ValueError(
+                "Only a built layer for sequences can make a cache; received: "
+                f"built={self.built}, attention_axes={self.attention_axes}"
+            )
+        sizes = {"heads": self.num_heads, "key_dim": self.key_dim, "value_dim": self.value_dim}
+        pattern = masking.both(masks.Causal(), self._window)
+        dtype = self.compute_dtype
+        return schemes.make_cache(pattern, batch_size, length, dtype=dtype, **sizes)
+
+    def decode(self, x, cache, mask=None):
+        """Not in Keras: causal self-attention of new steps, of which the cache holds the rest.
+
+        Piece by piece it gives what `layer(x, x, use_causal_mask=True)` gives for the whole.
+
+        Args:
+            x: `(B, t, C)` float, the new steps.
+            cache: From `init_cache`, or the last call of `decode`.
+            mask: `(B, t)` bool, True = real step, False = padding, which is not kept; or a
+                `kattn.masks.Mask` over the positions of the whole sequence.
+
+        Returns:
+            `(y, cache)`, see `SelfAttention.decode`.
+
+        Raises:
+            ValueError: If the steps do not fit into the cache, and that can be seen.
+        """
+        real, mask = schemes.split_mask(mask)
+        x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
+        q, k, v = self.query_dense(x), self.key_dense(x), self.value_dense(x)
+        bias = None
+        if self.position is not None:
+            positions = next_positions(cache, x.shape[1], real)
+            q, k = (self.position.rotate(part, positions) for part in (q, k))
+            bias = self.position.bias(q)
+        allowed = masking.both(masking.both(masks.Causal(), self._window), mask)
+        y, cache = decode(q, k, v, cache, real=real, mask=allowed, bias=bias)
+        if self.use_gate:
+            y = y * self._gate_dense(x)
+        return self.output_dense(y), cache
+
+    def _queries_and_keys(self, steps, query, key):
+        """Both over flattened steps, and the bias of their scores."""
+        q, k = steps.flatten(self.query_dense(query), 2), steps.flatten(self.key_dense(key), 2)
+        if self.position is None:
+            return q, k, None
+        index = [ops.arange(ops.shape(x)[1], dtype="int32") for x in (q, k)]
+        index[0] = index[0] + (ops.shape(k)[1] - ops.shape(q)[1])
+        default = len(self.attention_axes or query.shape[1:-1]) > 1  # the scheme knows its grid
+        q, k = (
+            self.position.rotate(x, None if default else i)
+            for x, i in zip((q, k), index, strict=True)
+        )
+        return q, k, self.position.bias(q)
+
+    def _scores(self, steps, q, k, padding, mask, bias):
+        weights = attention_weights(q, k, mask=mask, bias=bias)
         if padding is not None:
             weights = ops.where(padding[:, None, :, None], weights, 0.0)
         return steps.unflatten_scores(weights, self.num_heads)
@@ -381,6 +470,8 @@ class MultiHeadAttention(keras.layers.Layer):
             "bias_constraint": constraint(self.bias_constraint),
             "use_gate": self.use_gate,
             "seed": self.seed,
+            # Keras has no such field, and takes a config without it.
+            **({} if self.position is None else {"position": schemes.write(self.position)}),
         }
 
 

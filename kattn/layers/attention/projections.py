@@ -12,6 +12,7 @@ ARGUMENTS = (
     "num_key_value_heads",
     "qk_norm",
     "softcap",
+    "sinks",
     "gate",
     "dropout",
     "use_bias",

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from kattn.layers.attention import schemes
+from kattn.layers.position.position import Position
 from kattn.ops.attention import attention, attention_weights
 
 
@@ -23,6 +25,9 @@ class SelfAttention2D(keras.layers.Layer):
         value_dim: Dv, width of one head's values. None: max(C // 2 // N, 1).
         key_stride: Side of the windows, and stride, of the max-pooling of keys and values. 1: none.
             Sides that do not divide are padded, the padding never being a maximum.
+        position: A position layer for the cells of the map: `RotaryEmbedding(axes=2)`,
+            `SinusoidalPositions(axes=2)` or `RelativeTable((H, W))`; None for none. A pooled key
+            stands at the middle of its window.
         dropout: Fraction of attention weights dropped in training, in [0, 1).
         use_bias: If True, the four projections have biases.
         data_format: `"channels_last"`, `"channels_first"`, or None for Keras's default.
@@ -63,6 +68,7 @@ class SelfAttention2D(keras.layers.Layer):
         *,
         value_dim=None,
         key_stride=1,
+        position=None,
         dropout=0.0,
         use_bias=True,
         data_format=None,
@@ -92,6 +98,7 @@ class SelfAttention2D(keras.layers.Layer):
         self.key_dim = key_dim
         self.value_dim = value_dim
         self.key_stride = key_stride
+        self.position = schemes.read(position, "position", Position)
         self.dropout = dropout
         self.use_bias = use_bias
         self.data_format = data_format
@@ -123,6 +130,9 @@ class SelfAttention2D(keras.layers.Layer):
         for projection in (self.query, self.key, self.value):
             projection.build((None, None, None, channels))
         self.output_projection.build((None, None, None, value_width))
+        if self.position is not None:
+            key_dim = key_width // self.num_heads
+            self.position.attach(width=channels, num_heads=self.num_heads, key_dim=key_dim)
         self.gamma = self.add_weight(name="gamma", shape=(), initializer="zeros")
 
     def call(self, x, training=None):
@@ -131,6 +141,7 @@ class SelfAttention2D(keras.layers.Layer):
             q,
             k,
             v,
+            bias=self._bias(q, x),
             dropout_rate=self.dropout if training else 0.0,
             seed=self._seed_generator,
             kernel=self.kernel,
@@ -153,15 +164,30 @@ class SelfAttention2D(keras.layers.Layer):
         """
         if not self.built:
             self.build(x.shape)
-        q, k, _ = self._heads(ops.cast(x, self.compute_dtype))
-        return attention_weights(q, k)
+        x = ops.cast(x, self.compute_dtype)
+        q, k, _ = self._heads(x)
+        return attention_weights(q, k, bias=self._bias(q, x))
 
     def _heads(self, x):
         x = self._channels_last(x)
+        sides = ops.shape(x)[1:3]
+        if self.position is not None:
+            batch, height, width, channels = ops.shape(x)
+            flat = ops.reshape(x, (batch, height * width, channels))
+            x = ops.reshape(self.position.embed(flat, _cells(sides, 1)), ops.shape(x))
         q = self._split(self.query(x))  # (B, T, N, D)
         k = self._split(self._pool(self.key(x)))  # (B, S, N, D)
         v = self._split(self._pool(self.value(x)))  # (B, S, N, Dv)
+        if self.position is not None:
+            q = self.position.rotate(q, _cells(sides, 1))
+            k = self.position.rotate(k, _cells(sides, self.key_stride))
         return q, k, v
+
+    def _bias(self, q, x):
+        if self.position is None:
+            return None
+        sides = x.shape[1:3] if self.data_format == "channels_last" else x.shape[2:4]
+        return self.position.bias(q, sides=tuple(sides), stride=self.key_stride)
 
     def _projection(self, width, name):
         return keras.layers.Dense(
@@ -200,6 +226,7 @@ class SelfAttention2D(keras.layers.Layer):
             "key_dim": self.key_dim,
             "value_dim": self.value_dim,
             "key_stride": self.key_stride,
+            "position": schemes.write(self.position),
             "dropout": self.dropout,
             "use_bias": self.use_bias,
             "data_format": self.data_format,
@@ -210,6 +237,17 @@ class SelfAttention2D(keras.layers.Layer):
             "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
             "seed": self.seed,
         }
+
+
+def _cells(sides, stride):
+    """`(T, 2)`: rows and columns of the cells, or of the middles of windows of `stride` cells."""
+    axes = []
+    for side in sides:
+        count = -(-side // stride)
+        first = (stride - 1) / 2 - (count * stride - side) // 2  # "same" pads half before
+        index = ops.arange(count, dtype="int32")
+        axes.append(index if stride == 1 else ops.cast(index * stride, "float32") + first)
+    return ops.reshape(ops.stack(ops.meshgrid(*axes, indexing="ij"), axis=-1), (-1, 2))
 
 
 def _fresh(initializer):

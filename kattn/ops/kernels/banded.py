@@ -43,6 +43,8 @@ def hesitation(call):
     frame, keys = _Frames.make(call).frame, call.key.shape[1]
     if 2 * frame > keys:
         return f"its frames of {frame} keys are more than half of S={keys}"
+    if _is_fused(call) and "window" in (fused.native_rules(call) or {}):
+        return "the framework's own kernel has windows"
     return None
 
 

@@ -5,7 +5,7 @@ import dataclasses
 from keras import ops
 
 from kattn import backend
-from kattn.masks import Causal
+from kattn.masks import And, Causal, Prefix, Window
 from kattn.steps import Steps
 
 # Keys above which a bias object is not made into an array: those of a block of `chunked`.
@@ -28,9 +28,9 @@ def hesitation(call):
 def attend(call):
     """`(B, T, N, Dv)`."""
     queries, keys = ops.shape(call.query)[1], ops.shape(call.key)[1]
-    causal = isinstance(call.mask, Causal) and call.bias is None and queries == keys
-    if causal or (call.mask is None and call.bias is None):
-        return backend.fused_attention(call, None, causal=causal)
+    rules = native_rules(call)
+    if rules is not None:
+        return _attend_by_rules(call, rules)
     whole = Steps(0, queries), Steps(0, keys), keys - queries
     keep = None if call.mask is None else call.mask.block(*whole)
     if call.bias is None:
@@ -42,8 +42,52 @@ def attend(call):
         bias = ops.where(finite, bias, 0.0)
     call = dataclasses.replace(call, bias=bias)
     if keep is None:
-        return backend.fused_attention(call, None, causal=False)
+        return backend.fused_attention(call, None, {})
     return attend_where(call, keep)
+
+
+def native_rules(call):
+    """The call's mask as arguments of the framework's kernel, or None where it needs an array.
+
+    Returns:
+        A dict with none, one or more of "causal": True; "window": W, of which a query sees its
+        own key and the W - 1 before it; "lengths": `(B,)`, the keys of each item.
+    """
+    if call.bias is not None:
+        return None
+    if call.mask is None:
+        return {}
+    parts = _joined(call.mask)
+    rules = {}
+    for part in parts:
+        if isinstance(part, Causal):
+            rules["causal"] = True
+        elif isinstance(part, Window):
+            rules["window"] = min(part.size, rules.get("window", part.size))
+        elif isinstance(part, Prefix) and "lengths" not in rules and not part.is_static:
+            rules["lengths"] = part.length
+        else:
+            return None
+    queries, keys = call.query.shape[1], call.key.shape[1]
+    # A causal kernel counts from the start, and knows windows backwards only. Where lengths cut
+    # a window off, a query is left without keys, and no framework says what it then gives.
+    aligned = isinstance(queries, int) and queries == keys
+    served = "causal" not in rules or aligned
+    served = served and ("window" not in rules or ("causal" in rules and "lengths" not in rules))
+    return rules if served and set(rules) <= backend.FUSED_RULES else None
+
+
+def _joined(mask):
+    """The masks that `mask` joins by `&`."""
+    return _joined(mask.left) + _joined(mask.right) if isinstance(mask, And) else [mask]
+
+
+def _attend_by_rules(call, rules):
+    lengths = rules.get("lengths")
+    if lengths is None:
+        return backend.fused_attention(call, None, rules)
+    output = backend.fused_attention(call, None, {**rules, "lengths": ops.maximum(lengths, 1)})
+    return ops.where(lengths[:, None, None, None] > 0, output, ops.zeros_like(output))
 
 
 def attend_where(call, keep):
@@ -51,6 +95,6 @@ def attend_where(call, keep):
     # Frameworks differ in what a row without keys gives: let it see all, then take it out.
     seen = ops.any(keep, axis=-1, keepdims=True)
     keep = ops.logical_or(keep, ops.logical_not(seen))
-    output = backend.fused_attention(call, keep, causal=False)
+    output = backend.fused_attention(call, keep, {})
     seen = ops.swapaxes(seen, 1, 2)  # (B, T, N, 1)
     return ops.where(seen, output, ops.zeros_like(output))

@@ -4,7 +4,9 @@ import pytest
 
 from kattn import masks
 from kattn.layers import CrossAttention
-from tests import oracle
+from kattn.layers.position.rotary_embedding import RotaryEmbedding
+from kattn.layers.position.sinusoidal_positions import SinusoidalPositions
+from tests import oracle, rotary_oracle
 from tests.checks import check_layer, shake
 from tests.compute import assert_close, run
 
@@ -17,6 +19,8 @@ FULL = {
     "num_key_value_heads": 2,
     "qk_norm": True,
     "softcap": 2.0,
+    "sinks": True,
+    "position": RotaryEmbedding(base=50.0, name="rotary"),
     "gate": True,
     "dropout": 0.4,
     "seed": 1,
@@ -25,7 +29,12 @@ FULL = {
     "kernel_initializer": "he_normal",
     "bias_initializer": "ones",
 }
-CASES = {"default": {"num_heads": 2}, "no bias": {"num_heads": 2, "use_bias": False}, "all": FULL}
+CASES = {
+    "default": {"num_heads": 2},
+    "no bias": {"num_heads": 2, "use_bias": False},
+    "rotary": {"num_heads": 2, "position": RotaryEmbedding(base=50.0)},
+    "all": FULL,
+}
 
 
 def build(rng, **options):
@@ -37,7 +46,10 @@ def build(rng, **options):
     return layer, x, context
 
 
-def expected_output(layer, x, context, keep, options):
+FROM_THE_FIRST = np.arange(5), np.arange(4)
+
+
+def expected_output(layer, x, context, keep, options, positions=FROM_THE_FIRST):
     """From the layer's weights by name; `keep` broadcasts to `(B, N, T, S)`."""
     w = {weight.path.split("/", 1)[1]: run(keras.ops.convert_to_tensor, weight).astype(float)
          for weight in layer.weights if "seed" not in weight.path}  # fmt: skip
@@ -52,8 +64,14 @@ def expected_output(layer, x, context, keep, options):
     if options.get("qk_norm"):
         q = q / np.sqrt((q**2).mean(-1, keepdims=True) + 1e-6) * w["query_norm/scale"]
         k = k / np.sqrt((k**2).mean(-1, keepdims=True) + 1e-6) * w["key_norm/scale"]
+    if "position" in options:
+        turns = rotary_oracle.frequencies(q.shape[-1], base=50.0)[None]
+        q = rotary_oracle.rotate(q, positions[0][..., None], turns)
+        k = rotary_oracle.rotate(k, positions[1][..., None], turns)
     keep = np.broadcast_to(keep, (3, heads, 5, 4))
-    mixed, weights = oracle.attention(q, k, v, keep=keep, softcap=options.get("softcap"))
+    mixed, weights = oracle.attention(
+        q, k, v, keep=keep, softcap=options.get("softcap"), sinks=w.get("sinks")
+    )
     mixed = mixed.reshape(3, 5, heads * value_width)
     if options.get("gate"):
         mixed = mixed / (1.0 + np.exp(-(x @ w["gate/kernel"] + w["gate/bias"])))
@@ -99,6 +117,26 @@ def test_weights_do_not_depend_on_the_kernel(rng, kernel):
     expected, weights = expected_output(layer, x, context, True, CASES["default"])
     assert_close(run(layer, x, context), expected)
     assert_close(run(layer.attention_weights, x, context), weights)
+
+
+@pytest.mark.parametrize("case", ["rotary", "all"])
+def test_explicit_positions(rng, case):
+    layer, x, context = build(rng, **CASES[case])
+    positions = rng.integers(0, 9, (3, 5)), rng.integers(0, 9, (3, 4))
+    expected, weights = expected_output(layer, x, context, True, CASES[case], positions)
+    given = {"positions": positions[0], "context_positions": positions[1]}
+    assert_close(run(layer, x, context, **given), expected)
+    assert_close(run(layer.attention_weights, x, context, **given), weights)
+
+
+def test_absolute_positions_are_added_to_both(rng):
+    scheme = SinusoidalPositions()
+    layer = CrossAttention(2, position=scheme)
+    x, context = rng.normal(size=(3, 5, 8)), rng.normal(size=(3, 4, 8))
+    shake(layer, [x, context])
+    found = run(layer, x, context)
+    layer.position = None
+    assert_close(found, run(layer, run(scheme, x), run(scheme, context)))
 
 
 def make(**options):

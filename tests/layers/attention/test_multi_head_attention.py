@@ -7,14 +7,18 @@ from keras import ops
 
 from kattn import masks
 from kattn.layers import MultiHeadAttention
-from tests.checks import check_layer, shake
+from kattn.layers.position.rotary_embedding import RotaryEmbedding
+from kattn.layers.position.sinusoidal_positions import SinusoidalPositions
+from tests import oracle as core_oracle
+from tests import rotary_oracle
+from tests.checks import check_layer, in_pieces, shake
 from tests.compute import assert_close, run
 
 KEEP_QUERIES = np.array([[1] * 4, [0, 1, 1, 0], [0] * 4], bool)  # none, some, all padded
 KEEP_KEYS = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)
 FULL = {
     "num_heads": 2,
-    "key_dim": 3,
+    "key_dim": 4,
     "value_dim": 5,
     "dropout": 0.4,
     "output_shape": (2, 4),
@@ -470,8 +474,64 @@ def test_unknown_sizes_of_several_axes(rng):
     assert_close(model.predict([*inputs, keep], verbose=0), expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"position": RotaryEmbedding(), "key_dim": 4},
+        {"sliding_window": 3, "value_dim": 5, "use_gate": True},
+        {"sliding_window": 2, "position": RotaryEmbedding(), "key_dim": 2, "output_shape": (2, 3)},
+        {"attention_axes": 1, "dropout": 0.3},
+    ],
+)
+def test_decoding_is_causal_self_attention(rng, options):
+    layer = MultiHeadAttention(**{"num_heads": 2, "key_dim": 3, **options})
+    x = rng.normal(size=(3, 6, 6)).astype("float32")
+    shake(layer, [x, x])
+    full = run(layer, x, x, use_causal_mask=True)
+    for cuts in ([0, 1, 2, 3, 4, 5, 6], [0, 4, 6]):
+        assert_close(run(in_pieces, layer, x, cuts, 6), full)
+    real = np.array([[0, 1, 1], [1, 1, 1], [0, 0, 1]], bool)
+    prompt = np.where(real[..., None], 0.0, 5.0) + np.zeros((3, 3, 6))
+    for b, count in enumerate(real.sum(1)):
+        prompt[b, real[b]] = x[b, :count]
+    y, cache = layer.decode(prompt, layer.init_cache(3, 6), mask=ops.convert_to_tensor(real))
+    y = run(ops.stop_gradient, y)
+    for b, count in enumerate(real.sum(1)):
+        assert_close(y[b, real[b]], full[b, :count])
+    step = np.stack([x[b, n] for b, n in enumerate(real.sum(1))])[:, None]
+    y, _ = layer.decode(step, cache)
+    wanted = np.stack([full[b, n] for b, n in enumerate(real.sum(1))])
+    assert_close(run(ops.stop_gradient, y)[:, 0], wanted)
+
+
+def test_positions(rng):
+    """Rotary queries and keys, from aligned ends; the weights, too."""
+    scheme = RotaryEmbedding()
+    layer, (x, c) = build(rng, {"key_dim": 4, "position": scheme})
+    w = {part.path.split("/", 1)[1]: run(ops.convert_to_tensor, part) for part in layer.weights}
+    q = np.tensordot(x, w["query/kernel"], 1) + w["query/bias"]
+    k, v = (np.tensordot(c, w[f"{n}/kernel"], 1) + w[f"{n}/bias"] for n in ("key", "value"))
+    turns = rotary_oracle.frequencies(4)[None]
+    q = rotary_oracle.rotate(q, np.arange(1, 5)[:, None], turns)
+    k = rotary_oracle.rotate(k, np.arange(5)[:, None], turns)
+    mixed, weights = core_oracle.attention(q, k, v)
+    output = np.tensordot(mixed, w["attention_output/kernel"], 2) + w["attention_output/bias"]
+    assert_close(run(layer, x, c), output)
+    assert_close(run(layer.attention_weights, x, c), weights)
+
+
+def test_bad_schemes_and_caches(rng):
+    with pytest.raises(ValueError, match=r"absolute positions are added to the inputs.*Sinusoidal"):
+        MultiHeadAttention(2, 3, position=SinusoidalPositions())
+    with pytest.raises(ValueError, match=r"Only a built layer for sequences.*built=False"):
+        MultiHeadAttention(2, 3).init_cache(3, 5)
+    layer, _ = build(rng, {"attention_axes": 2}, (3, 2, 4, 6), (3, 2, 5, 7))
+    with pytest.raises(ValueError, match=r"Only a built layer for sequences.*\(2,\)"):
+        layer.init_cache(3, 5)
+
+
 def make(**options):
-    return MultiHeadAttention(**{**FULL, **options})
+    return MultiHeadAttention(**{**FULL, "position": RotaryEmbedding(name="rotary"), **options})
 
 
 def test_battery(rng):

@@ -2,10 +2,13 @@ import keras
 import numpy as np
 import pytest
 
-from kattn import masks
+from kattn import biases, masks
 from kattn.layers import SelfAttention
-from tests import oracle
-from tests.checks import check_layer, shake
+from kattn.layers.position.learned_positions import LearnedPositions
+from kattn.layers.position.position import Position
+from kattn.layers.position.rotary_embedding import RotaryEmbedding
+from tests import oracle, rotary_oracle
+from tests.checks import check_layer, in_pieces, shake
 from tests.compute import assert_close, run
 
 KEEP = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)  # none, some, all padded
@@ -18,6 +21,9 @@ FULL = {
     "window": 3,
     "qk_norm": True,
     "softcap": 2.0,
+    "sinks": True,
+    "pattern": masks.Window(4) | masks.Sinks(1),
+    "position": RotaryEmbedding(base=50.0, fraction=0.67, name="rotary"),
     "gate": True,
     "dropout": 0.4,
     "seed": 1,
@@ -35,6 +41,10 @@ CASES = {
     "no bias": {"num_heads": 2, "use_bias": False},
     "norm": {"num_heads": 2, "qk_norm": True},
     "softcap": {"num_heads": 2, "softcap": 0.5},
+    "sinks": {"num_heads": 2, "sinks": True},
+    "pattern": {"num_heads": 2, "pattern": masks.Window(2) | masks.Sinks(1)},
+    "rotary": {"num_heads": 2, "position": RotaryEmbedding(base=50.0)},
+    "learned": {"num_heads": 2, "position": LearnedPositions(7)},
     "gate": {"num_heads": 2, "gate": True},
     "all": FULL,
 }
@@ -49,11 +59,15 @@ def build(rng, **options):
     return layer, x
 
 
-def expected_output(layer, x, keep, options):
+def expected_output(layer, x, keep, options, positions=None):
     """From the layer's weights by name; `keep` is `(B, N, T, T)`."""
     w = {weight.path.split("/", 1)[1]: run(keras.ops.convert_to_tensor, weight).astype(float)
          for weight in layer.weights if "seed" not in weight.path}  # fmt: skip
     heads = options["num_heads"]
+    position = options.get("position")
+    positions = np.arange(5) if positions is None else positions
+    if isinstance(position, LearnedPositions):
+        x = x + w["learned_positions/table"][positions]
     key_heads = options.get("num_key_value_heads", heads)
     width = options.get("key_dim", 8 // heads)
     value_width = options.get("value_dim", width)
@@ -65,15 +79,43 @@ def expected_output(layer, x, keep, options):
     if options.get("qk_norm"):
         q = q / np.sqrt((q**2).mean(-1, keepdims=True) + 1e-6) * w["query_norm/scale"]
         k = k / np.sqrt((k**2).mean(-1, keepdims=True) + 1e-6) * w["key_norm/scale"]
-    if options.get("causal"):
-        keep = keep & oracle.causal(5, 5)
-    if "window" in options:
-        keep = keep & oracle.window(5, 5, options["window"])
-    mixed, weights = oracle.attention(q, k, v, keep=keep, softcap=options.get("softcap"))
+    if isinstance(position, RotaryEmbedding):
+        turn_in_place(position, (q, k), positions)
+    keep = keep & visible(options)
+    mixed, weights = oracle.attention(
+        q, k, v, keep=keep, softcap=options.get("softcap"), sinks=w.get("sinks")
+    )
     mixed = mixed.reshape(3, 5, heads * value_width)
     if options.get("gate"):
         mixed = mixed / (1.0 + np.exp(-(x @ w["gate/kernel"] + w["gate/bias"])))
     return mixed @ w["output/kernel"] + w.get("output/bias", 0.0), weights
+
+
+def turn_in_place(position, parts, positions):
+    """RoFormer on the first share of the channels."""
+    count = round(parts[0].shape[-1] * position.fraction)
+    turns = rotary_oracle.frequencies(count, base=50.0)[None]
+    for part in parts:
+        turned = rotary_oracle.rotate(part[..., :count], positions[..., None], turns)
+        part[..., :count] = turned
+
+
+def visible(options):
+    """`(T, T)`: what the constructor's arguments let a step see."""
+    keep = np.ones((5, 5), bool)
+    if options.get("causal"):
+        keep = keep & oracle.causal(5, 5)
+    if "window" in options:
+        keep = keep & oracle.window(5, 5, options["window"])
+    if "pattern" in options:
+        size = options["pattern"].left.size
+        keep = keep & (oracle.window(5, 5, size) | (np.arange(5) < 1))
+    return keep
+
+
+def since_the_first(keep):
+    """Positions counted from the first real step."""
+    return np.maximum(np.arange(keep.shape[1]) - keep.argmax(1)[:, None], 0)
 
 
 def whole(mask, heads):
@@ -89,7 +131,8 @@ def whole(mask, heads):
 def test_matches_oracle(rng, case):
     layer, x = build(rng, **CASES[case])
     keep = whole(KEEP, layer.num_heads)
-    expected, weights = expected_output(layer, x, keep, CASES[case])
+    positions = since_the_first(KEEP)
+    expected, weights = expected_output(layer, x, keep, CASES[case], positions)
     assert_close(run(layer, x, mask=KEEP), expected)
     assert_close(run(layer.attention_weights, x, mask=KEEP), weights)
 
@@ -156,7 +199,112 @@ def make(**options):
 
 def test_battery():
     x = np.random.default_rng(0).normal(size=(3, 5, 8))
-    check_layer(make, [x], fixture="self_attention", causal=True, window=3)
+    check_layer(make, [x], fixture="self_attention", causal=True, window=3, decodes=True)
+
+
+@pytest.mark.parametrize("case", ["rotary", "learned", "all"])
+def test_explicit_positions(rng, case):
+    """Also where they are symbolic."""
+    layer, x = build(rng, **CASES[case])
+    positions = np.array([[0, 2, 1, 5, 3], [6, 5, 4, 3, 2], [0, 0, 1, 1, 2]])
+    keep = whole(np.ones((3, 5), bool), layer.num_heads)
+    expected, weights = expected_output(layer, x, keep, CASES[case], positions)
+    assert_close(run(layer, x, positions=positions), expected)
+    assert_close(run(layer.attention_weights, x, positions=positions), weights)
+    nodes = keras.Input((5, 8)), keras.Input((5,), dtype="int32")
+    model = keras.Model(nodes, layer(nodes[0], positions=nodes[1]))
+    assert_close(model.predict([x, positions], verbose=0), expected)
+
+
+@pytest.mark.parametrize("case", ["learned", "rotary", "causal"])
+def test_packed_sequences_are_those_apart(rng, case):
+    layer, x = build(rng, **CASES[case])
+    ids = np.array([[0, 0, 0, 1, 1], [3, 4, 4, 4, 4], [0, 0, 0, 0, -1]])
+    found = run(layer, x, mask=masks.Causal() & masks.Segments(ids))
+    for b, start, stop in ((0, 0, 3), (0, 3, 5), (1, 0, 1), (1, 1, 5), (2, 0, 4)):
+        apart = run(layer, x[b : b + 1, start:stop], mask=masks.Causal())
+        assert_close(found[b, start:stop], apart[0])
+
+
+class Slopes(Position):
+    def bias(self, query):
+        return biases.ALiBi((0.5, 0.25))
+
+
+class Relative(Position):
+    """Numbers of each query's own."""
+
+    def bias(self, query):
+        return biases.Clipped(keras.ops.transpose(query[..., :3], (0, 2, 1, 3)))
+
+
+DECODED = {
+    "plain": {"causal": True},
+    "grouped": {"causal": True, "num_key_value_heads": 1, "gate": True, "qk_norm": True},
+    "window": {"causal": True, "window": 3},
+    "rotary": {"causal": True, "position": RotaryEmbedding()},
+    "rotary, window": {"causal": True, "window": 4, "position": RotaryEmbedding()},
+    "learned": {"causal": True, "window": 2, "position": LearnedPositions(9)},
+    "slopes": {"causal": True, "window": 3, "position": Slopes()},
+    "relative": {"causal": True, "position": Relative()},
+    "relative, window": {"causal": True, "window": 3, "position": Relative()},
+    "prefix": {"pattern": masks.Causal() | masks.Prefix(2)},
+    "streaming": {"causal": True, "pattern": masks.Window(2) | masks.Sinks(1)},
+    "dilated": {"causal": True, "pattern": masks.Dilated(2, 2), "sinks": True, "softcap": 2.0},
+    "global": {"causal": True, "pattern": masks.Window(2) | masks.Global([3])},
+}
+
+
+@pytest.mark.parametrize("case", DECODED)
+def test_decoding_equals_the_call(rng, case):
+    layer = SelfAttention(2, key_dim=4, **DECODED[case])
+    x = rng.normal(size=(3, 7, 8)).astype("float32")
+    shake(layer, [x])
+    full = run(layer, x)
+    assert_close(run(in_pieces, layer, x, [0, 3, 4, 7], 8), full)
+    kind = "RingCache" if layer._pattern.reach[0] < 7 else "KVCache"
+    assert type(layer.init_cache(3, 8)).__name__ == kind
+    # Prompts of 2, 3 and 2 steps, padded at either side, in pieces of 3.
+    cache, real = layer.init_cache(3, 8), np.array([[0, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
+    prompt, counts = np.full((3, 3, 8), 7.0, "float32"), real.sum(1)
+    for b, count in enumerate(counts):
+        prompt[b, real[b]] = x[b, :count]
+    y, cache = layer.decode(prompt, cache, mask=keras.ops.convert_to_tensor(real))
+    y = run(keras.ops.stop_gradient, y)
+    for b, count in enumerate(counts):
+        assert_close(y[b, real[b]], full[b, :count])
+    for more in range(3):
+        step = np.stack([x[b, n + more] for b, n in enumerate(counts)])[:, None]
+        y, cache = layer.decode(step, cache)
+        wanted = np.stack([full[b, n + more] for b, n in enumerate(counts)])
+        assert_close(run(keras.ops.stop_gradient, y)[:, 0], wanted)
+
+
+@pytest.mark.parametrize("position", [None, LearnedPositions(9)])
+def test_decoding_under_masks_with_arrays(rng, position):
+    layer = SelfAttention(2, causal=True, position=position)
+    x = rng.normal(size=(2, 6, 8)).astype("float32")
+    shake(layer, [x])
+    ids = np.array([[0, 0, 1, 1, 1, 2], [5, 5, 5, 5, 6, 6]])
+    dense = rng.random((2, 2, 6, 6)) > 0.3
+    for mask in (masks.Segments(ids), masks.Dense(dense), masks.Window(3)):
+        full = run(layer, x, mask=mask)
+        assert_close(run(in_pieces, layer, x, [0, 3, 4, 5, 6], 6, mask=mask), full)
+
+
+def test_a_model_is_saved_with_its_scheme(rng, tmp_path):
+    """One scheme in two layers is one scheme again."""
+    scheme, node = LearnedPositions(7), keras.Input((5, 8))
+    y = SelfAttention(2, position=scheme)(node)
+    model = keras.Model(node, SelfAttention(4, position=scheme, pattern=masks.Dilated(2, 3))(y))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    x = rng.normal(size=(3, 5, 8)).astype("float32")
+    assert_close(again.predict(x, verbose=0), model.predict(x, verbose=0))
+    layers = [layer for layer in again.layers if isinstance(layer, SelfAttention)]
+    assert layers[1].pattern == masks.Dilated(2, 3)
+    assert layers[0].position is layers[1].position
+    assert layers[0].position.length == 7
 
 
 def test_permutations(rng):
@@ -177,6 +325,12 @@ BAD = {
     "dropout": ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\).*dropout=1\.0"),
     "softcap": ({"softcap": -1.0}, r"`softcap` must be positive.*softcap=-1\.0"),
     "kernel": ({"kernel": "flash"}, "`kernel` must be one of auto.*kernel='flash'"),
+    "position": ({"position": "rotary"}, "`position` must be a kattn.*Position or None.*'rotary'"),
+    "pattern": ({"pattern": "causal"}, "`pattern` must be a kattn.masks.Mask or None.*'causal'"),
+    "pattern of arrays": (
+        {"pattern": masks.Prefix(np.array([1, 2]))},
+        "`pattern` must be a mask without arrays.*Prefix",
+    ),
 }
 
 
@@ -199,3 +353,28 @@ def test_bad_input(rng):
         SelfAttention(2)(x, mask=KEEP[:, :4])
     with pytest.raises(ValueError, match=r"`mask` must be a kattn.masks.Mask or a bool array"):
         SelfAttention(2)(x, mask=KEEP[0])
+    with pytest.raises(ValueError, match=r"`positions` are for a `position`.*position=None"):
+        SelfAttention(2)(x, positions=np.arange(5))
+    with pytest.raises(ValueError, match=r"`positions` are for a `position`.*Slopes"):
+        SelfAttention(2, position=Slopes())(x, positions=np.arange(5))
+
+
+def test_bad_decoding(rng):
+    x = rng.normal(size=(3, 5, 8)).astype("float32")
+    layer = SelfAttention(2)
+    with pytest.raises(ValueError, match=r"Only a causal layer.*causal=False, pattern=None"):
+        layer.init_cache(3, 5)
+    layer = SelfAttention(2, causal=True)
+    with pytest.raises(ValueError, match="must be built before it can make a cache"):
+        layer.init_cache(3, 5)
+    layer.build(x.shape)
+    with pytest.raises(ValueError, match=r"`length` must be an integer >= 1.*length=0"):
+        layer.init_cache(3, 0)
+    with pytest.raises(ValueError, match=r"`batch_size` must be an integer >= 1.*2\.0"):
+        layer.init_cache(2.0, 5)
+    with pytest.raises(ValueError, match=r"room for all steps.*length=4, steps=\[5, 5, 5\]"):
+        layer.decode(x, layer.init_cache(3, 4))
+    with pytest.raises(ValueError, match=r"same batch, key heads.*cache=\(2, 2, 4, 4\)"):
+        layer.decode(x, layer.init_cache(2, 9))
+    with pytest.raises(ValueError, match=r"`mask` of new steps must be bool \(B, t\)"):
+        layer.decode(x, layer.init_cache(3, 9), mask=np.ones((3, 5, 5), bool))

@@ -6,7 +6,12 @@ import pytest
 from keras import ops
 
 from kattn.layers import SelfAttention2D
-from tests.checks import check_layer
+from kattn.layers.position.rotary_embedding import RotaryEmbedding
+from kattn.layers.position.sinusoidal_positions import SinusoidalPositions
+from tests import compute, rotary_oracle
+from tests import oracle as core_oracle
+from tests.checks import check_layer, shake
+from tests.compute import assert_close
 
 FIRST, LAST = "channels_first", "channels_last"
 
@@ -268,12 +273,60 @@ def test_bad_kernel():
         run(SelfAttention2D(kernel="quick", data_format=LAST), images())
 
 
+def cells(sides, stride):
+    """Rows and columns of the middles of the windows that `pool` makes."""
+    found = []
+    for side in sides:
+        count = -(-side // stride)
+        found.append([i * stride + (stride - 1) / 2 - (count * stride - side) // 2
+                      for i in range(count)])  # fmt: skip
+    return np.array([(i, j) for i in found[0] for j in found[1]])
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_rotary_positions(rng, stride):
+    """Queries and keys are turned by row and by column; a pooled key stands in the middle."""
+    layer = SelfAttention2D(2, 4, key_stride=stride, position=RotaryEmbedding(base=9.0, axes=2))
+    x = rng.normal(size=(2, 5, 6, 8)).astype("float32")
+    shake(layer, [x])
+    w = {
+        part.path.split("/", 1)[1]: compute.run(ops.convert_to_tensor, part)
+        for part in layer.weights
+    }
+    turns = np.stack([rotary_oracle.frequencies(2, base=9.0)] * 2)
+
+    def heads(name, stride):
+        found = x @ w[f"{name}/kernel"] + w[f"{name}/bias"]
+        found = np.stack([pool(image, stride) for image in found])
+        return found.reshape(2, -1, 2, found.shape[-1] // 2)
+
+    q, k, v = heads("query", 1), heads("key", stride), heads("value", stride)
+    q = rotary_oracle.rotate(q, cells((5, 6), 1), turns)
+    k = rotary_oracle.rotate(k, cells((5, 6), stride), turns)
+    mixed, weights = core_oracle.attention(q, k, v)
+    expected = mixed.reshape(2, 5, 6, -1) @ w["output/kernel"] + w["output/bias"]
+    assert_close(compute.run(layer, x), x + w["gamma"] * expected)
+    assert_close(compute.run(layer.attention_weights, ops.convert_to_tensor(x)), weights)
+
+
+def test_absolute_positions_are_added_before_the_projections(rng):
+    scheme = SinusoidalPositions(axes=2, grid=(5, 6))
+    layer = SelfAttention2D(2, key_stride=2, position=scheme)
+    x = rng.normal(size=(2, 5, 6, 8)).astype("float32")
+    shake(layer, [x])
+    found = compute.run(layer, x) - x
+    layer.position = None
+    moved = compute.run(scheme, x.reshape(2, 30, 8)).reshape(x.shape)
+    assert_close(found, compute.run(layer, moved) - moved)
+
+
 def make(**options):
     return SelfAttention2D(
         num_heads=2,
-        key_dim=3,
+        key_dim=4,
         value_dim=5,
         key_stride=2,
+        position=RotaryEmbedding(axes=2, name="rotary"),
         dropout=0.4,
         kernel="chunked",
         kernel_regularizer="l2",

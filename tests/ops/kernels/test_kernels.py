@@ -33,7 +33,7 @@ def make_mask(name, queries, keys):
     real[1] = False
     array = rng.random((2, 1, queries, keys)) > 0.3
     causal, window = oracle.causal(queries, keys), oracle.window(queries, keys, 3)
-    lengths = np.array([2, 4])
+    lengths = np.array([0 if "lengths" in name else 2, 4])
     ids = np.array([[0] * 3 + [1] * (keys - 3), [0] * (keys - 2) + [-1] * 2])
 
     def each(rule):
@@ -74,6 +74,11 @@ def make_mask(name, queries, keys):
             masks.Causal() & masks.Dilated(3, 2),
             each(lambda b, i, j: i - j in (0, 2, 4)),
         ),
+        "lengths": lambda: (masks.Prefix(lengths), each(lambda b, i, j: j < lengths[b])),
+        "causal lengths": lambda: (
+            masks.Causal() & masks.Prefix(lengths),
+            each(lambda b, i, j: j <= i and j < lengths[b]),
+        ),
         "packed": lambda: (
             masks.Causal() & masks.Segments(ids),
             each(lambda b, i, j: j <= i and ids[b, i] == ids[b, j] >= 0),
@@ -98,6 +103,8 @@ MASKS = (
     "prefix",
     "dilated",
     "packed",
+    "lengths",
+    "causal lengths",
 )
 
 
@@ -167,9 +174,11 @@ def served(kernel, inputs, mask, options):
     return True
 
 
-# Every mask at every size, and every option where T = S.
-CASES = [(m, "plain", size) for m in MASKS for size in SIZES if (m, size) != ("packed", SIZES[2])]
-CASES += [(m, option, SIZES[0]) for m in MASKS for option in OPTIONS if option != "plain"]
+# Every mask with more keys than queries; some at all sizes, and with every option where T = S.
+BASIC = ("none", "causal", "causal window", "padding", "window padding", "dense or window")
+CASES = [(m, "plain", SIZES[1]) for m in MASKS]
+CASES += [(m, "plain", size) for m in (*BASIC, "longformer") for size in (SIZES[0], SIZES[2])]
+CASES += [(m, option, SIZES[0]) for m in BASIC for option in OPTIONS if option != "plain"]
 
 
 @pytest.mark.parametrize(("mask_name", "option", "sizes"), CASES)

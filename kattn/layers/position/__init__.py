@@ -1,0 +1,1 @@
+"""Where the steps are: alone, or as `position=` of an attention layer."""

@@ -1,0 +1,290 @@
+"""Linear attention whose state decays: gated linear attention and retention, in chunks and by step.
+
+With log decays g, what step j put into the state has decayed by exp(g_{j+1} + ... + g_i) at step i.
+Every such sum is made of its terms, never as a difference of running sums, which would cancel after
+a strong decay; and only sums <= 0 are exponentiated.
+
+Layout: queries `(B, K, chunks, G, steps, D)`, keys `(B, K, chunks, steps, D)`, log decays
+`(B, K, chunks, steps, D)` with 1 for D where a head has one decay, and for B and chunks where all
+steps have the same. All in float32.
+"""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from kattn import backend
+from kattn.ops import chunks
+from kattn.ops.kernels import block
+
+# Measured on two CPU cores at T = 2048, N = 8, D = 64: chunks of 32 and of 128 take up to 1.5x as
+# long. Between chunks `ops.scan` takes as long as `ops.associative_scan`, within 15 % either way,
+# and as a product with the matrix of all decays between chunks; it is under a tenth of the whole.
+CHUNK = 64
+# exp(-1e4) is 0. Lower ones could add up to -inf, and -inf * 0 is NaN.
+LOWEST = -1e4
+
+
+class GatedLinearState(NamedTuple):
+    """What gated linear attention knows of the steps before: a pytree of tensors.
+
+    Args:
+        state: `(B, K, D, Dv)` float32, the decayed sum of k v^T.
+        length: `(B,)` int32, the number of real steps.
+    """
+
+    state: Any
+    length: Any
+
+
+def initial_gated_linear_state(batch_size, num_key_value_heads, key_dim, value_dim):
+    """The `GatedLinearState` before the first step.
+
+    Args:
+        batch_size: B.
+        num_key_value_heads: K.
+        key_dim: D.
+        value_dim: Dv.
+
+    Returns:
+        A `GatedLinearState` of zeros.
+
+    Example:
+        >>> initial_gated_linear_state(2, 8, 64, 32).state.shape
+        (2, 8, 64, 32)
+    """
+    state = ops.zeros((batch_size, num_key_value_heads, key_dim, value_dim), "float32")
+    return GatedLinearState(state, ops.zeros((batch_size,), "int32"))
+
+
+def gated_linear_attention(
+    query, key, value, log_decay, *, mask=None, state=None, form="auto", chunk=None
+):
+    """S_t^T q_t with S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, causal and not normalised.
+
+    Shapes: B batch, T steps, N query heads, K key/value heads, D and Dv head widths. Each key
+    head has one state, which N / K query heads read.
+
+    Args:
+        query: `(B, T, N, D)` float.
+        key: `(B, T, K, D)` float. N must be a multiple of K.
+        value: `(B, T, K, Dv)` float.
+        log_decay: g <= 0, float: `(B, T, K, D)`, one per channel of the keys (gated linear
+            attention), or `(B, T, K)`, one per head, or `(K,)`, the same at all steps
+            (retention). -inf forgets all.
+        mask: `(B, T)` bool, True = real step. Padding leaves the state as it is.
+        state: A `GatedLinearState` of the steps before; None for none.
+        form: "parallel", all pairs of steps at once; "chunked", pairs within chunks, and a state
+            between them, in memory O(T); "auto", parallel for what fits in one chunk. With a
+            decay per channel, and steps whose number is unknown, "parallel" is "chunked".
+        chunk: Most steps in a chunk; None for what was measured to be fast.
+
+    Returns:
+        `(B, T, N, Dv)` of the query's dtype.
+
+    Raises:
+        ValueError: If ranks, sizes or dtypes do not fit; if `form` or `chunk` is unknown.
+
+    Example:
+        >>> x = keras.random.normal((2, 128, 8, 64))
+        >>> gated_linear_attention(x, x, x, ops.log_sigmoid(x)).shape
+        (2, 128, 8, 64)
+
+    Reference:
+        Yang et al. 2023, sec. 3 and 4, https://arxiv.org/abs/2312.06635. Where they take pairs of
+        steps channel by channel in chunks within chunks, `_mix_by_channel` has halves of blocks.
+        Retention: Sun et al. 2023, eq. 5 to 7, https://arxiv.org/abs/2307.08621
+    """
+    if state is None:
+        state = _initial_state_of(query, key, value)
+    return decode_gated_linear_attention(
+        query, key, value, log_decay, state, mask=mask, form=form, chunk=chunk
+    )[0]
+
+
+def decode_gated_linear_attention(
+    query, key, value, log_decay, state, *, mask=None, form="auto", chunk=None
+):
+    """`gated_linear_attention` of any number of new steps, and the state after them.
+
+    Args:
+        query: See `gated_linear_attention`.
+        key: See `gated_linear_attention`.
+        value: See `gated_linear_attention`.
+        log_decay: See `gated_linear_attention`.
+        state: The `GatedLinearState` of the steps before.
+        mask: See `gated_linear_attention`.
+        form: See `gated_linear_attention`.
+        chunk: See `gated_linear_attention`.
+
+    Returns:
+        `(B, T, N, Dv)` of the query's dtype, and a `GatedLinearState` of the same shapes and
+        dtypes as before.
+
+    Raises:
+        ValueError: Where `gated_linear_attention` would.
+
+    Example:
+        >>> state = initial_gated_linear_state(2, 8, 64, 64)
+        >>> x = keras.random.normal((2, 1, 8, 64))
+        >>> y, state = decode_gated_linear_attention(x, x, x, ops.log_sigmoid(x), state)
+    """
+    query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
+    mask = chunks.check(query, key, value, mask, form, chunk)
+    chunks.check_same_steps(query, key)
+    state = GatedLinearState(*map(ops.convert_to_tensor, state))
+    log_decay = _check_decay(ops.convert_to_tensor(log_decay), key)
+    steps, by_channel = ops.shape(query)[1], len(log_decay.shape) == 4
+    size = _size(steps, form, chunk, by_channel=by_channel)
+    q = chunks.of_queries(query, key.shape[2], size)
+    k, v = chunks.of_keys(_silence(key, mask), size), chunks.of_keys(value, size)
+    g = _decays(log_decay, mask, steps, size)
+    mixed, q, k, total = (_mix_by_channel if by_channel else _mix_by_head)(q, k, v, g)
+    before, after = _carry(total, backend.matmul(k, v, transpose_a=True), state.state)
+    mixed = mixed + block.weights_by_values(q, before)
+    output = ops.cast(chunks.joined(mixed, steps), query.dtype)
+    return output, GatedLinearState(after, state.length + chunks.length(query, mask))
+
+
+def _size(steps, form, chunk, *, by_channel):
+    """Steps in a chunk; by channel a power of 2."""
+    limit = chunk or CHUNK
+    if not isinstance(steps, int):
+        return limit if by_channel else steps if form == "parallel" else ops.minimum(steps, limit)
+    size = max(1, steps) if form == "parallel" else chunks.chunk_size(steps, limit)
+    return 1 << (size - 1).bit_length() if by_channel else size
+
+
+def _silence(key, mask):
+    return key if mask is None else ops.where(mask[:, :, None, None], key, ops.zeros_like(key))
+
+
+def _decays(log_decay, mask, steps, size):
+    """Log decays in chunks, 0 at padding and behind the last step."""
+    g = ops.maximum(ops.cast(log_decay, "float32"), LOWEST)
+    if len(g.shape) == 1:
+        g = g[None, None, :, None]
+        if mask is None and isinstance(steps, int) and steps % size == 0:
+            return chunks.of_keys(ops.repeat(g, size, axis=1), size)  # one chunk stands for all
+        g = g * ops.ones((1, steps, 1, 1))
+    elif len(g.shape) == 3:
+        g = g[..., None]
+    if mask is not None:
+        g = ops.where(mask[:, :, None, None], g, 0.0)
+    return chunks.of_keys(g, size)
+
+
+def _mix_by_head(q, k, v, g):
+    """A chunk by itself, one decay a head.
+
+    Returns:
+        The output of each step but for what the chunk's first state adds; q and k decayed from the
+        chunk's start and until its end; the log decay of the whole chunk.
+    """
+    spans = _spans(g)
+    weights = _decayed(spans)[..., 0]  # (B, K, chunks, t, s)
+    scores = block.queries_by_keys(q, k) * weights[:, :, :, None]
+    from_start, to_end = spans[..., :, 0, :] + g[..., :1, :], spans[..., -1, :, :]
+    q = q * ops.exp(from_start)[:, :, :, None]
+    return block.weights_by_values(scores, v), q, k * ops.exp(to_end), from_start[..., -1, :]
+
+
+def _mix_by_channel(q, k, v, g):
+    """A chunk by itself, one decay a channel: halves of blocks of 2, 4, 8, ... steps.
+
+    Two steps are a pair where they first share a block: one is in its second half, the other in its
+    first, and the decay between them is that up to the middle times that from there on.
+
+    Returns:
+        As `_mix_by_head`.
+    """
+    q = ops.swapaxes(q, -3, -2)  # (B, K, chunks, size, G, D)
+    mixed = ops.sum(q * k[..., None, :], axis=-1, keepdims=True) * v[..., None, :]
+    from_start, to_end, half = g, ops.zeros_like(g), 1
+    while half < k.shape[-2]:
+        (_, q2), (k1, _), (v1, _) = _halves(q, half, 2), _halves(k, half), _halves(v, half)
+        (start1, start2), (end1, end2) = _halves(from_start, half), _halves(to_end, half)
+        seen = _read(q2 * ops.exp(start2)[..., None, :], k1 * ops.exp(end1), v1)
+        mixed1, mixed2 = _halves(mixed, half, 2)
+        mixed = _whole(mixed1, mixed2 + seen, 2)
+        from_start = _whole(start1, start2 + start1[..., -1:, :])
+        to_end = _whole(end1 + start2[..., -1:, :], end2)
+        half *= 2
+    q = ops.swapaxes(q * ops.exp(from_start)[..., None, :], -3, -2)
+    return ops.swapaxes(mixed, -3, -2), q, k * ops.exp(to_end), from_start[..., -1, :]
+
+
+def _halves(x, half, rest=1):
+    """`(..., size, D)` to two of `(..., size / (2 half), half, D)`; D stands for `rest` axes."""
+    *lead, size = ops.shape(x)[:-rest]
+    x = ops.reshape(x, (*lead, size // (2 * half), 2, half, *ops.shape(x)[-rest:]))
+    inner = (slice(None),) * (rest + 1)
+    return x[(..., 0, *inner)], x[(..., 1, *inner)]
+
+
+def _whole(first, second, rest=1):
+    """The way back from `_halves`."""
+    x = ops.concatenate([first, second], axis=-1 - rest)
+    *lead, blocks, size = ops.shape(x)[:-rest]
+    return ops.reshape(x, (*lead, blocks * size, *ops.shape(x)[-rest:]))
+
+
+def _read(q, k, v):
+    """(q k^T) v of `(..., t, G, D)`, `(..., s, D)` and `(..., s, Dv)`."""
+    *lead, steps, groups, width = ops.shape(q)
+    scores = backend.matmul(ops.reshape(q, (*lead, steps * groups, width)), k, transpose_b=True)
+    return ops.reshape(backend.matmul(scores, v), (*lead, steps, groups, ops.shape(v)[-1]))
+
+
+def _spans(g):
+    """The sums over l of g_l with s < l <= t: `(..., n, D)` to `(..., t, s, D)`."""
+    steps = ops.arange(ops.shape(g)[-2], dtype="int32")
+    later = steps[:, None] > steps[None, :]
+    return ops.cumsum(ops.where(later[..., None], g[..., :, None, :], 0.0), axis=-3)
+
+
+def _decayed(spans):
+    """exp(spans) where t >= s, else 0."""
+    seen = chunks.lower_triangle(ops.shape(spans)[-2])
+    return ops.where(seen[..., None], ops.exp(spans), 0.0)
+
+
+def _carry(total, sums, first):
+    """The state before each chunk and after the last: S_{c+1} = exp(total_c) S_c + sums_c.
+
+    `total` is `(B, K, chunks, D)`, axes of which may be 1, `sums` `(B, K, chunks, D, Dv)`,
+    `first` `(B, K, D, Dv)`.
+    """
+    decay = ops.exp(total)[..., None] + ops.zeros_like(sums[..., :1])
+    if sums.shape[2] == 1:
+        return first[:, :, None], decay[:, :, 0] * first + sums[:, :, 0]
+
+    # One array, as Keras's scan on TensorFlow takes no two where their length is unknown.
+    both = ops.moveaxis(ops.concatenate([decay, sums], axis=-1), 2, 0)
+
+    def step(state, chunk):
+        return chunk[..., :1] * state + chunk[..., 1:], state
+
+    after, before = ops.scan(step, first, both)
+    return ops.moveaxis(before, 0, 2), after
+
+
+def _initial_state_of(query, key, value):
+    batch, width = ops.shape(query)[0], key.shape[-1]
+    return initial_gated_linear_state(batch, key.shape[2], width, value.shape[-1])
+
+
+def _check_decay(log_decay, key):
+    """`log_decay`; raises ValueError unless it fits the keys."""
+    shape = tuple(key.shape)
+    wanted = {4: shape, 3: shape[:3], 1: shape[2:3]}.get(len(log_decay.shape), ())
+    fits = wanted and all(
+        have == need or None in (have, need)
+        for have, need in zip(log_decay.shape, wanted, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            "`log_decay` must have shape (B, T, K, D), (B, T, K) or (K,), as `key`; received: "
+            f"log_decay.shape={tuple(log_decay.shape)}, key.shape={shape}"
+        )
+    return log_decay

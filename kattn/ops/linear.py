@@ -1,0 +1,264 @@
+"""Linear attention: a kernel phi(q)^T phi(k) in place of exp(q^T k), in three forms that agree.
+
+The sums over keys are one state, phi(k) v^T and phi(k) added up, so time and memory are O(T), and a
+step of decoding is O(1). `parallel` takes all pairs of steps at once, `chunked` the pairs within
+chunks and the states between them, and the step form is either of them on from a given state.
+"""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from kattn import backend
+from kattn.ops import chunks
+from kattn.ops.kernels import block
+
+# Measured on two CPU cores at T = 256 to 4096, N = 8, D = 64: chunks of 64 and 256 take up to 1.5x
+# as long, all pairs of 256 steps at once 0.8x to 1.8x, and those of 1024 steps 1.3x to 6x.
+CHUNK = 128
+
+
+class LinearState(NamedTuple):
+    """What linear attention knows of the steps before: a pytree of tensors.
+
+    Args:
+        state: `(B, K, F, Dv)` float32, the sum of phi(k) v^T.
+        normalizer: `(B, K, F)` float32, the sum of phi(k).
+        length: `(B,)` int32, the number of real steps.
+    """
+
+    state: Any
+    normalizer: Any
+    length: Any
+
+
+def initial_linear_state(batch_size, num_key_value_heads, num_features, value_dim):
+    """The `LinearState` before the first step.
+
+    Args:
+        batch_size: B.
+        num_key_value_heads: K.
+        num_features: F, the width of phi(k).
+        value_dim: Dv.
+
+    Returns:
+        A `LinearState` of zeros.
+
+    Example:
+        >>> initial_linear_state(2, 8, 64, 32).state.shape
+        (2, 8, 64, 32)
+    """
+    normalizer = ops.zeros((batch_size, num_key_value_heads, num_features), "float32")
+    state = ops.zeros((batch_size, num_key_value_heads, num_features, value_dim), "float32")
+    return LinearState(state, normalizer, ops.zeros((batch_size,), "int32"))
+
+
+def linear_attention(
+    query,
+    key,
+    value,
+    *,
+    feature_map,
+    mask=None,
+    causal=False,
+    state=None,
+    form="auto",
+    chunk=None,
+):
+    """phi(q)^T sum_j phi(k_j) v_j^T / (phi(q)^T sum_j phi(k_j)) over the keys a query sees.
+
+    A query that sees no key gets exactly 0. Features and sums are in float32.
+
+    Shapes: B batch, T query steps, S key steps, N query heads, K key/value heads, D and Dv head
+    widths, F features. Each key head serves N / K query heads.
+
+    Args:
+        query: `(B, T, N, D)` float.
+        key: `(B, S, K, D)` float. N must be a multiple of K.
+        value: `(B, S, K, Dv)` float.
+        feature_map: phi: a function from `(B, T, N, D)` float32 to `(B, T, N, F)`, nowhere
+            negative; or two of them, for queries and for keys. See `kattn.ops.feature_maps`.
+            Where causal, a step's features must depend on that step alone.
+        mask: `(B, S)` bool, True = real key.
+        causal: If True, query t sees keys <= t only, and T must be S.
+        state: A `LinearState` of keys before the first, which all queries see; None for none.
+        form: "parallel", all pairs of steps at once; "chunked", sums over keys, and where causal
+            pairs within chunks, in memory O(T); "auto", chunked, and parallel where that is causal
+            and all steps fit in one chunk.
+        chunk: Most steps in a chunk; None for what was measured to be fast.
+
+    Returns:
+        `(B, T, N, Dv)` of the query's dtype.
+
+    Raises:
+        ValueError: If ranks, sizes or dtypes do not fit; if `form` or `chunk` is unknown.
+
+    Example:
+        >>> x = keras.random.normal((2, 128, 8, 64))
+        >>> linear_attention(x, x, x, feature_map=elu_plus_one, causal=True).shape
+        (2, 128, 8, 64)
+
+    Reference:
+        Katharopoulos et al. 2020, eq. 4 to 12, https://arxiv.org/abs/2006.16236
+        Chunks: Hua et al. 2022, sec. 3.3, https://arxiv.org/abs/2202.10447
+    """
+    query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
+    mask = chunks.check(query, key, value, mask, form, chunk)
+    phi_q, phi_k = _features(query, key, feature_map, mask)
+    state = None if state is None else LinearState(*map(ops.convert_to_tensor, state))
+    if causal:
+        chunks.check_same_steps(query, key)
+        size = _size(ops.shape(query)[1], form, chunk)
+        mixed, total, _, _ = _mix_causal(phi_q, phi_k, value, state, size)
+    else:
+        mixed, total = _mix(phi_q, phi_k, value, state, form)
+    return ops.cast(chunks.joined(_divide(mixed, total), ops.shape(query)[1]), query.dtype)
+
+
+def decode_linear_attention(
+    query, key, value, state, *, feature_map, mask=None, form="auto", chunk=None
+):
+    """Causal `linear_attention` of any number of new steps, and the state after them.
+
+    Args:
+        query: See `linear_attention`.
+        key: See `linear_attention`.
+        value: See `linear_attention`.
+        state: The `LinearState` of the steps before.
+        feature_map: See `linear_attention`.
+        mask: See `linear_attention`; padding leaves the state as it is.
+        form: See `linear_attention`.
+        chunk: See `linear_attention`.
+
+    Returns:
+        `(B, T, N, Dv)` of the query's dtype, and a `LinearState` of the same shapes and dtypes as
+        before.
+
+    Raises:
+        ValueError: Where `linear_attention` would.
+
+    Example:
+        >>> state = initial_linear_state(2, 8, 64, 64)
+        >>> x = keras.random.normal((2, 1, 8, 64))
+        >>> y, state = decode_linear_attention(x, x, x, state, feature_map=elu_plus_one)
+    """
+    query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
+    mask = chunks.check(query, key, value, mask, form, chunk)
+    chunks.check_same_steps(query, key)
+    state = LinearState(*map(ops.convert_to_tensor, state))
+    phi_q, phi_k = _features(query, key, feature_map, mask)
+    steps = ops.shape(query)[1]
+    size = _size(steps, form, chunk)
+    mixed, total, sums, normalizer = _mix_causal(phi_q, phi_k, value, state, size)
+    output = ops.cast(chunks.joined(_divide(mixed, total), steps), query.dtype)
+    return output, LinearState(sums, normalizer, state.length + chunks.length(query, mask))
+
+
+def linear_attention_weights(query, key, *, feature_map, mask=None, causal=False):
+    """The weights phi(q)^T phi(k) / sum that `linear_attention` gives the values.
+
+    Args:
+        query: See `linear_attention`.
+        key: See `linear_attention`.
+        feature_map: See `linear_attention`.
+        mask: See `linear_attention`.
+        causal: See `linear_attention`.
+
+    Returns:
+        `(B, N, T, S)` float32. Rows sum to 1, or are 0 where a query sees no key.
+
+    Raises:
+        ValueError: Where `linear_attention` would.
+
+    Example:
+        >>> x = keras.random.normal((1, 3, 2, 4))
+        >>> linear_attention_weights(x, x, feature_map=elu_plus_one, causal=True)[0, 0, 0]
+        [1.0, 0.0, 0.0]
+    """
+    query, key = ops.convert_to_tensor(query), ops.convert_to_tensor(key)
+    mask = chunks.check(query, key, key, mask, "auto", None)
+    if causal:
+        chunks.check_same_steps(query, key)
+    phi_q, phi_k = _features(query, key, feature_map, mask)
+    batch, queries, heads = ops.shape(query)[:3]
+    scores = _scores(*_one_chunk(phi_q, phi_k), causal=causal)
+    weights = _divide(scores, ops.sum(scores, axis=-1, keepdims=True))
+    return ops.reshape(weights, (batch, heads, queries, ops.shape(key)[1]))
+
+
+def _features(query, key, feature_map, mask):
+    """phi(q) and phi(k) in float32, phi(k) = 0 where `mask` is False."""
+    maps = feature_map if isinstance(feature_map, tuple) else (feature_map, feature_map)
+    phi_q, phi_k = (f(ops.cast(x, "float32")) for f, x in zip(maps, (query, key), strict=True))
+    if mask is not None:
+        phi_k = ops.where(mask[:, :, None, None], phi_k, 0.0)
+    return phi_q, phi_k
+
+
+def _size(steps, form, chunk):
+    """Steps in a chunk of the causal form."""
+    if form != "parallel":
+        return chunks.chunk_size(steps, chunk or CHUNK)
+    return max(1, steps) if isinstance(steps, int) else steps
+
+
+def _one_chunk(phi_q, phi_k):
+    key_heads, queries, keys = phi_k.shape[2], ops.shape(phi_q)[1], ops.shape(phi_k)[1]
+    return chunks.of_queries(phi_q, key_heads, queries), chunks.of_keys(phi_k, keys)
+
+
+def _scores(q, k, *, causal):
+    """phi(q)^T phi(k) within each chunk, 0 where not seen: `(B, K, chunks, G, t, s)`."""
+    scores = block.queries_by_keys(q, k)
+    return ops.where(chunks.lower_triangle(ops.shape(k)[-2]), scores, 0.0) if causal else scores
+
+
+def _mix(phi_q, phi_k, value, state, form):
+    """What every query sees alike: weighted values and the sum of the weights."""
+    q, k = _one_chunk(phi_q, phi_k)
+    v = chunks.of_keys(value, ops.shape(value)[1])
+    if form == "parallel":
+        scores = _scores(q, k, causal=False)
+        mixed, total = block.weights_by_values(scores, v), ops.sum(scores, -1, keepdims=True)
+        if state is not None:
+            mixed = mixed + block.weights_by_values(q, state.state[:, :, None])
+            total = total + block.weights_by_values(q, state.normalizer[:, :, None, :, None])
+        return mixed, total
+    sums, normalizer = backend.matmul(k, v, transpose_a=True), ops.sum(k, axis=-2)
+    if state is not None:
+        sums, normalizer = sums + state.state[:, :, None], normalizer + state.normalizer[:, :, None]
+    return block.weights_by_values(q, sums), block.weights_by_values(q, normalizer[..., None])
+
+
+def _mix_causal(phi_q, phi_k, value, state, size):
+    """Weighted values, the sum of the weights, and the sums over keys after the last step."""
+    q = chunks.of_queries(phi_q, phi_k.shape[2], size)
+    k, v = chunks.of_keys(phi_k, size), chunks.of_keys(value, size)
+    scores = _scores(q, k, causal=True)
+    before, after = _running(backend.matmul(k, v, transpose_a=True), state and state.state)
+    levels, level = _running(ops.sum(k, axis=-2), state and state.normalizer)
+    mixed, total = block.weights_by_values(scores, v), ops.sum(scores, axis=-1, keepdims=True)
+    if before is not None:
+        mixed = mixed + block.weights_by_values(q, before)
+        total = total + block.weights_by_values(q, levels[..., None])
+    return mixed, total, after, level
+
+
+def _running(sums, first):
+    """The sum before each chunk, or None where it is 0, and that after the last.
+
+    `sums` is `(B, K, chunks, ...)`, `first` `(B, K, ...)` or None.
+    """
+    alone = sums.shape[2] == 1
+    if alone and first is None:
+        return None, sums[:, :, 0]
+    first = ops.zeros_like(sums[:, :, :1]) if first is None else first[:, :, None]
+    if alone:
+        return first, (first + sums)[:, :, 0]
+    running = ops.cumsum(ops.concatenate([first, sums], axis=2), axis=2)
+    return running[:, :, :-1], running[:, :, -1]
+
+
+def _divide(mixed, total):
+    """Mixed / total, and exactly 0, with a gradient of 0, where nothing is seen."""
+    return mixed / ops.where(total > 0.0, total, 1.0)
