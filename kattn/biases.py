@@ -363,7 +363,8 @@ class Grid(Bias):
         return len(self.values.shape) > 2
 
     def block(self, queries, keys, offset=0):
-        rows, columns = queries.along(-2) + offset, keys.along(-1)
+        del offset  # a cell of the map of queries is no step of that of the keys
+        rows, columns = queries.along(-2), keys.along(-1)
         row_sides, column_sides = self.sides, tuple(-(-n // self.stride) for n in self.sides)
         index = 0
         for axis in self.axes:

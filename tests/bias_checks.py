@@ -107,7 +107,7 @@ def _expected(rule, sizes, weights, shapes):
 
 
 @keras.saving.register_keras_serializable("tests")
-class Host(keras.layers.Layer):
+class BiasHost(keras.layers.Layer):
     """Attends as an attention layer does, of `(B, T, C)` by N = 2 heads, without projections."""
 
     def __init__(self, position, options=None, **kwargs):
@@ -142,13 +142,13 @@ class Host(keras.layers.Layer):
 
 
 def host_oracle(x, rule, weights):
-    """What `Host` computes."""
+    """What `BiasHost` computes."""
     heads = np.reshape(x, (*x.shape[:2], 2, -1)).astype(float)
     mixed = oracle.attention(heads, heads, heads, bias=rule(heads, *weights))[0]
     return mixed.reshape(x.shape)
 
 
-class Probe(Host):
+class Probe(BiasHost):
     """Returns the bias of its heads, `(B or 1, N, T, T)`."""
 
     def call(self, x):
@@ -172,7 +172,7 @@ def check_inside(position, rule, steps, policy, tolerance=1e-5):
 def check_in_a_layer(position, rule, steps, folder):
     """In a layer it computes what the oracle does, compiled and after it was saved, too."""
     node = keras.Input((steps, 8))
-    host = Host(position)
+    host = BiasHost(position)
     model = keras.Model(node, host(node))
     shake(host)
     x = np.random.default_rng(6).normal(size=(2, steps, 8)).astype("float32")

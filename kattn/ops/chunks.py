@@ -103,4 +103,7 @@ def lower_triangle(size):
 def _fill(x, more):
     if isinstance(more, int) and more == 0:
         return x
-    return ops.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)])
+    # Not `ops.pad`: it names an operation, after which TorchDynamo cannot trace a layer's call and
+    # begins again without it.
+    batch, _, heads, width = ops.shape(x)
+    return ops.concatenate([x, ops.zeros((batch, more, heads, width), x.dtype)], axis=1)

@@ -202,13 +202,13 @@ def _mix_by_channel(q, k, v, g):
     mixed = ops.sum(q * k[..., None, :], axis=-1, keepdims=True) * v[..., None, :]
     from_start, to_end, half = g, ops.zeros_like(g), 1
     while half < k.shape[-2]:
-        (_, q2), (k1, _), (v1, _) = _halves(q, half, 2), _halves(k, half), _halves(v, half)
+        q2, k1, v1 = _halves(q, half, 2)[1], _halves(k, half)[0], _halves(v, half)[0]
         (start1, start2), (end1, end2) = _halves(from_start, half), _halves(to_end, half)
         seen = _read(q2 * ops.exp(start2)[..., None, :], k1 * ops.exp(end1), v1)
         mixed1, mixed2 = _halves(mixed, half, 2)
-        mixed = _whole(mixed1, mixed2 + seen, 2)
-        from_start = _whole(start1, start2 + start1[..., -1:, :])
-        to_end = _whole(end1 + start2[..., -1:, :], end2)
+        mixed = _whole(mixed1, mixed2 + seen, q.shape[3], 2)
+        from_start = _whole(start1, start2 + start1[..., -1:, :], q.shape[3])
+        to_end = _whole(end1 + start2[..., -1:, :], end2, q.shape[3])
         half *= 2
     q = ops.swapaxes(q * ops.exp(from_start)[..., None, :], -3, -2)
     return ops.swapaxes(mixed, -3, -2), q, k * ops.exp(to_end), from_start[..., -1, :]
@@ -216,17 +216,17 @@ def _mix_by_channel(q, k, v, g):
 
 def _halves(x, half, rest=1):
     """`(..., size, D)` to two of `(..., size / (2 half), half, D)`; D stands for `rest` axes."""
-    *lead, size = ops.shape(x)[:-rest]
-    x = ops.reshape(x, (*lead, size // (2 * half), 2, half, *ops.shape(x)[-rest:]))
-    inner = (slice(None),) * (rest + 1)
+    shape, inner = ops.shape(x), (slice(None),) * (rest + 1)
+    blocks = shape[-1 - rest] // (2 * half)
+    x = ops.reshape(x, (*shape[: -1 - rest], blocks, 2, half, *shape[-rest:]))
     return x[(..., 0, *inner)], x[(..., 1, *inner)]
 
 
-def _whole(first, second, rest=1):
+def _whole(first, second, size, rest=1):
     """The way back from `_halves`."""
     x = ops.concatenate([first, second], axis=-1 - rest)
-    *lead, blocks, size = ops.shape(x)[:-rest]
-    return ops.reshape(x, (*lead, blocks * size, *ops.shape(x)[-rest:]))
+    shape = ops.shape(x)
+    return ops.reshape(x, (*shape[: -2 - rest], size, *shape[-rest:]))
 
 
 def _read(q, k, v):

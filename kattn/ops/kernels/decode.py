@@ -24,11 +24,15 @@ def attend(call, keys, values, queries, places, keep):
         bias = block.group_heads(call.bias.block(queries, places), heads, groups)
     k, v = (ops.cast(x, "float32") for x in (keys, values))
     z, _ = block.logits(q, k, keep, bias, call.softcap)
+    if bias is not None and call.bias.holds_scores:  # which may be -inf
+        seen = ops.max(z, axis=-1, keepdims=True) > block.FLOOR
+    else:
+        seen = ops.any(keep, axis=-1, keepdims=True)
     sinks = block.by_head(call)
     if sinks is not None:
         z = ops.concatenate([z, ops.broadcast_to(sinks, (*ops.shape(z)[:-1], 1))], axis=-1)
     p = backend.softmax(z)
     p = p if sinks is None else p[..., :-1]
     o = block.weights_by_values(p, v)
-    o = ops.where(ops.any(keep, axis=-1, keepdims=True), o, 0.0)
+    o = ops.where(seen, o, 0.0)
     return block.merge_heads(o, call.query.dtype)

@@ -543,7 +543,9 @@ def test_battery_over_all_axes(rng):
     inputs = [rng.normal(size=(3, 4, 2, 6)), rng.normal(size=(3, 4, 3, 7))]
     check_layer(
         # No scores change where a bias moves all keys alike, so that it would not train.
-        lambda **options: MultiHeadAttention(2, 3, use_bias=False, **options),
+        lambda **options: MultiHeadAttention(
+            2, 4, use_bias=False, position=RotaryEmbedding(name="rotary"), **options
+        ),
         inputs,
         masked=False,
         dropout=False,

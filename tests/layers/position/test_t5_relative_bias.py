@@ -99,7 +99,7 @@ def test_the_table_is_small_at_first():
 def test_layers_share_a_table(rng, tmp_path):
     position = T5RelativeBias(**OPTIONS[True])
     node = keras.Input((None, 8))
-    first, second = bias_checks.Host(position), bias_checks.Host(position)
+    first, second = bias_checks.BiasHost(position), bias_checks.BiasHost(position)
     model = keras.Model(node, second(first(node)))
     assert len(model.weights) == 1
     checks.shake(first)
