@@ -23,12 +23,20 @@ class Bias:
     as a float32 tensor that broadcasts to `(B, N, q1-q0, k1-k0)`. `a + b` is a bias, too.
     """
 
-    # Whether a block depends on the distance of its first key from its first query only.
-    is_stationary = False
-    # Whether it is an array with a query and a key axis.
-    holds_scores = False
-    # Whether its arrays have an axis of queries, `(B, N, T, numbers)`.
-    is_by_query = False
+    @property
+    def is_stationary(self) -> bool:
+        """Whether a block depends on the distance of its first key from its first query only."""
+        return False
+
+    @property
+    def holds_scores(self) -> bool:
+        """Whether it holds an array with a query and a key axis."""
+        return False
+
+    @property
+    def is_by_query(self) -> bool:
+        """Whether its arrays have an axis of queries, `(B, N, T, numbers)`."""
+        return False
 
     def __add__(self, other: "Bias") -> "Bias":
         if not isinstance(other, Bias):
@@ -141,7 +149,9 @@ class Dense(Bias):
 
     array: Any
 
-    holds_scores = True
+    @property
+    def holds_scores(self):
+        return True
 
     def __post_init__(self):
         array = _float(self.array, "bias")
@@ -196,7 +206,9 @@ class ALiBi(Bias):
 
     slopes: Any
 
-    is_stationary = True
+    @property
+    def is_stationary(self):
+        return True
 
     def __post_init__(self):
         if isinstance(self.slopes, tuple | list | np.ndarray):
@@ -229,14 +241,18 @@ class ALiBi(Bias):
         return _bare(cls, slopes=tuple(slopes) if isinstance(slopes, list) else slopes)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Looked(Bias):
     """Numbers looked up by the distance of query and key; a subclass says which by `_place`.
 
     `values` are `(N or 1, R)`, the same for all queries, or `(B, N, T, R)`.
     """
 
-    is_stationary = True
     values: Any
+
+    @property
+    def is_stationary(self):
+        return True
 
     def _place(self, distance):
         """Which of the R numbers belongs to a distance (query - key), int32."""
@@ -291,8 +307,6 @@ class Clipped(_Looked):
             q . w). R = 2 * limit + 1: number r is of a key r - limit steps after the query.
     """
 
-    values: Any
-
     def _place(self, distance):
         limit = self.values.shape[-1] // 2
         return ops.clip(-distance, -limit, limit) + limit
@@ -314,7 +328,6 @@ class T5(_Looked):
         the authors' code.
     """
 
-    values: Any
     max_distance: int = 128
     bidirectional: bool = True
 

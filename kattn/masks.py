@@ -302,7 +302,7 @@ class Prefix(Mask):
         return isinstance(self.length, int)
 
     def coverage(self, rows, columns):
-        return (Sinks(self.length) if self.is_static else super()).coverage(rows, columns)
+        return Sinks(self.length).coverage(rows, columns) if self.is_static else SOME
 
     def map_arrays(self, function):
         return self if self.is_static else _bare(Prefix, length=function(self.length))

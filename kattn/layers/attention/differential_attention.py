@@ -107,14 +107,16 @@ class DifferentialAttention(SelfAttention):
         return self.num_heads, key_heads, key_dim, self.value_dim or 2 * key_dim
 
     def _attend(self, q, k, v, **options):
-        return self._difference(
-            *(attention(*pair, v, **options, **self._options(pair[0])) for pair in _pairs(q, k))
-        )
+        maps = [
+            attention(query, key, v, **options, **self._options(query))
+            for query, key in _pairs(q, k)
+        ]
+        return self._difference(*maps)
 
     def _weights(self, q, k, mask):
-        options = {"mask": mask}
         first, second = (
-            attention_weights(*pair, **options, **self._options(pair[0])) for pair in _pairs(q, k)
+            attention_weights(query, key, mask=mask, **self._options(query))
+            for query, key in _pairs(q, k)
         )
         return first - self._lambda() * second
 

@@ -1,5 +1,7 @@
 """What attention layers do with `position=` and `pattern=`, and with caches."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -83,7 +85,8 @@ def new_positions(position, positions, mask):
 def make_cache(pattern, batch_size, length, **options):
     """The cache that a pattern needs: a ring if it has a window shorter than `length`."""
     before, after = (masks.UNBOUNDED,) * 2 if pattern is None else pattern.reach
-    kind, size = KVCache, length
+    kind: Any = KVCache
+    size = length
     if isinstance(length, int) and after <= 0 and before + 1 < length:
         kind, size = RingCache, int(before) + 1
     return empty_cache(kind, batch_size, size, **options)

@@ -76,18 +76,32 @@ class Position(keras.layers.Layer):
         """
         return x
 
-    def bias(self, query, *, sides=None, stride=1):
-        """What is added to the scores.
+    def bias(self, query):
+        """What is added to the scores of a sequence.
 
         Args:
             query: `(B, T, N, D)` float.
-            sides: Of the map whose cells, row-major, the steps are; None for a sequence.
+
+        Returns:
+            A `kattn.biases.Bias`, or None.
+        """
+        return
+
+    def map_bias(self, query, sides, stride):
+        """What is added to the scores of a map, whose cells, row-major, are the steps.
+
+        Args:
+            query: `(B, T, N, D)` float.
+            sides: Of the map of queries.
             stride: A cell of the map of keys is this many cells of that of the queries wide.
 
         Returns:
             A `kattn.biases.Bias`, or None.
 
         Raises:
-            ValueError: If the scheme has no such axes.
+            ValueError: If the scheme has a bias, but of sequences only.
         """
-        return
+        if type(self).bias is not Position.bias:
+            raise ValueError(
+                f"A bias of a sequence knows no map; received: position={self!r}, sides={sides}"
+            )

@@ -127,6 +127,9 @@ class RelativeTable(Position):
             rules.append(_rule(numbers_by_query(query, table), sides, (axis,), stride))
         return functools.reduce(operator.add, rules)
 
+    def map_bias(self, query, sides, stride):
+        return self.bias(query, sides=sides, stride=stride)
+
     def compute_output_shape(self, scores_shape, query_shape=None):
         return scores_shape
 

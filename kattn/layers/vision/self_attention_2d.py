@@ -187,7 +187,7 @@ class SelfAttention2D(keras.layers.Layer):
         if self.position is None:
             return None
         sides = x.shape[1:3] if self.data_format == "channels_last" else x.shape[2:4]
-        return self.position.bias(q, sides=tuple(sides), stride=self.key_stride)
+        return self.position.map_bias(q, tuple(sides), self.key_stride)
 
     def _projection(self, width, name):
         return keras.layers.Dense(

@@ -234,7 +234,7 @@ class _Blocks:
 
         gradients = backend.loop(0, self.plan.column_blocks, column, gradients)
         gradients["bias"] = tuple(
-            (self._join_blocks(part, *gradient),) if part.holds_scores else gradient
+            (self._join_blocks(part, gradient[0]),) if part.holds_scores else gradient
             for gradient, part in zip(gradients["bias"], self.biases, strict=True)
         )
         if self.sinks is not None:
@@ -330,7 +330,7 @@ class _Blocks:
     def _add_to(self, gradients, part, dz, i, j):
         """The gradients of a bias with those of block (i, j), given that of its logits."""
         if part.holds_scores:
-            return (self._put_into(*gradients, part, dz, i, j),)
+            return (self._put_into(gradients[0], part, dz, i, j),)
         arrays = masking.arrays_of(part)
         if not arrays:
             return gradients

@@ -1,6 +1,7 @@
 """`fused`: the attention kernel of the framework itself, where it has one."""
 
 import dataclasses
+from typing import Any
 
 from keras import ops
 
@@ -57,9 +58,8 @@ def native_rules(call):
         return None
     if call.mask is None:
         return {}
-    parts = _joined(call.mask)
-    rules = {}
-    for part in parts:
+    rules: dict[str, Any] = {}
+    for part in _joined(call.mask):
         if isinstance(part, Causal):
             rules["causal"] = True
         elif isinstance(part, Window):

@@ -7,7 +7,7 @@ from kattn.layers.attention.linear_attention import LinearAttention
 from kattn.ops.linear import LinearState
 from tests import linear_oracle as oracle
 from tests.checks import check_layer, check_permutation, shake
-from tests.compute import assert_close, run
+from tests.compute import assert_close, compiled, run
 
 KEEP = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)  # none, some, all padded
 FULL = {
@@ -49,6 +49,11 @@ def build(rng, **options):
     layer.build(x.shape)
     shake(layer)
     return layer, x
+
+
+def quick(function):
+    """On JAX compiled: it compiles each operation by itself otherwise, which takes longer."""
+    return compiled(function) if keras.backend.backend() == "jax" else function
 
 
 def weights_of(layer):
@@ -94,12 +99,12 @@ def expected_output(layer, x, keep, options):
 def test_matches_oracle(rng, case):
     layer, x = build(rng, **CASES[case])
     expected, weights = expected_output(layer, x, KEEP, CASES[case])
-    assert_close(run(layer, x, mask=KEEP), expected)
-    assert_close(run(layer.attention_weights, x, mask=KEEP), weights)
+    assert_close(run(quick(layer), x, mask=KEEP), expected)
+    assert_close(run(quick(layer.attention_weights), x, mask=KEEP), weights)
     everything = np.ones_like(KEEP)
     expected, weights = expected_output(layer, x, everything, CASES[case])
-    assert_close(run(layer, x), expected)
-    assert_close(run(layer.attention_weights, x), weights)
+    assert_close(run(quick(layer), x), expected)
+    assert_close(run(quick(layer.attention_weights), x), weights)
 
 
 def test_a_padded_step_gives_the_output_bias(rng):
@@ -149,13 +154,14 @@ def test_random_features():
 def test_decoding_equals_the_whole(rng, case):
     """In pieces, of which those of one step are the usual."""
     layer, x = build(rng, **CASES[case])
-    cache, found, start = layer.init_cache(3, length=7), [], 0
+    decode, cache = quick(layer.decode), layer.init_cache(3, length=7)
+    found, start = [], 0
     for size in (2, 1, 1, 1):
         part = slice(start, start + size)
-        y, cache = layer.decode(x[:, part], cache, mask=KEEP[:, part])
+        y, cache = decode(x[:, part], cache, mask=KEEP[:, part])
         found, start = [*found, run(lambda y=y: y)], start + size
     assert isinstance(cache, LinearState)
-    assert_close(np.concatenate(found, axis=1), run(layer, x, mask=KEEP))
+    assert_close(np.concatenate(found, axis=1), run(quick(layer), x, mask=KEEP))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -167,13 +173,14 @@ def test_padded_prompts(rng, case, side):
     order = 1 if side == "right" else -1
     longer = np.concatenate([x[:, :3], pad][::order], axis=1).astype("float32")
     mask = np.concatenate([keep, np.zeros((3, 2), bool)][::order], axis=1)
-    _, alone = layer.decode(x[:, :3], layer.init_cache(3))
-    y, padded = layer.decode(longer, layer.init_cache(3), mask=mask)
+    decode, call = quick(layer.decode), quick(layer)
+    _, alone = decode(x[:, :3], layer.init_cache(3))
+    y, padded = decode(longer, layer.init_cache(3), mask=mask)
     for have, want in zip(padded, alone, strict=True):
         assert_close(run(lambda have=have: have), run(lambda want=want: want), 1e-6)
-    assert_close(run(lambda: y)[mask].reshape(3, 3, 8), run(layer, x[:, :3]))
-    y, _ = layer.decode(x[:, 3:], padded)
-    assert_close(run(lambda: y), run(layer, x)[:, 3:])
+    assert_close(run(lambda: y)[mask].reshape(3, 3, 8), run(call, x[:, :3]))
+    y, _ = decode(x[:, 3:], padded)
+    assert_close(run(lambda: y), run(call, x)[:, 3:])
 
 
 def test_decoding_in_half_precision_keeps_the_state_in_float32(rng):

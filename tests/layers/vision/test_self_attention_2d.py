@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kattn.layers import SelfAttention2D
-from kattn.layers.position.rotary_embedding import RotaryEmbedding
-from kattn.layers.position.sinusoidal_positions import SinusoidalPositions
+from kattn.layers import ALiBi, RelativeTable, RotaryEmbedding, SelfAttention2D, SinusoidalPositions
+from kattn.steps import Steps
 from tests import compute, rotary_oracle
 from tests import oracle as core_oracle
 from tests.checks import check_layer, shake
@@ -307,6 +306,42 @@ def test_rotary_positions(rng, stride):
     expected = mixed.reshape(2, 5, 6, -1) @ w["output/kernel"] + w["output/bias"]
     assert_close(compute.run(layer, x), x + w["gamma"] * expected)
     assert_close(compute.run(layer.attention_weights, ops.convert_to_tensor(x)), weights)
+
+
+@pytest.mark.parametrize("by_query", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_relative_tables(rng, stride, by_query):
+    """And the table of another map is resized to this one."""
+    for sides in ((5, 6), (3, 4)):
+        table = RelativeTable(sides, by_query=by_query)
+        layer = SelfAttention2D(2, 4, key_stride=stride, position=table)
+        x = rng.normal(size=(2, 5, 6, 8)).astype("float32")
+        shake(layer, [x])
+        w = weights_of(layer)
+
+        def heads(name, side, w=w, x=x):
+            found = x @ w[f"{name}/kernel"] + w[f"{name}/bias"]
+            found = np.stack([pool(image, side) for image in found])
+            return found.reshape(2, -1, 2, found.shape[-1] // 2)
+
+        q, k, v = heads("query", 1), heads("key", stride), heads("value", stride)
+        keys = (-(-5 // stride), -(-6 // stride))
+        bias = np.zeros((2, 2, 30, keys[0] * keys[1]))
+        rule = table.bias(ops.convert_to_tensor(q, "float32"), sides=(5, 6))
+        whole = ops.convert_to_numpy(rule.block(Steps(0, 30), Steps(0, 30)))
+        whole = np.broadcast_to(whole, (2, 2, 30, 30))  # of all cells
+        for i, j in np.ndindex(keys):
+            bias[..., i * keys[1] + j] = whole[..., i * stride * 6 + j * stride]
+        mixed, weights = core_oracle.attention(q, k, v, bias=bias)
+        expected = mixed.reshape(2, 5, 6, -1) @ w["output/kernel"] + w["output/bias"]
+        assert_close(compute.run(layer, x), x + w["gamma"] * expected)
+        assert_close(compute.run(layer.attention_weights, ops.convert_to_tensor(x)), weights)
+
+
+def test_a_bias_of_sequences_is_refused(rng):
+    layer = SelfAttention2D(2, position=ALiBi())
+    with pytest.raises(ValueError, match=r"bias of a sequence knows no map.*sides=\(5, 6\)"):
+        layer(rng.normal(size=(2, 5, 6, 8)))
 
 
 def test_absolute_positions_are_added_before_the_projections(rng):
