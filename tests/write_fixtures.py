@@ -17,6 +17,18 @@ LAYERS = {
         "tests.layers.attention.test_differential_attention",
         [(3, 5, 8)],
     ),
+    "linear_attention": ("tests.layers.attention.test_linear_attention", [(3, 5, 8)]),
+    "gated_linear_attention": (
+        "tests.layers.attention.test_gated_linear_attention",
+        [(3, 5, 8)],
+    ),
+    "alibi": ("tests.layers.position.test_alibi", [(2, 3, 5, 7)]),
+    "t5_relative_bias": ("tests.layers.position.test_t5_relative_bias", [(2, 3, 9, 9)]),
+    "shaw_relative": (
+        "tests.layers.position.test_shaw_relative",
+        [(2, 3, 5, 7), (2, 5, 3, 4)],
+    ),
+    "relative_table": ("tests.layers.position.test_relative_table", [(2, 3, 6, 6)]),
     "multi_head_attention": (
         "tests.layers.attention.test_multi_head_attention",
         [(3, 5, 6), (3, 5, 7), (3, 5, 2)],

@@ -86,8 +86,10 @@ def test_strong_decays(rng, strength, decay):
         assert_close(y, expected(*x)[0], 2e-6)
 
 
-def test_gradients_of_strong_decays_are_finite(rng):
-    x = inputs(rng, strength=3000.0)
+@pytest.mark.parametrize("decay", ["by channel", "by head"])
+def test_gradients_of_strong_decays_are_finite(rng, decay):
+    x = inputs(rng, decay, strength=3000.0)
+    x[3] = np.where(rng.random(x[3].shape) < 0.3, -np.inf, x[3]).astype("float32")
     _, found = differentiate(
         lambda *x: attend(*x, chunk=4),
         x,
@@ -129,6 +131,16 @@ def test_decoding_equals_the_whole(rng, sizes, decay):
     assert_close(np.concatenate(found, axis=1), output)
     assert_close(state.state, last)
     np.testing.assert_array_equal(state.length, KEEP.sum(axis=1))
+
+
+@pytest.mark.parametrize("decay", SHAPES)
+def test_a_last_chunk_that_is_filled_up_leaves_the_state(rng, decay):
+    x = inputs(rng, decay)
+    y, state = run(decode, *x, run(initial_gated_linear_state, B, K, D, DV), chunk=4)
+    output, last = expected(*x, keep=np.ones_like(KEEP))
+    assert_close(y, output)
+    assert_close(state.state, last)
+    np.testing.assert_array_equal(state.length, [T] * B)
 
 
 @pytest.mark.parametrize("decay", ["by channel", "fixed"])

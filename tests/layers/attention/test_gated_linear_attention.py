@@ -169,7 +169,9 @@ def make(**options):
 
 def test_battery():
     x = np.random.default_rng(0).normal(size=(3, 5, 8))
-    check_layer(make, [x], causal=True, dropout=False, decodes=True)
+    check_layer(
+        make, [x], fixture="gated_linear_attention", causal=True, dropout=False, decodes=True
+    )
 
 
 def make_fixed(**options):

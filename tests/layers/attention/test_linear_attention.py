@@ -208,7 +208,7 @@ def make(**options):
 
 def test_battery():
     x = np.random.default_rng(0).normal(size=(3, 5, 8))
-    check_layer(make, [x], causal=True, dropout=False, decodes=True)
+    check_layer(make, [x], fixture="linear_attention", causal=True, dropout=False, decodes=True)
 
 
 @pytest.mark.parametrize("case", ["default", "softmax"])

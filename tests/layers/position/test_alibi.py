@@ -97,7 +97,7 @@ def make(**options):
 @pytest.mark.parametrize("size", [(2, 3, 5, 7), (3, 6, 4, 4)])
 def test_battery(rng, size):
     flags = {"sequence": False, "masked": False, "dropout": False}
-    checks.check_layer(make, [rng.normal(size=size)], **flags)
+    checks.check_layer(make, [rng.normal(size=size)], fixture="alibi", **flags)
 
 
 @pytest.mark.parametrize("check", ["config", "sublayers", "precision", "compiled", "saving"])

@@ -334,7 +334,7 @@ FLAGS = {"sequence": False, "masked": False, "dropout": False}
 
 
 def test_battery(rng):
-    checks.check_layer(make, [rng.normal(size=(2, 3, 6, 6))], **FLAGS)
+    checks.check_layer(make, [rng.normal(size=(2, 3, 6, 6))], fixture="relative_table", **FLAGS)
 
 
 def test_battery_by_query(rng):

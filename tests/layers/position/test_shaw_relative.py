@@ -108,13 +108,15 @@ def test_a_symbolic_query():
     assert bias.values.shape == (None, 3, None, 5)
 
 
-def test_battery(rng):
-    def make(**options):
-        off = {"max_distance": 2, "initializer": "he_normal", "regularizer": "l2"}
-        return ShawRelative(**{**off, **options})
+def make(**options):
+    off = {"max_distance": 2, "initializer": "he_normal", "regularizer": "l2"}
+    return ShawRelative(**{**off, **options})
 
+
+def test_battery(rng):
+    flags = {"sequence": False, "masked": False, "dropout": False}
     inputs = [rng.normal(size=(2, 3, 5, 7)), rng.normal(size=(2, 5, 3, 4))]
-    checks.check_layer(make, inputs, sequence=False, masked=False, dropout=False)
+    checks.check_layer(make, inputs, fixture="shaw_relative", **flags)
 
 
 def test_it_is_relative():
