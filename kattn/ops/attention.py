@@ -259,7 +259,7 @@ class Call:
     ):
         """Raises ValueError for what does not fit."""
         query, key, value = (_tensor(x) for x in (query, key, value))
-        _check_sizes(query, key, value)
+        check_sizes(query, key, value)
         batch, queries, heads, width = query.shape
         mask = masking.as_mask(mask)
         if mask is not None:
@@ -339,7 +339,8 @@ def _tensor(x):
     return x if isinstance(x, keras.KerasTensor) else ops.convert_to_tensor(x)
 
 
-def _check_sizes(query, key, value):
+def check_sizes(query, key, value):
+    """Raises ValueError unless these are queries, keys and values of one another."""
     shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
     received = ", ".join(f"{name}.shape={tuple(shape)}" for name, shape in shapes.items())
     for name, shape in shapes.items():

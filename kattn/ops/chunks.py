@@ -7,7 +7,7 @@ heads that share a key head lie beside each other, as in `kattn.ops.kernels.bloc
 import keras
 from keras import ops
 
-from kattn.ops.attention import _check_sizes
+from kattn.ops.attention import check_sizes
 
 FORMS = ("auto", "parallel", "chunked")
 
@@ -19,7 +19,7 @@ def check(query, key, value, mask, form, chunk):
             "Linear attention takes no symbolic tensors; use its layer in a functional model. "
             f"Received: query={query}, key={key}, value={value}"
         )
-    _check_sizes(query, key, value)
+    check_sizes(query, key, value)
     if form not in FORMS:
         raise ValueError(f"`form` must be one of {', '.join(FORMS)}; received: form={form!r}")
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
