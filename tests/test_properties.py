@@ -49,7 +49,8 @@ SIZES = [
 ]
 GRID = (7, 2)  # 14 cells
 KERNELS = ("dense", "chunked", "banded") + (() if BACKEND == "tensorflow" else ("fused",))
-TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
+DTYPES = list(TOLERANCE)
 
 
 @pytest.fixture(autouse=True)
@@ -259,8 +260,8 @@ def rounded(x, dtype):
 @st.composite
 def cases(draw, kernel):
     """Calls that the kernel serves."""
-    square = [size for size in SIZES if size[4] == size[5]]
-    sizes = draw(st.sampled_from(square if kernel == "fused" and BACKEND == "jax" else SIZES))
+    of_jax = kernel == "fused" and BACKEND == "jax"  # which wants values as wide as keys
+    sizes = draw(st.sampled_from([n for n in SIZES if n[4] == n[5]] if of_jax else SIZES))
     queries, keys, heads = sizes[:3]
     whole = B, heads, queries, keys
     if kernel == "banded":
@@ -274,7 +275,8 @@ def cases(draw, kernel):
     if kernel != "fused":
         options["softcap"] = draw(st.sampled_from([None, 0.8, 5.0]))
         options["sinks"] = draw(st.one_of(st.none(), numbers((heads,))))
-    dtype = draw(st.sampled_from(["float32", "bfloat16", "float16"]))
+    # On CPU, XLA does not compile the product of float16 that this kernel asks for.
+    dtype = draw(st.sampled_from(DTYPES[:2] if of_jax else DTYPES))
     case = Case(sizes, rule, score, options, dtype, draw(generators))
     explain(*case.inputs, kernel=kernel, **case.arguments())  # raises where it does not serve
     if kernel == "fused" and score is not None:  # it gets the bias in the dtype of the query
@@ -574,7 +576,7 @@ def decodings(draw, room, rule):
         "softcap": draw(st.sampled_from([None, 0.8])),
         "sinks": draw(st.one_of(st.none(), numbers((HEADS,)))),
     }
-    dtype = draw(st.sampled_from(["float32", "bfloat16", "float16"]))
+    dtype = draw(st.sampled_from(DTYPES))
     return Decoding(lengths, real, rule, score, by_query, options, dtype, draw(generators))
 
 

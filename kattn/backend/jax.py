@@ -128,6 +128,8 @@ def fused_refusal(call):
         return "jax.nn.dot_product_attention has no dropout"
     if call.query.shape[-1] != call.value.shape[-1]:
         return "jax.nn.dot_product_attention wants values as wide as keys"
+    if call.query.dtype == "float16" and not _has_gpu():
+        return "jax.nn.dot_product_attention cannot be compiled for float16 on CPU"
     return None
 
 

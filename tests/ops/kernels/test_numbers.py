@@ -249,7 +249,7 @@ def test_gradients_are_differences_of_the_oracle(kernel, mask, bias, more):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_gradients_in_half_precision(kernel, dtype, mask):
     rule = MASKS[mask]()
-    if not serves(kernel, make_inputs(), mask=rule.mask):
+    if not serves(kernel, [keras.ops.cast(x, dtype) for x in make_inputs()], mask=rule.mask):
         assert kernel in ("banded", "fused")
         return
     inputs = [run(round_to, x, dtype) for x in make_inputs()]
@@ -277,7 +277,8 @@ LARGE = {"float32": 5e-3, "float16": 1e-2, "bfloat16": 3e-2}
 def test_large_scores(kernel, dtype, mask, softcap):
     """Up to 1e4."""
     rule, inputs = MASKS[mask](), make_inputs()
-    if not serves(kernel, inputs, mask=rule.mask, softcap=softcap):
+    tensors = [keras.ops.cast(x, dtype) for x in inputs]
+    if not serves(kernel, tensors, mask=rule.mask, softcap=softcap):
         assert kernel in ("banded", "fused")
         return
     scores = np.einsum("btkgd,bskd->btkgs", inputs[0].reshape(B, T, K, N // K, D), inputs[1])
