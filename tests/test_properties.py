@@ -491,11 +491,9 @@ POSITIONS = 12  # of the arrays of masks and biases
 
 
 @st.composite
-def pieces(draw, room):
+def pieces(draw, room, most):
     """Lengths of pieces, and which of their steps are real, `(B, t)`: at most `room` an item."""
-    lengths = draw(
-        st.lists(st.sampled_from([1, 3, 2, 5]), min_size=1, max_size=4 if IS_SHORT else 7)
-    )
+    lengths = draw(st.lists(st.sampled_from([1, 3, 2, 5]), min_size=1, max_size=most))
     steps = sum(lengths)
     real = np.ones((B, steps), bool) if draw(st.booleans()) else draw(booleans((B, steps)))
     real &= np.cumsum(real, axis=1) <= room
@@ -565,9 +563,9 @@ class Decoding:
 
 
 @st.composite
-def decodings(draw, room, rule):
-    """`room` real steps at most, under `rule`."""
-    lengths, real = draw(pieces(room))
+def decodings(draw, room, rule, most=4 if IS_SHORT else 7):
+    """`room` real steps at most, in `most` pieces at most, under `rule`."""
+    lengths, real = draw(pieces(room, most))
     sizes = B, HEADS, POSITIONS, POSITIONS
     score = draw(st.one_of(st.none(), scores(sizes, by_query=False)))
     by_query = draw(st.one_of(st.none(), numbers((B, HEADS, POSITIONS, 5))))
@@ -596,6 +594,14 @@ def test_decoding_in_pieces_is_attention(data):
     rule = rules.causal() if rest.mask is None else rules.both(rules.causal(), rest)
     case = data.draw(decodings(room, rule))
     check_decoding(case, KVCache, room)
+
+
+@examples(20)
+@given(data=st.data())
+def test_steps_of_one_piece_may_see_each_other(data):
+    """And never the places of the cache that hold nothing, which no causal mask hides here."""
+    rule = data.draw(expressions((B, HEADS, POSITIONS, POSITIONS)))
+    check_decoding(data.draw(decodings(POSITIONS, rule, most=1)), KVCache, POSITIONS)
 
 
 @examples(40)

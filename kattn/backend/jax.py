@@ -14,6 +14,9 @@ def compiled(function):
 
 def matmul(a, b, *, transpose_a=False, transpose_b=False):
     """float32 a b over the last two axes."""
+    if transpose_b and not transpose_a and a.shape[-2] == 1:
+        # A row times a transposed matrix: XLA on CPU writes the transpose out, but not this way.
+        return jnp.matmul(b, a.mT, preferred_element_type=jnp.float32).mT
     a = a.mT if transpose_a else a
     b = b.mT if transpose_b else b
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
@@ -55,7 +58,10 @@ def add_at(x, i, update):
 
 def put_step(x, slot, value):
     """X `(B, K, L, D)` with x[b, :, slot[b]] = value[b], `(K, D)`; nothing past the last slot."""
-    return x.at[jnp.arange(x.shape[0]), :, slot].set(value, mode="drop")
+    # By item and head: where one slice is written, XLA makes of it a dynamic-update-slice with a
+    # guard, fuses that into each use and copies all of x four times (B=1, CPU).
+    batch, heads = (jnp.arange(n) for n in x.shape[:2])
+    return x.at[batch[:, None], heads, slot[:, None]].set(value, mode="drop")
 
 
 def overwrite(x, y):
