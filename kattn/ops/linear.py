@@ -59,6 +59,7 @@ def linear_attention(
     value,
     *,
     feature_map,
+    rotation=None,
     mask=None,
     causal=False,
     state=None,
@@ -79,6 +80,9 @@ def linear_attention(
         feature_map: phi: a function from `(B, T, N, D)` float32 to `(B, T, N, F)`, nowhere
             negative; or two of them, for queries and for keys. See `kattn.ops.feature_maps`.
             Where causal, a step's features must depend on that step alone.
+        rotation: Two functions, of the queries' and of the keys' features, `(B, T, N, F)` float32,
+            such as turn them by their positions; they act on the weighted values, and not on the
+            sum of the weights, which so stays positive. None for none.
         mask: `(B, S)` bool, True = real key.
         causal: If True, query t sees keys <= t only, and T must be S.
         state: A `LinearState` of keys before the first, which all queries see; None for none.
@@ -101,22 +105,23 @@ def linear_attention(
     Reference:
         Katharopoulos et al. 2020, eq. 4 to 12, https://arxiv.org/abs/2006.16236
         Chunks: Hua et al. 2022, sec. 3.3, https://arxiv.org/abs/2202.10447
+        Rotation: Su et al. 2021, eq. 19, https://arxiv.org/abs/2104.09864
     """
     query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
     mask = chunks.check(query, key, value, mask, form, chunk)
-    phi_q, phi_k = _features(query, key, feature_map, mask)
+    features = _features(query, key, feature_map, rotation, mask)
     state = None if state is None else LinearState(*map(ops.convert_to_tensor, state))
     if causal:
         chunks.check_same_steps(query, key)
         size = _size(ops.shape(query)[1], form, chunk)
-        mixed, total, _, _ = _mix_causal(phi_q, phi_k, value, state, size)
+        mixed, total, _, _ = _mix_causal(*features, value, state, size)
     else:
-        mixed, total = _mix(phi_q, phi_k, value, state, form)
+        mixed, total = _mix(*features, value, state, form)
     return ops.cast(chunks.joined(_divide(mixed, total), ops.shape(query)[1]), query.dtype)
 
 
 def decode_linear_attention(
-    query, key, value, state, *, feature_map, mask=None, form="auto", chunk=None
+    query, key, value, state, *, feature_map, rotation=None, mask=None, form="auto", chunk=None
 ):
     """Causal `linear_attention` of any number of new steps, and the state after them.
 
@@ -126,6 +131,7 @@ def decode_linear_attention(
         value: See `linear_attention`.
         state: The `LinearState` of the steps before.
         feature_map: See `linear_attention`.
+        rotation: See `linear_attention`.
         mask: See `linear_attention`; padding leaves the state as it is.
         form: See `linear_attention`.
         chunk: See `linear_attention`.
@@ -146,21 +152,22 @@ def decode_linear_attention(
     mask = chunks.check(query, key, value, mask, form, chunk)
     chunks.check_same_steps(query, key)
     state = LinearState(*map(ops.convert_to_tensor, state))
-    phi_q, phi_k = _features(query, key, feature_map, mask)
+    features = _features(query, key, feature_map, rotation, mask)
     steps = ops.shape(query)[1]
     size = _size(steps, form, chunk)
-    mixed, total, sums, normalizer = _mix_causal(phi_q, phi_k, value, state, size)
+    mixed, total, sums, normalizer = _mix_causal(*features, value, state, size)
     output = ops.cast(chunks.joined(_divide(mixed, total), steps), query.dtype)
     return output, LinearState(sums, normalizer, state.length + chunks.length(query, mask))
 
 
-def linear_attention_weights(query, key, *, feature_map, mask=None, causal=False):
+def linear_attention_weights(query, key, *, feature_map, rotation=None, mask=None, causal=False):
     """The weights phi(q)^T phi(k) / sum that `linear_attention` gives the values.
 
     Args:
         query: See `linear_attention`.
         key: See `linear_attention`.
         feature_map: See `linear_attention`.
+        rotation: See `linear_attention`; with it weights may be negative and not sum to 1.
         mask: See `linear_attention`.
         causal: See `linear_attention`.
 
@@ -179,20 +186,24 @@ def linear_attention_weights(query, key, *, feature_map, mask=None, causal=False
     mask = chunks.check(query, key, key, mask, "auto", None)
     if causal:
         chunks.check_same_steps(query, key)
-    phi_q, phi_k = _features(query, key, feature_map, mask)
+    phi, turned = _features(query, key, feature_map, rotation, mask)
     batch, queries, heads = ops.shape(query)[:3]
-    scores = _scores(*_one_chunk(phi_q, phi_k), causal=causal)
-    weights = _divide(scores, ops.sum(scores, axis=-1, keepdims=True))
+    scores = _scores(*_one_chunk(*turned), causal=causal)
+    plain = scores if phi is turned else _scores(*_one_chunk(*phi), causal=causal)
+    weights = _divide(scores, ops.sum(plain, axis=-1, keepdims=True))
     return ops.reshape(weights, (batch, heads, queries, ops.shape(key)[1]))
 
 
-def _features(query, key, feature_map, mask):
-    """phi(q) and phi(k) in float32, phi(k) = 0 where `mask` is False."""
+def _features(query, key, feature_map, rotation, mask) -> tuple[Any, Any]:
+    """phi(q) and phi(k) in float32, phi(k) = 0 where `mask` is False; and the same turned."""
     maps = feature_map if isinstance(feature_map, tuple) else (feature_map, feature_map)
     phi_q, phi_k = (f(ops.cast(x, "float32")) for f, x in zip(maps, (query, key), strict=True))
     if mask is not None:
         phi_k = ops.where(mask[:, :, None, None], phi_k, 0.0)
-    return phi_q, phi_k
+    phi = (phi_q, phi_k)
+    return phi, phi if rotation is None else tuple(
+        turn(x) for turn, x in zip(rotation, phi, strict=True)
+    )
 
 
 def _size(steps, form, chunk):
@@ -213,35 +224,45 @@ def _scores(q, k, *, causal):
     return ops.where(chunks.lower_triangle(ops.shape(k)[-2]), scores, 0.0) if causal else scores
 
 
-def _mix(phi_q, phi_k, value, state, form):
+def _mix(phi, turned, value, state, form):
     """What every query sees alike: weighted values and the sum of the weights."""
-    q, k = _one_chunk(phi_q, phi_k)
+    q, k = _one_chunk(*turned)
+    plain_q, plain_k = (q, k) if turned is phi else _one_chunk(*phi)
     v = chunks.of_keys(value, ops.shape(value)[1])
     if form == "parallel":
         scores = _scores(q, k, causal=False)
-        mixed, total = block.weights_by_values(scores, v), ops.sum(scores, -1, keepdims=True)
+        plain = scores if turned is phi else _scores(plain_q, plain_k, causal=False)
+        mixed, total = block.weights_by_values(scores, v), ops.sum(plain, -1, keepdims=True)
         if state is not None:
             mixed = mixed + block.weights_by_values(q, state.state[:, :, None])
-            total = total + block.weights_by_values(q, state.normalizer[:, :, None, :, None])
+            level = state.normalizer[:, :, None, :, None]
+            total = total + block.weights_by_values(plain_q, level)
         return mixed, total
-    sums, normalizer = backend.matmul(k, v, transpose_a=True), ops.sum(k, axis=-2)
+    sums, level = backend.matmul(k, v, transpose_a=True), ops.sum(plain_k, axis=-2)
     if state is not None:
-        sums, normalizer = sums + state.state[:, :, None], normalizer + state.normalizer[:, :, None]
-    return block.weights_by_values(q, sums), block.weights_by_values(q, normalizer[..., None])
+        sums, level = sums + state.state[:, :, None], level + state.normalizer[:, :, None]
+    return block.weights_by_values(q, sums), block.weights_by_values(plain_q, level[..., None])
 
 
-def _mix_causal(phi_q, phi_k, value, state, size):
+def _mix_causal(phi, turned, value, state, size):
     """Weighted values, the sum of the weights, and the sums over keys after the last step."""
-    q = chunks.of_queries(phi_q, phi_k.shape[2], size)
-    k, v = chunks.of_keys(phi_k, size), chunks.of_keys(value, size)
+    q, k = _in_chunks(turned, size)
+    plain_q, plain_k = (q, k) if turned is phi else _in_chunks(phi, size)
+    v = chunks.of_keys(value, size)
     scores = _scores(q, k, causal=True)
+    plain = scores if turned is phi else _scores(plain_q, plain_k, causal=True)
     before, after = _running(backend.matmul(k, v, transpose_a=True), state and state.state)
-    levels, level = _running(ops.sum(k, axis=-2), state and state.normalizer)
-    mixed, total = block.weights_by_values(scores, v), ops.sum(scores, axis=-1, keepdims=True)
+    levels, level = _running(ops.sum(plain_k, axis=-2), state and state.normalizer)
+    mixed, total = block.weights_by_values(scores, v), ops.sum(plain, axis=-1, keepdims=True)
     if before is not None:
         mixed = mixed + block.weights_by_values(q, before)
-        total = total + block.weights_by_values(q, levels[..., None])
+        total = total + block.weights_by_values(plain_q, levels[..., None])
     return mixed, total, after, level
+
+
+def _in_chunks(features, size):
+    q, k = features
+    return chunks.of_queries(q, k.shape[2], size), chunks.of_keys(k, size)
 
 
 def _running(sums, first):

@@ -1,12 +1,14 @@
 """Linear attention whose state decays, by a gate (Yang et al., 2023) or at fixed rates."""
 
+import math
+
 import keras
-import numpy as np
 from keras import ops
 
-from kattn.layers.attention import linear_parts, projections
+from kattn.layers.attention import linear_parts, projections, schemes
 from kattn.layers.attention.mask_reader import MaskReader, padding_of
 from kattn.ops import chunks
+from kattn.ops.cache import next_positions
 from kattn.ops.gated_linear import (
     decode_gated_linear_attention,
     gated_linear_attention,
@@ -43,6 +45,8 @@ class GatedLinearAttention(keras.layers.Layer):
         value_dim: Dv, at least 2; None for D.
         decay: "gated", a_t = sigmoid(x W_1 W_2 + b)^(1 / temperature), one for each of the N D
             channels of the keys; "fixed", 1 - 2^(-5 - n) for head n = 0, 1, ...: retention.
+        position: A position layer of the inputs, or of queries and keys, such as
+            `RotaryEmbedding()`. None for none.
         gate_rank: Columns of W_1.
         temperature: Positive; the larger, the slower the decay.
         use_bias: Whether queries, keys and values, the gates and the output have a bias.
@@ -57,6 +61,8 @@ class GatedLinearAttention(keras.layers.Layer):
         x: `(B, T, C)` float.
         mask: `(B, T)` bool, True = real step; False = padding, which leaves the state as it is. It
             is combined with the Keras mask of `x`, which means the same.
+        positions: `(T,)` or `(B, T)` int32 for `position`; None for 0 to T - 1, counted from the
+            first real step.
 
     Returns:
         `(B, T, C)`; at padding steps it is the output bias. The Keras mask of `x` is set on it.
@@ -79,9 +85,9 @@ class GatedLinearAttention(keras.layers.Layer):
         epsilon; queries, keys, values and output may have biases; D and Dv are N heads' shares of C
         by default, where they take half of that for D.
         "fixed": Sun et al. 2023, eq. 5 to 8, https://arxiv.org/abs/2307.08621. From the paper: the
-        decay, the norm of each head, the swish gate. Other than there: queries and keys are not
-        rotated (xPos); the norm's scales and shifts are shared by the heads; Dv is not 2 D by
-        default.
+        decay, the norm of each head, the swish gate. Other than there: queries and keys are
+        rotated only if `position` says so, and then without xPos's decay; the norm's scales and
+        shifts are shared by the heads; Dv is not 2 D by default.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class GatedLinearAttention(keras.layers.Layer):
         *,
         value_dim=None,
         decay="gated",
+        position=None,
         gate_rank=16,
         temperature=16.0,
         use_bias=True,
@@ -107,6 +114,7 @@ class GatedLinearAttention(keras.layers.Layer):
         self.key_dim = key_dim
         self.value_dim = value_dim
         self.decay = decay
+        self.position = linear_parts.read_position(position)
         self.gate_rank = gate_rank
         self.temperature = temperature
         self.use_bias = use_bias
@@ -146,11 +154,18 @@ class GatedLinearAttention(keras.layers.Layer):
         options = {"shape": (value_dim,), "autocast": False}
         self._scale = self.add_weight(initializer="ones", name="norm_scale", **options)
         self._shift = self.add_weight(initializer="zeros", name="norm_shift", **options)
+        linear_parts.attach(self, width, key_dim=self._key_dim)
         self.built = True
 
-    def call(self, x, mask=None):
+    def call(self, x, mask=None, positions=None):
         padding = linear_parts.read_padding(self, x, mask, called=True)
-        q, k, v, log_decay = self._project(x)
+        # Channels that decay apart do not turn as one: the state depends on where it began.
+        shifts_matter = self.decay == "gated"
+        positions = schemes.step_positions(
+            self.position, positions, padding, None, shifts_matter=shifts_matter
+        )
+        x = linear_parts.embed(self, x, positions)
+        q, k, v, log_decay = self._project(x, positions)
         y = gated_linear_attention(q, k, v, log_decay, mask=padding, form=self.form)
         return self._finish(x, y, padding)
 
@@ -190,7 +205,9 @@ class GatedLinearAttention(keras.layers.Layer):
             self.build(x.shape)
         padding = linear_parts.read_padding(self, x, mask, called=False)  # a cast drops a mask
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
-        q, k, v, log_decay = self._project(x)
+        positions = next_positions(cache, x.shape[1], padding)
+        x = linear_parts.embed(self, x, positions)
+        q, k, v, log_decay = self._project(x, positions)
         options = {"mask": padding, "form": self.form}
         y, cache = decode_gated_linear_attention(q, k, v, log_decay, cache, **options)
         return self._finish(x, y, padding), cache
@@ -202,7 +219,8 @@ class GatedLinearAttention(keras.layers.Layer):
         return x_shape
 
     def get_config(self):
-        return {**super().get_config(), **linear_parts.config(self, *ARGUMENTS)}
+        fields = linear_parts.config(self, *ARGUMENTS)
+        return {**super().get_config(), **fields, "position": schemes.write(self.position)}
 
     @property
     def num_key_value_heads(self):
@@ -218,17 +236,19 @@ class GatedLinearAttention(keras.layers.Layer):
                 f"`temperature` must be positive; received: temperature={self.temperature}"
             )
 
-    def _project(self, x):
+    def _project(self, x, positions):
         """Queries in float32, as the sums over steps are to stay; keys, values, log decays."""
         parts = projections.split(self._qkv(x), self._sizes)
         q, k, v = (projections.split_heads(part, self.num_heads) for part in parts)
         q = ops.cast(q, "float32") * self._key_dim**-0.5
+        if self.position is not None:
+            q, k = (self.position.rotate(part, positions) for part in (q, k))
         return q, k, v, self._log_decay(x)
 
     def _log_decay(self, x):
         """`(B, T, N, D)`, or `(N,)`."""
         if self.decay == "fixed":
-            rates = np.log1p(-(2.0 ** (-5.0 - np.arange(self.num_heads))))
+            rates = [math.log1p(-(2.0 ** (-5 - n))) for n in range(self.num_heads)]
             return ops.convert_to_tensor(rates, dtype="float32")
         z = ops.cast(self._decay_up(self._decay_down(x)), "float32")
         return projections.split_heads(ops.log_sigmoid(z) / self.temperature, self.num_heads)

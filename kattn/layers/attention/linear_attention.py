@@ -6,9 +6,11 @@ import math
 import keras
 from keras import ops
 
-from kattn.layers.attention import linear_parts, projections
+from kattn.layers.attention import linear_parts, projections, schemes
 from kattn.layers.attention.mask_reader import MaskReader, padding_of
+from kattn.layers.position.position import Position
 from kattn.ops import chunks, feature_maps
+from kattn.ops.cache import next_positions
 from kattn.ops.linear import (
     decode_linear_attention,
     initial_linear_state,
@@ -53,6 +55,9 @@ class LinearAttention(keras.layers.Layer):
         num_features: F of random features; None for D ln D, rounded up. The error of "performer"
             goes as 1 / sqrt(F), and grows with the size of queries and keys.
         causal: If True, step t attends to steps <= t only.
+        position: A position layer of the inputs, or one that turns queries and keys,
+            `RotaryEmbedding()`: it then turns their features, in the weighted values but not in
+            the sum of the weights. None for none.
         gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
         use_bias: Whether the projections add a bias.
         form: "parallel", all pairs of steps at once; "chunked"; or "auto". Results agree.
@@ -67,6 +72,8 @@ class LinearAttention(keras.layers.Layer):
         x: `(B, T, C)` float.
         mask: `(B, T)` bool, True = real step; False = padding, which is never attended to. It is
             combined with the Keras mask of `x`, which means the same.
+        positions: `(T,)` or `(B, T)` int32 for `position`; None for 0 to T - 1, counted from the
+            first real step.
 
     Returns:
         `(B, T, C)`; at padding steps it is the output bias. The Keras mask of `x` is set on it.
@@ -89,6 +96,7 @@ class LinearAttention(keras.layers.Layer):
         as queries are, and the weights by their sum.
         "performer": Choromanski et al. 2020, FAVOR+, https://arxiv.org/abs/2009.14794. The vectors
         are drawn once and not again while training; nothing is added to the positive features.
+        Rotation: Su et al. 2021, eq. 19, https://arxiv.org/abs/2104.09864
     """
 
     def __init__(
@@ -101,6 +109,7 @@ class LinearAttention(keras.layers.Layer):
         feature_map="elu",
         num_features=None,
         causal=False,
+        position=None,
         gate=False,
         use_bias=True,
         form="auto",
@@ -120,6 +129,7 @@ class LinearAttention(keras.layers.Layer):
         self.feature_map = feature_map
         self.num_features = num_features
         self.causal = causal
+        self.position = linear_parts.read_position(position)
         self.gate = gate
         self.use_bias = use_bias
         self.form = form
@@ -152,32 +162,40 @@ class LinearAttention(keras.layers.Layer):
                 dtype="float32",
                 name="projection",
             )
+        linear_parts.attach(self, width, key_dim=self._features())
         self.built = True
 
-    def call(self, x, mask=None):
+    def call(self, x, mask=None, positions=None):
         padding = linear_parts.read_padding(self, x, mask, called=True)
+        positions = schemes.step_positions(self.position, positions, padding, None)
+        x = linear_parts.embed(self, x, positions)
         q, k, v = self._project(x)
         phi = self._feature_maps(padding)
         options = {"mask": padding, "causal": self.causal, "form": self.form}
+        options["rotation"] = self._rotation(positions)
         return self._finish(x, linear_attention(q, k, v, feature_map=phi, **options), padding)
 
-    def attention_weights(self, x, mask=None):
+    def attention_weights(self, x, mask=None, positions=None):
         """The weights phi(q)^T phi(k) / sum that the call mixes values with.
 
         Args:
             x: As in the call.
             mask: As in the call.
+            positions: As in the call.
 
         Returns:
-            `(B, N, T, T)` float32, query by key; rows sum to 1, or are 0 at padding steps.
+            `(B, N, T, T)` float32, query by key; rows sum to 1, or are 0 at padding steps. Under a
+            rotation they may be negative, and sum to another number.
         """
         if not self.built:
             self.build(x.shape)
         padding = linear_parts.read_padding(self, x, mask, called=False)  # a cast drops a mask
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
-        q, k, _ = self._project(x)
+        positions = schemes.step_positions(self.position, positions, padding, None)
+        q, k, _ = self._project(linear_parts.embed(self, x, positions))
+        options = {"mask": padding, "causal": self.causal, "rotation": self._rotation(positions)}
         phi = self._feature_maps(padding)
-        weights = linear_attention_weights(q, k, feature_map=phi, mask=padding, causal=self.causal)
+        weights = linear_attention_weights(q, k, feature_map=phi, **options)
         return weights if padding is None else ops.where(padding[:, None, :, None], weights, 0.0)
 
     def init_cache(self, batch_size, length=None):
@@ -219,11 +237,12 @@ class LinearAttention(keras.layers.Layer):
             self.build(x.shape)
         padding = linear_parts.read_padding(self, x, mask, called=False)  # a cast drops a mask
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
+        positions = next_positions(cache, x.shape[1], padding)
+        x = linear_parts.embed(self, x, positions)
         q, k, v = self._project(x)
         phi = self._feature_maps(padding)
-        y, cache = decode_linear_attention(
-            q, k, v, cache, feature_map=phi, mask=padding, form=self.form
-        )
+        options = {"mask": padding, "form": self.form, "rotation": self._rotation(positions)}
+        y, cache = decode_linear_attention(q, k, v, cache, feature_map=phi, **options)
         return self._finish(x, y, padding), cache
 
     def compute_mask(self, x, previous_mask):
@@ -233,7 +252,8 @@ class LinearAttention(keras.layers.Layer):
         return x_shape
 
     def get_config(self):
-        return {**super().get_config(), **linear_parts.config(self, *ARGUMENTS)}
+        fields = linear_parts.config(self, *ARGUMENTS)
+        return {**super().get_config(), **fields, "position": schemes.write(self.position)}
 
     def _check(self):
         linear_parts.check_integers(
@@ -276,6 +296,12 @@ class LinearAttention(keras.layers.Layer):
         key_heads = self.num_key_value_heads or self.num_heads
         k, v = projections.split_heads(k, key_heads), projections.split_heads(v, key_heads)
         return projections.split_heads(q, self.num_heads), k, v
+
+    def _rotation(self, positions):
+        if self.position is None or type(self.position).rotate is Position.rotate:
+            return None
+        turn = functools.partial(self.position.rotate, positions=positions)
+        return turn, turn
 
     def _feature_maps(self, padding):
         """Phi of queries and phi of keys; where causal, no step's features depend on another."""

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from kattn.layers.attention import schemes
+from kattn.layers.position.position import Position
 from kattn.ops import chunks
 
 INITIALIZERS = ("kernel_initializer", "bias_initializer")
@@ -39,6 +41,28 @@ def read_padding(layer, x, mask, *, called):
     mask = chunks.check_mask(mask, x.shape[:2])
     implicit = layer._mask_reader.read(x)
     return mask if implicit is None else ops.logical_and(mask, implicit)
+
+
+def read_position(position):
+    """The argument `position`; raises ValueError for a bias, since there are no scores."""
+    position = schemes.read(position, "position", Position)
+    if position is not None and type(position).bias is not Position.bias:
+        raise ValueError(
+            "`position` must be of the inputs, or of queries and keys: linear attention has no "
+            f"scores that a bias could be added to. Received: position={position!r}"
+        )
+    return position
+
+
+def attach(layer, width, key_dim):
+    """Makes the weights of the layer's `position`."""
+    if layer.position is not None:
+        layer.position.attach(width=width, num_heads=layer.num_heads, key_dim=key_dim)
+
+
+def embed(layer, x, positions):
+    """`x` with its positions, if they are of that kind."""
+    return x if layer.position is None else layer.position.embed(x, positions)
 
 
 def set_initializers(layer, **given):

@@ -45,7 +45,7 @@ def write(value):
     return {**config, "shared_object_id": id(value)} if isinstance(value, Position) else config
 
 
-def step_positions(position, explicit, padding, mask):
+def step_positions(position, explicit, padding, mask, *, shifts_matter=False):
     """What `embed` and `rotate` get: positions, or None for 0 to T - 1.
 
     Args:
@@ -54,6 +54,8 @@ def step_positions(position, explicit, padding, mask):
         padding: `(B, T)` bool, or None: a scheme of absolute positions counts from the first real
             step, so that padding at the left changes nothing.
         mask: A mask object or None; positions restart with each of its segments.
+        shifts_matter: Whether a shift of all positions changes what the layer makes of a scheme
+            that is not absolute by itself.
     """
     if explicit is not None:
         if position is None or type(position).bias is not Position.bias:
@@ -62,7 +64,7 @@ def step_positions(position, explicit, padding, mask):
                 f"goes by the order of the keys. Received: position={position!r}"
             )
         return explicit
-    if position is None or not position.is_absolute:
+    if position is None or not (position.is_absolute or shifts_matter):
         return None
     restarts = masking.restarts(mask)
     if restarts is not None or padding is None:

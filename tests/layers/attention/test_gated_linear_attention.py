@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kattn.layers.attention.gated_linear_attention import GatedLinearAttention
+from kattn.layers import ALiBi, GatedLinearAttention, RotaryEmbedding, SinusoidalPositions
 from kattn.ops.gated_linear import GatedLinearState
-from tests import checks
+from tests import checks, rotary_oracle
 from tests import linear_oracle as oracle
 from tests.checks import check_layer, ready, shake
 from tests.compute import assert_close, compiled, run
@@ -16,6 +16,7 @@ FULL = {
     "key_dim": 6,
     "value_dim": 3,
     "decay": "gated",
+    "position": RotaryEmbedding(base=50.0, name="rotary"),
     "gate_rank": 5,
     "temperature": 0.5,
     "form": "chunked",
@@ -28,6 +29,12 @@ CASES = {
     "default": {"num_heads": 2},
     "no bias": {"num_heads": 2, "key_dim": 3, "value_dim": 5, "use_bias": False},
     "fixed": {"num_heads": 4, "decay": "fixed"},
+    "retention": {
+        "num_heads": 2,
+        "decay": "fixed",
+        "position": RotaryEmbedding(base=50.0),
+    },
+    "sinusoidal": {"num_heads": 2, "position": SinusoidalPositions(base=50.0)},
     "fixed, parallel": {"num_heads": 2, "value_dim": 3, "decay": "fixed", "form": "parallel"},
     "all": FULL,
 }
@@ -74,10 +81,18 @@ def expected_output(layer, x, keep, options):
     w, (batch, steps, _), heads = weights_of(layer), x.shape, options["num_heads"]
     width = options.get("key_dim", 8 // heads)
     value_width = options.get("value_dim", width)
+    positions = np.maximum(np.arange(steps) - keep.argmax(1)[:, None], 0)
+    if isinstance(options.get("position"), SinusoidalPositions):
+        channel = np.arange(8)
+        angle = positions[..., None] * 50.0 ** (-2.0 * (channel // 2) / 8)
+        x = x + np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
     flat = x @ w["qkv/kernel"] + w.get("qkv/bias", 0.0)
     q, k, v = np.split(flat, [heads * width, 2 * heads * width], axis=-1)
     q, k = (a.reshape(batch, steps, heads, width) for a in (q, k))
     v = v.reshape(batch, steps, heads, value_width)
+    if isinstance(options.get("position"), RotaryEmbedding):
+        turns = rotary_oracle.frequencies(width, base=50.0)[None]
+        q, k = (rotary_oracle.rotate(a, positions[..., None], turns) for a in (q, k))
     mixed, _ = oracle.gated(q / np.sqrt(width), k, v, decays(w, x, heads, width, options), keep)
     for b, t, n in np.ndindex(batch, steps, heads):
         row = mixed[b, t, n]
@@ -206,6 +221,7 @@ BAD = {
     "decay": ({"decay": "slow"}, "`decay` must be one of gated, fixed.*decay='slow'"),
     "temperature": ({"temperature": 0.0}, "`temperature` must be positive.*temperature=0.0"),
     "form": ({"form": "dense"}, "`form` must be one of auto.*form='dense'"),
+    "position": ({"position": ALiBi()}, "no scores that a bias could be added to.*ALiBi"),
 }
 
 

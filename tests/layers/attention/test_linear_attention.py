@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kattn.layers.attention.linear_attention import LinearAttention
+from kattn.layers import ALiBi, LearnedPositions, LinearAttention, RotaryEmbedding
 from kattn.ops.linear import LinearState
 from tests import linear_oracle as oracle
+from tests import rotary_oracle
 from tests.checks import check_layer, check_permutation, shake
 from tests.compute import assert_close, compiled, run
 
@@ -16,8 +17,9 @@ FULL = {
     "value_dim": 3,
     "num_key_value_heads": 2,
     "feature_map": "performer",
-    "num_features": 7,
+    "num_features": 8,
     "causal": True,
+    "position": RotaryEmbedding(base=50.0, name="rotary"),
     "gate": True,
     "form": "chunked",
     "seed": 1,
@@ -37,9 +39,24 @@ CASES = {
     "softmax, causal": {"num_heads": 2, "feature_map": "softmax", "causal": True},
     "performer": {"num_heads": 2, "feature_map": "performer", "seed": 3},
     "performer_relu": {"num_heads": 2, "feature_map": "performer_relu", "num_features": 3},
+    "rotary": {"num_heads": 2, "position": RotaryEmbedding(base=50.0)},
+    "rotary, parallel": {
+        "num_heads": 4,
+        "num_key_value_heads": 2,
+        "key_dim": 2,
+        "causal": True,
+        "form": "parallel",
+        "position": RotaryEmbedding(base=50.0),
+    },
+    "learned": {"num_heads": 2, "causal": True, "position": LearnedPositions(9)},
     "all": FULL,
 }
-CAUSAL = [case for case, options in CASES.items() if options.get("causal")]
+CAUSAL = [
+    case
+    for case, options in CASES.items()
+    # The masks of these tests have gaps, over which positions are counted, but not in a state.
+    if options.get("causal") and "position" not in options
+]
 
 
 def build(rng, **options):
@@ -73,9 +90,34 @@ def features(w, q, k, keep, feature_map="elu", *, causal=False):
     return tuple(phi[feature_map](x, w["projection"]) for x in (q, k))
 
 
+def attend_turned(phi, v, keep, positions, *, causal):
+    """Su et al. 2021, eq. 19: features are turned above, and not below, one query at a time."""
+    phi_q, phi_k = phi
+    turns = rotary_oracle.frequencies(phi_q.shape[-1], base=50.0)[None]
+    turned = [rotary_oracle.rotate(part, positions[..., None], turns) for part in phi]
+    batch, steps, heads, _ = phi_q.shape
+    group = heads // phi_k.shape[2]
+    mixed, weights = (
+        np.zeros((batch, steps, heads, v.shape[-1])),
+        np.zeros((batch, heads, steps, steps)),
+    )
+    for b, n, t in np.ndindex(batch, heads, steps):
+        seen = [s for s in range(steps) if keep[b, s] and (s <= t or not causal)]
+        if seen:
+            total = sum(phi_q[b, t, n] @ phi_k[b, s, n // group] for s in seen)
+            for s in seen:
+                weight = turned[0][b, t, n] @ turned[1][b, s, n // group] / total
+                weights[b, n, t, s] = weight
+                mixed[b, t, n] += weight * v[b, s, n // group]
+    return mixed, weights
+
+
 def expected_output(layer, x, keep, options):
     """From the layer's weights by name; `keep` is `(B, T)`."""
     w, (batch, steps, _) = weights_of(layer), x.shape
+    positions = np.maximum(np.arange(steps) - keep.argmax(1)[:, None], 0)
+    if isinstance(options.get("position"), LearnedPositions):
+        x = x + w["learned_positions/table"][positions]
     heads = options["num_heads"]
     key_heads = options.get("num_key_value_heads", heads)
     width = options.get("key_dim", 8 // heads)
@@ -87,7 +129,10 @@ def expected_output(layer, x, keep, options):
     v = v.reshape(batch, steps, key_heads, value_width)
     causal = options.get("causal", False)
     phi_q, phi_k = features(w, q, k, keep, options.get("feature_map", "elu"), causal=causal)
-    mixed, weights = oracle.attention(phi_q, phi_k, v, keep, causal=causal)
+    if isinstance(options.get("position"), RotaryEmbedding):
+        mixed, weights = attend_turned((phi_q, phi_k), v, keep, positions, causal=causal)
+    else:
+        mixed, weights = oracle.attention(phi_q, phi_k, v, keep, causal=causal)
     mixed, weights = mixed * keep[:, :, None, None], weights * keep[:, None, :, None]
     mixed = mixed.reshape(batch, steps, heads * value_width)
     if options.get("gate"):
@@ -231,6 +276,7 @@ BAD = {
         "`num_features` is for random features.*num_features=4, feature_map='elu'",
     ),
     "form": ({"form": "dense"}, "`form` must be one of auto.*form='dense'"),
+    "position": ({"position": ALiBi()}, "no scores that a bias could be added to.*ALiBi"),
 }
 
 
