@@ -48,7 +48,7 @@ CASES = {
         "form": "parallel",
         "position": RotaryEmbedding(base=50.0),
     },
-    "learned": {"num_heads": 2, "causal": True, "position": LearnedPositions(9)},
+    "learned": {"num_heads": 2, "causal": True, "position": LearnedPositions(9, name="table")},
     "all": FULL,
 }
 CAUSAL = [
@@ -117,7 +117,7 @@ def expected_output(layer, x, keep, options):
     w, (batch, steps, _) = weights_of(layer), x.shape
     positions = np.maximum(np.arange(steps) - keep.argmax(1)[:, None], 0)
     if isinstance(options.get("position"), LearnedPositions):
-        x = x + w["learned_positions/table"][positions]
+        x = x + w["table/table"][positions]
     heads = options["num_heads"]
     key_heads = options.get("num_key_value_heads", heads)
     width = options.get("key_dim", 8 // heads)

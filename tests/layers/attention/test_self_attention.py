@@ -44,7 +44,7 @@ CASES = {
     "sinks": {"num_heads": 2, "sinks": True},
     "pattern": {"num_heads": 2, "pattern": masks.Window(2) | masks.Sinks(1)},
     "rotary": {"num_heads": 2, "position": RotaryEmbedding(base=50.0)},
-    "learned": {"num_heads": 2, "position": LearnedPositions(7)},
+    "learned": {"num_heads": 2, "position": LearnedPositions(7, name="table")},
     "gate": {"num_heads": 2, "gate": True},
     "all": FULL,
 }
@@ -67,7 +67,7 @@ def expected_output(layer, x, keep, options, positions=None):
     position = options.get("position")
     positions = np.arange(5) if positions is None else positions
     if isinstance(position, LearnedPositions):
-        x = x + w["learned_positions/table"][positions]
+        x = x + w["table/table"][positions]
     key_heads = options.get("num_key_value_heads", heads)
     width = options.get("key_dim", 8 // heads)
     value_width = options.get("value_dim", width)
