@@ -56,6 +56,12 @@ def device(request):
         yield request.param
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """Of the weights that Keras draws, so that a test does not depend on those before it."""
+    keras.utils.set_random_seed(int(os.environ.get("KATTN_TEST_SEED", "0")))
+
+
 @pytest.fixture
 def rng():
     """NumPy's generator, seeded."""
