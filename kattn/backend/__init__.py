@@ -24,6 +24,12 @@
                                   the framework's own attention under an array, and under rules
     FUSED_RULES                   those that it knows, see `kattn.ops.kernels.fused.native_rules`
     devices()                     names of the devices that `keras.device` takes here
+    dense_gradient(g)             a gradient as a tensor
+    norms(tensors)                l2 norms, `(len(tensors),)` float32
+    scaled(tensors, factors)      each times its factor
+    update_if(ok, f, variables)   f(), which changes `variables`, only if ok
+    attribute(x)                  a scalar as what an optimizer may hold as one of its numbers
+    dry_run(optimizer)            trace an update, where a fault in one would cost the weights
 
 No other folder imports a framework, and this one imports only the framework that Keras runs on.
 """
@@ -65,3 +71,9 @@ fused_hesitation = _framework.fused_hesitation
 fused_attention = _framework.fused_attention
 FUSED_RULES = _framework.FUSED_RULES
 devices = _framework.devices
+dense_gradient = _framework.dense_gradient
+norms = _framework.norms
+scaled = _framework.scaled
+update_if = _framework.update_if
+attribute = _framework.attribute
+dry_run = _framework.dry_run

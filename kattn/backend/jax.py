@@ -187,3 +187,43 @@ def _implementation(call):
     width, steps = call.query.shape[-1], (call.query.shape[1], call.key.shape[1])
     fits = width % 8 == 0 and width <= 128 and all(n is not None and n % 2 == 0 for n in steps)
     return "cudnn" if half and fits and _has_gpu() else "xla"
+
+
+def dense_gradient(gradient):
+    """A gradient as a tensor."""
+    return gradient
+
+
+def norms(tensors):
+    """Of each tensor: `(len(tensors),)` float32."""
+    squares = [jnp.sum(jnp.square(x.astype("float32"))) for x in tensors]
+    return jnp.sqrt(jnp.stack(squares))
+
+
+def scaled(tensors, factors):
+    """Each tensor times its float32 factor, in its own dtype."""
+    return [(x * factor).astype(x.dtype) for x, factor in zip(tensors, factors, strict=True)]
+
+
+def update_if(condition, update, variables):
+    """Call update(), and undo what it does to `variables` unless the condition is True."""
+    before = [variable.value for variable in variables]
+    update()
+    for variable, old in zip(variables, before, strict=True):
+        if variable.value is not old:
+            variable.assign(jnp.where(condition, variable.value, old))
+
+
+def attribute(value):
+    """A scalar, maybe traced, as what an optimizer's code takes for one of its numbers."""
+    return value
+
+
+def dry_run(optimizer):
+    """Trace one update: what is wrong in it raises here, before `fit` has taken the weights."""
+
+    def shapes(variables):
+        return [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]
+
+    weights = shapes(optimizer._trainable_variables)
+    jax.eval_shape(optimizer.stateless_apply, shapes(optimizer.variables), weights, weights)

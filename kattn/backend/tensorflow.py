@@ -135,3 +135,44 @@ def fused_attention(call, mask, rules):
 def devices():
     """Names of the devices here, as `keras.device` takes them."""
     return ("cpu:0", "gpu:0") if tf.config.list_physical_devices("GPU") else ("cpu:0",)
+
+
+def dense_gradient(gradient):
+    """A gradient as a tensor: that of an embedding holds a row for each time it was looked up."""
+    return tf.convert_to_tensor(gradient)
+
+
+def norms(tensors):
+    """Of each tensor: `(len(tensors),)` float32."""
+    return tf.stack([tf.norm(tf.cast(x, "float32")) for x in tensors])
+
+
+def scaled(tensors, factors):
+    """Each tensor times its float32 factor, in its own dtype."""
+    pairs = zip(tensors, factors, strict=True)
+    return [tf.cast(tf.cast(x, "float32") * factor, x.dtype) for x, factor in pairs]
+
+
+def update_if(condition, update, variables):
+    """Call update() if the condition is True; `variables` are those that it changes."""
+    if tf.distribute.has_strategy():  # replicas may not meet inside of a condition
+        before = [tf.identity(variable.value) for variable in variables]
+        update()
+        for variable, old in zip(variables, before, strict=True):
+            variable.assign(tf.where(condition, variable.value, old))
+        return
+
+    def changed():
+        update()
+        return tf.constant(0)
+
+    tf.cond(condition, changed, lambda: tf.constant(0))
+
+
+def attribute(value):
+    """A scalar, maybe traced, as what an optimizer's code takes for one of its numbers."""
+    return value
+
+
+def dry_run(optimizer):
+    """Nothing: a fault in an update leaves the weights as they are."""

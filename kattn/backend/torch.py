@@ -167,3 +167,44 @@ def fused_attention(call, mask, rules):
 def devices():
     """Names of the devices here, as `keras.device` takes them."""
     return ("cpu", "cuda:0") if torch.cuda.is_available() else ("cpu",)
+
+
+def dense_gradient(gradient):
+    """A gradient as a tensor."""
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def norms(tensors):
+    """Of each tensor: `(len(tensors),)` float32."""
+    return torch.stack(torch._foreach_norm([x.float() for x in tensors]))
+
+
+def scaled(tensors, factors):
+    """Each tensor times its float32 factor, in its own dtype."""
+    if len({id(factor) for factor in factors}) == 1:
+        scaled = torch._foreach_mul([x.float() for x in tensors], factors[0])
+    else:
+        scaled = torch._foreach_mul([x.float() for x in tensors], list(factors))
+    return [y.to(x.dtype) for x, y in zip(tensors, scaled, strict=True)]
+
+
+def update_if(condition, update, variables):
+    """Call update(), and undo what it does to `variables` unless the condition is True."""
+    if condition.device.type == "cpu":
+        if condition:
+            update()
+        return
+    values = [variable.value.detach() for variable in variables]  # no wait for the device
+    before = [value.clone() for value in values]
+    update()
+    for variable, old in zip(variables, before, strict=True):
+        variable.value.detach().copy_(torch.where(condition, variable.value, old))
+
+
+def attribute(value):
+    """A scalar as what an optimizer's code takes for one of its numbers: a float, here."""
+    return value.item()
+
+
+def dry_run(optimizer):
+    """Nothing: a fault in an update leaves the weights as they are."""
