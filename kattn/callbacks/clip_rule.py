@@ -1,13 +1,12 @@
 """What `GradientClipping` does in each update."""
 
-import re
-
 from keras import ops
 
 from kattn import backend
 from kattn.callbacks import clipping
 from kattn.callbacks.optimizer_hook import Rule
 from kattn.callbacks.recorder import Recorder
+from kattn.callbacks.weight_groups import group_of
 
 LEFT_OUT = -1.0  # the threshold of weights that are not clipped, whatever the history says
 
@@ -66,7 +65,7 @@ class ClipRule(Rule):
                     clipped[i] = gradient
         update.gradients = clipped
         is_skipped = ops.logical_not(is_finite) if self.skip_nonfinite else False
-        clipped_norm = ops.sqrt(sum(squares))
+        clipped_norm = update.clipped_norm = ops.sqrt(sum(squares))
         self.recorder.write({"norm": norm, "clipped_norm": clipped_norm, "is_skipped": is_skipped})
 
     def _thresholds(self, update, is_active):
@@ -82,8 +81,8 @@ class ClipRule(Rule):
         """Indices of the weights of each group; the first group is that of all others."""
         groups: list[list[int]] = [[] for _ in range(1 + len(self.patterns))]
         for i, variable in enumerate(variables):
-            found = [n for n, p in enumerate(self.patterns) if re.search(p, variable.path)]
-            groups[1 + found[0] if found else 0].append(i)
+            found = group_of(variable.path, self.patterns)
+            groups[0 if found is None else 1 + found].append(i)
         return groups
 
     def _clip(self, update, norms, group, members, threshold, is_active):

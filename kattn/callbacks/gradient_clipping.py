@@ -1,13 +1,13 @@
 """Gradients clipped inside the compiled step, by thresholds that may change at any time."""
 
 import math
-import re
 
 import numpy as np
 
 from kattn.callbacks.clip_rule import LEFT_OUT, ClipRule
 from kattn.callbacks.optimizer_hook import RuleCallback
 from kattn.callbacks.unit_axes import unit_axes
+from kattn.callbacks.weight_groups import check_matches, check_patterns
 
 MODES = ("value", "norm", "global_norm", "agc", "autoclip", "zclip")
 THRESHOLDS = {"agc": 0.01, "autoclip": None, "zclip": None}  # where there is a usual one
@@ -69,7 +69,7 @@ class GradientClipping(RuleCallback):
         Kumar et al. 2025 (zclip), https://arxiv.org/abs/2504.02507
     """
 
-    patience = 256
+    tend_every = 256
 
     def __init__(
         self,
@@ -102,8 +102,8 @@ class GradientClipping(RuleCallback):
         self.z_threshold, self.smoothing, self.warmup = z_threshold, smoothing, warmup
         self.skip_nonfinite = skip_nonfinite
         self._thresholds = {None: _checked("threshold", threshold)}
+        check_patterns("groups", groups or {})
         for pattern, value in (groups or {}).items():
-            _check_pattern(pattern)
             self._thresholds[pattern] = _checked(f"groups[{pattern!r}]", value)
         self.history: dict[str, list[float]] = {"norm": [], "clipped_norm": [], "is_skipped": []}
         self._epoch_start = 0
@@ -157,15 +157,10 @@ class GradientClipping(RuleCallback):
         return ClipRule(self, unit_axes(self.model))
 
     def on_train_begin(self, logs=None):
-        paths = [variable.path for variable in self.model.trainable_variables]
-        for pattern in self.groups:
-            if not any(re.search(pattern, path) for path in paths):
-                raise ValueError(
-                    "groups must have patterns that match a weight's path: "
-                    f"pattern={pattern!r}, paths={paths}"
-                )
+        check_matches("groups", self.groups, self.model)
         super().on_train_begin(logs)
-        rule = self.rule
+
+    def begin(self, rule):
         rule.is_active.assign(1.0)
         self._hand_over(rule)
         rule.recorder.start()
@@ -216,15 +211,6 @@ def _check_range(name, value, low, high):
         raise ValueError(
             f"{name} must be a number above {low} and at most {high}: {name}={value!r}"
         )
-
-
-def _check_pattern(pattern):
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(
-            f"groups must have regular expressions as keys: pattern={pattern!r}, error={error}"
-        ) from error
 
 
 def _checked(name, threshold):

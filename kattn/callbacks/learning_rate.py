@@ -30,19 +30,20 @@ class LearningRate(RuleCallback):
         >>> model.compile("adam", "mse")
         >>> schedule = kattn.schedules.WarmUp(kattn.schedules.Cosine(0.5, 0.0, 8), 2)
         >>> callback = kattn.callbacks.LearningRate(schedule)
-        >>> history = model.fit(np.ones((6, 2)), np.ones((6, 1)), 1, callbacks=[callback], verbose=0)
+        >>> x, y = np.ones((6, 2)), np.ones((6, 1))
+        >>> history = model.fit(x, y, batch_size=1, callbacks=[callback], verbose=0)
         >>> round(history.history["learning_rate"][0], 4)  # of step 5: 3 of the cosine's 8
         0.3457
     """
 
-    patience: int | None = TABLE // 2
+    tend_every: int | None = TABLE // 2
 
     def __init__(self, schedule):
         super().__init__()
         self.schedule = schedule
         self._function = StepFunction(schedule, "schedule")
         if self._function.is_traced:
-            self.patience = None
+            self.tend_every = None
 
     def signature(self):
         return ("learning_rate", self.schedule)
@@ -50,8 +51,10 @@ class LearningRate(RuleCallback):
     def make_rule(self):
         return _ScheduledRate(StepFunction(self.schedule, "schedule"))
 
-    def tend(self, rule):
+    def begin(self, rule):
         rule.is_active.assign(1.0)
+
+    def tend(self, rule):
         rule.function.tabulate(number(hook_of(self.model).optimizer.iterations))
 
     def on_epoch_end(self, epoch, logs=None):

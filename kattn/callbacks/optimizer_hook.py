@@ -24,6 +24,7 @@ class Rule:
 
     order = 0  # of its turn among rules
     sees_gradients = False  # which are a replica's own under tf.distribute
+    sees_changes = False  # of the weights, as `after` finds them in `update.changes`
     signature: object = None  # rules of equal ones are traced alike
     owner: Any = None  # the callback that uses it, and that which used it last
     last_owner: Any = staticmethod(lambda: None)  # a weak reference
@@ -60,6 +61,8 @@ class Update:
         step: Updates before this one; int32.
         numbers: What rules have set so far, by attribute.
         is_good: bool, whether to update at all. None: yes.
+        before: The weights before the update, for rules that see changes.
+        clipped_norm: Of all gradients together, after a rule that clips; None: none has.
     """
 
     def __init__(self, optimizer, variables, rules, stock_rate):
@@ -69,6 +72,8 @@ class Update:
         self.gradients = []
         self.numbers = {}
         self.is_good = None
+        self.before = []
+        self.clipped_norm = None
         self.decays = False
         self._stock_rate = stock_rate
         self._norms = None
@@ -101,6 +106,11 @@ class Update:
         self.norms()
         return self._is_finite
 
+    def changes(self):
+        """What the update has added to each weight, for `Rule.after`: float32."""
+        pairs = zip(self.variables, self.before, strict=True)
+        return [ops.cast(v, "float32") - ops.cast(old, "float32") for v, old in pairs]
+
     def multiplier(self, variable):
         """Of the change of a variable: float32, or None for 1."""
         found = [rule.multiplier(variable) for rule in self.rules]
@@ -125,6 +135,7 @@ class OptimizerHook:
         self.optimizer = optimizer
         self.rules = []
         self._own = {}  # variables of rules by id, with their first values and their rule
+        self._logs = set()
         self._built = None
         self._update = None
         self._stock = {}
@@ -179,13 +190,22 @@ class OptimizerHook:
         """The rule that a callback uses now, or None."""
         return next((rule for rule in self.rules if rule.owner is owner), None)
 
-    def add_variable(self, shape, name, *, dtype="float32", value=0.0):
-        """A variable of the optimizer that its saved state leaves out; for `Rule.build`."""
+    def add_variable(self, shape, name, *, dtype="float32", value=0.0, is_log=False):
+        """A variable of the optimizer that its saved state leaves out; for `Rule.build`.
+
+        `is_log`: it says what has happened, and stays when a training is set back.
+        """
         variable = self.optimizer.add_variable(
             shape, keras.initializers.Constant(value), dtype, name=name
         )
         self._own[id(variable)] = (variable, value, self._built)
+        if is_log:
+            self._logs.add(id(variable))
         return variable
+
+    def state(self):
+        """Variables of the optimizer and of rules that a training depends on."""
+        return [v for v in self.optimizer.variables if id(v) not in self._logs]
 
     def hide_variables(self, optimizer):
         """Save and load an optimizer as if rules had no variables."""
@@ -256,6 +276,8 @@ class OptimizerHook:
                     self._stock["_apply_weight_decay"](update.variables)
                 self._stock["_backend_update_step"](gradients, variables, learning_rate)
 
+        if any(rule.sees_changes for rule in self.rules):
+            update.before = [ops.copy(ops.convert_to_tensor(v)) for v in update.variables]
         if update.is_good is None:
             change()
         else:
@@ -323,12 +345,12 @@ def hook_of(model):
 class RuleCallback(keras.callbacks.Callback):
     """A callback that acts in the update by one rule.
 
-    Subclasses define `signature`, what the rule's trace depends on; `make_rule`; and `tend`, which
-    is called on the host when training begins, at least every `patience` updates, and at the end of
-    an epoch, to read and write the rule's variables.
+    Subclasses define `signature`, what the rule's trace depends on; `make_rule`; `begin`, called on
+    the host when training begins; and `tend`, called then, at least every `tend_every` updates, and
+    at the end of an epoch, to read and write the rule's variables.
     """
 
-    patience: int | None = None  # None: `tend` is called at the ends of epochs alone
+    tend_every: int | None = None  # None: `tend` is called at the ends of epochs alone
     _until_tended = 0
 
     def signature(self):
@@ -338,6 +360,9 @@ class RuleCallback(keras.callbacks.Callback):
     def make_rule(self):
         """A rule."""
         raise NotImplementedError
+
+    def begin(self, rule):
+        """Make the rule act, when training begins."""
 
     def tend(self, rule):
         """Read and write what the rule keeps."""
@@ -359,11 +384,12 @@ class RuleCallback(keras.callbacks.Callback):
             backend.dry_run(self.model.optimizer)
             self.model.make_train_function(force=True)
         self._steps = getattr(self.model, "steps_per_execution", 1)
+        self.begin(rule)
         self._tend(rule)
 
     def on_train_batch_begin(self, batch, logs=None):
         # Not at the end of a batch, which would keep Keras from running ahead of the device.
-        if self.patience is not None:
+        if self.tend_every is not None:
             if self._until_tended < self._steps:
                 self._tend(self.rule)
             self._until_tended -= self._steps
@@ -386,7 +412,7 @@ class RuleCallback(keras.callbacks.Callback):
 
     def _tend(self, rule):
         self.tend(rule)
-        self._until_tended = self.patience or 0
+        self._until_tended = self.tend_every or 0
 
 
 def _refuse_replicas(model, name):
@@ -409,8 +435,10 @@ def _multiplied(update):
             before.append((variable, factor, ops.copy(ops.convert_to_tensor(variable))))
     yield
     for variable, factor, old in before:
-        change = ops.convert_to_tensor(variable) - old
-        variable.assign(old + change * ops.cast(factor, change.dtype))
+        new = ops.convert_to_tensor(variable)
+        scaled = old + (new - old) * ops.cast(factor, new.dtype)
+        # At 0 and 1 bit for bit, and a weight at rest stays what it is whatever its gradient.
+        variable.assign(ops.where(factor == 1.0, new, ops.where(factor == 0.0, old, scaled)))
 
 
 @contextlib.contextmanager

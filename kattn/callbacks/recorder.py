@@ -19,8 +19,9 @@ class Recorder:
 
     def build(self, hook, name):
         """Make the variables it needs."""
-        self._rows = hook.add_variable((self.size, len(self.columns)), f"{name}_rows")
-        self._count = hook.add_variable((), f"{name}_count", dtype="int32")
+        shape = (self.size, len(self.columns))
+        self._rows = hook.add_variable(shape, f"{name}_rows", is_log=True)
+        self._count = hook.add_variable((), f"{name}_count", dtype="int32", is_log=True)
 
     def write(self, numbers):
         """In the compiled step: one row, of scalars by column."""

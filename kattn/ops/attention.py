@@ -3,6 +3,7 @@
 Axes: B batch, T query steps, S key steps, N query heads, K key/value heads, D head width.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -301,7 +302,22 @@ class Call:
         return any(isinstance(x, keras.KerasTensor) for x in tensors)
 
 
+@contextlib.contextmanager
+def observed(look):
+    """For the length of a block, look(call) is called with each `Call` that is computed."""
+    _observers.append(look)
+    try:
+        yield
+    finally:
+        _observers.remove(look)
+
+
+_observers: list = []
+
+
 def _run(call, kernel):
+    for look in _observers:
+        look(call)
     return KERNELS[_choose(call, kernel).kernel].attend(call)
 
 

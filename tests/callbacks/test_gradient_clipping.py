@@ -300,13 +300,16 @@ def test_history_goes_on_in_a_second_fit_and_begins_anew_with_another_callback(r
     fit(model, x[20:], y[20:], clipping)
     close(clipping.history["norm"], norms, 1e-5)
     close(clipping.history["clipped_norm"], clipped, 1e-5)
+    fit(model, x[:5], y[:5])
+    assert len(clipping.history["norm"]) == STEPS
     fit(model, x[:3], y[:3], other := GradientClipping("autoclip", percent=50.0))
+    assert len(other.history["norm"]) == 3
     assert other.history["clipped_norm"][0] == other.history["norm"][0]
 
 
 def test_no_norm_is_lost_in_a_long_epoch(rng, monkeypatch):
     """The rows in the compiled step are few, and read before they are written over."""
-    monkeypatch.setattr(GradientClipping, "patience", 4)
+    monkeypatch.setattr(GradientClipping, "tend_every", 4)
     init = recorder.Recorder.__init__
     monkeypatch.setattr(recorder.Recorder, "__init__", lambda self, names: init(self, names, 8))
     weights, (x, y) = oracle.start(rng), oracle.data(rng, 50)

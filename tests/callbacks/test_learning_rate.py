@@ -82,7 +82,7 @@ def test_compiled():
 def test_functions_that_cannot_be_traced(monkeypatch):
     """They are tabulated, and again before the table ends."""
     monkeypatch.setattr(step_function, "TABLE", 8)
-    monkeypatch.setattr(LearningRate, "patience", 4)
+    monkeypatch.setattr(LearningRate, "tend_every", 4)
 
     def schedule(step):
         return 0.1 if step < 5 else 0.01 * math.sqrt(step)

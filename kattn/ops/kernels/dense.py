@@ -38,8 +38,29 @@ def weights(call):
     return ops.reshape(p, (batch, heads * groups, queries, keys))
 
 
+def largest_logit(call):
+    """The largest scaled, capped and biased score of a query and a key that it may attend to."""
+    z, _, _ = _logits(call)
+    return ops.max(z)
+
+
 def _weights(call):
     """`(B, K, G, T, S)`, and where a query sees a key, `(B, K, G, T, 1)`, or None if all do."""
+    z, keep, bias = _logits(call)
+    seen = None
+    if bias is not None and call.bias.holds_scores:  # which may be -inf
+        seen = ops.max(z, axis=-1, keepdims=True) > block.FLOOR
+    elif keep is not None:  # often the same for all heads, so cheaper than a look at z
+        seen = ops.any(keep, axis=-1, keepdims=True)
+    sinks = block.by_head(call)
+    if sinks is None:
+        return backend.softmax(z), seen
+    sinks = ops.broadcast_to(sinks, (*ops.shape(z)[:-1], 1))
+    return backend.softmax(ops.concatenate([z, sinks], axis=-1))[..., :-1], seen
+
+
+def _logits(call):
+    """`(B, K, G, T, S)`, with the mask and the bias as arrays, or None."""
     heads, groups = call.key_heads, call.groups
     queries, keys = ops.shape(call.query)[1], ops.shape(call.key)[1]
     q = block.split_heads(call.query, groups) * call.scale
@@ -51,13 +72,4 @@ def _weights(call):
     if call.bias is not None:
         bias = block.group_heads(call.bias.block(*whole), heads, groups)
     z, _ = block.logits(q, k, keep, bias, call.softcap)
-    seen = None
-    if bias is not None and call.bias.holds_scores:  # which may be -inf
-        seen = ops.max(z, axis=-1, keepdims=True) > block.FLOOR
-    elif keep is not None:  # often the same for all heads, so cheaper than a look at z
-        seen = ops.any(keep, axis=-1, keepdims=True)
-    sinks = block.by_head(call)
-    if sinks is None:
-        return backend.softmax(z), seen
-    sinks = ops.broadcast_to(sinks, (*ops.shape(z)[:-1], 1))
-    return backend.softmax(ops.concatenate([z, sinks], axis=-1))[..., :-1], seen
+    return z, keep, bias

@@ -1,0 +1,109 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from kattn.callbacks import WarmupThenPlateau
+from tests.training import Watch, changes, train, weight_model
+
+OPTIMIZERS = {
+    "float": lambda: keras.optimizers.SGD(0.7),
+    "schedule": lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.7, 3)),
+    "loss scale": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.7)),
+}
+
+
+class Metric(keras.callbacks.Callback):
+    """Writes given values into the logs of epochs."""
+
+    def __init__(self, values, name="val_loss"):
+        super().__init__()
+        self.values, self.name = values, name
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs[self.name] = self.values[epoch]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_rates(kind):
+    """Warm-up over 6 steps of 4 an epoch; epoch 2 is the first that counts."""
+    values = [1.0, 0.0, 2.0, 3.0, 3.0, 3.0, 1.0, 1.0, 1.0, 1.0]
+    rates = [0.8] * 5 + [0.4] * 4 + [0.2]  # cut after epochs 4 (2, 3, 3) and 8 (1, 1, 1)
+    watch = Watch()
+    callback = WarmupThenPlateau(0.8, 6, factor=0.5, patience=2)
+    model = weight_model(OPTIMIZERS[kind]())
+    logs = train(model, 4, Metric(values), callback, watch, epochs=10)
+    warm = np.minimum(1.0, (np.arange(40) + 1) / 6)
+    np.testing.assert_allclose(changes(watch), warm * np.repeat(rates, 4), atol=2e-6)
+    np.testing.assert_allclose(logs["learning_rate"], [0.8 * 4 / 6, *rates[1:]], rtol=1e-6)
+    assert callback.rate == 0.2
+
+
+CASES = {
+    "cooldown": (
+        {"cooldown": 2, "patience": 1},
+        [1.0, 2.0, 2.0, 2.0, 2.0, 2.0],
+        [0.8, 0.8, 0.4, 0.4, 0.4, 0.2],
+    ),
+    "min_rate": ({"patience": 1, "min_rate": 0.3}, [1.0, 2, 2, 2], [0.8, 0.8, 0.4, 0.3]),
+    "min_delta": ({"patience": 1, "min_delta": 0.5}, [1.0, 0.6, 0.4], [0.8, 0.8, 0.4]),
+    "max": ({"patience": 1, "mode": "max"}, [1.0, 2.0, 1.5, 1.5], [0.8, 0.8, 0.8, 0.4]),
+    "auto": (
+        {"patience": 1, "monitor": "val_accuracy"},
+        [1.0, 2.0, 1.5, 1.5],
+        [0.8, 0.8, 0.8, 0.4],
+    ),
+    "nan": ({"patience": 1}, [1.0, math.nan, 0.5, 0.4], [0.8, 0.8, 0.4, 0.4]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plateaus(case):
+    options, values, rates = CASES[case]
+    callback = WarmupThenPlateau(0.8, factor=0.5, **options)
+    metric = Metric(values, options.get("monitor", "val_loss"))
+    logs = train(weight_model("sgd"), 1, metric, callback, epochs=len(values))
+    np.testing.assert_allclose(logs["learning_rate"], rates, rtol=1e-6)
+
+
+def test_state():
+    """Taken up in the middle of a wait."""
+    values = [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    whole = WarmupThenPlateau(0.8, factor=0.5, patience=3)
+    expected = train(weight_model("sgd"), 1, Metric(values), whole, epochs=6)["learning_rate"]
+    first, second = (WarmupThenPlateau(0.8, factor=0.5, patience=3) for _ in range(2))
+    train(weight_model("sgd"), 1, Metric(values), first, epochs=3)
+
+    class TakeUp(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            second.set_state(first.get_state())
+
+    metric = Metric(values[3:])
+    logs = train(weight_model("sgd"), 1, metric, second, TakeUp(), epochs=3)
+    np.testing.assert_allclose(logs["learning_rate"], expected[3:])
+
+
+BAD = {
+    "rate": (0.0, r"rate must be a number above 0: rate=0.0"),
+    "warmup_steps": (-1, r"warmup_steps must be a whole number, 0 or more: warmup_steps=-1"),
+    "factor": (1.0, r"factor must be in \(0, 1\): factor=1.0"),
+    "patience": (0, r"patience must be a whole number, 1 or more: patience=0"),
+    "min_delta": (-1.0, r"min_delta must be a number, 0 or more: min_delta=-1.0"),
+    "cooldown": (0.5, r"cooldown must be a whole number, 0 or more: cooldown=0.5"),
+    "min_rate": (-0.1, r"min_rate must be a number, 0 or more: min_rate=-0.1"),
+    "mode": ("lower", r"mode must be one of .*mode='lower'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments(name):
+    value, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        WarmupThenPlateau(**{"rate": 0.1, name: value})
+
+
+def test_a_metric_that_is_not_there():
+    callback = WarmupThenPlateau(0.1, monitor="val_f1")
+    with pytest.raises(ValueError, match=r"monitor must be in the logs.*'val_f1'.*'loss'"):
+        train(weight_model("sgd"), 1, callback)
