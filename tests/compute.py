@@ -65,6 +65,7 @@ def compiled(function):
         return tf.function(function, jit_compile=True, autograph=False)
     import torch
 
+    torch._dynamo.reset()  # which runs a function eagerly that it has compiled eight times
     return torch.compile(function, backend="aot_eager")
 
 

@@ -25,13 +25,27 @@ MAY_IMPORT = {
     "ops": {"backend", "steps", "masks", "biases", "ops"},
     "layers": {"masks", "biases", "ops", "layers"},
     "models": {"masks", "biases", "ops", "layers", "models"},
+    "schedules": {"schedules"},
+    "data": {"data"},
+    "callbacks": {"backend", "ops", "schedules", "callbacks"},
 }
 
 
 def exports():
     """Every public name: (module, name, object)."""
     found = []
-    for module in ("biases", "layers", "masks", "models", "ops", "steps"):
+    modules = (
+        "biases",
+        "callbacks",
+        "data",
+        "layers",
+        "masks",
+        "models",
+        "ops",
+        "schedules",
+        "steps",
+    )
+    for module in modules:
         space = importlib.import_module(f"kattn.{module}")
         for name, value in vars(space).items():
             if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
@@ -104,7 +118,13 @@ def test_every_export_has_a_test(module, name, value):
 
 
 def test_exports_are_found():
-    assert {"layers.SelfAttention", "ops.attention", "masks.Causal", "models.sa_cnn"} <= set(NAMES)
+    assert {
+        "layers.SelfAttention",
+        "ops.attention",
+        "masks.Causal",
+        "models.sa_cnn",
+        "callbacks.LearningRate",
+    } <= set(NAMES)
 
 
 class _Undocumented(keras.layers.Layer):

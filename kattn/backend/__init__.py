@@ -30,6 +30,9 @@
     update_if(ok, f, variables)   f(), which changes `variables`, only if ok
     attribute(x)                  a scalar as what an optimizer may hold as one of its numbers
     dry_run(optimizer)            trace an update, where a fault in one would cost the weights
+    random_state()                of the framework's generator for all, as NumPy arrays in a list
+    set_random_state(state)       what random_state() has returned
+    shuffling_seed()              of the order in which arrays are shuffled, if there is one
 
 No other folder imports a framework, and this one imports only the framework that Keras runs on.
 """
@@ -77,3 +80,6 @@ scaled = _framework.scaled
 update_if = _framework.update_if
 attribute = _framework.attribute
 dry_run = _framework.dry_run
+random_state = _framework.random_state
+set_random_state = _framework.set_random_state
+shuffling_seed = _framework.shuffling_seed

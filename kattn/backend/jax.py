@@ -227,3 +227,17 @@ def dry_run(optimizer):
 
     weights = shapes(optimizer._trainable_variables)
     jax.eval_shape(optimizer.stateless_apply, shapes(optimizer.variables), weights, weights)
+
+
+def random_state():
+    """Nothing: JAX has no generator for all."""
+    return []
+
+
+def set_random_state(state):
+    """Nothing."""
+
+
+def shuffling_seed():
+    """None: Keras shuffles arrays by NumPy's generator."""
+    return

@@ -176,3 +176,19 @@ def attribute(value):
 
 def dry_run(optimizer):
     """Nothing: a fault in an update leaves the weights as they are."""
+
+
+def random_state():
+    """Nothing: TensorFlow's generators cannot be read."""
+    return []
+
+
+def set_random_state(state):
+    """Nothing."""
+
+
+def shuffling_seed():
+    """With which arrays are shuffled in the same order each time; None if there is none."""
+    unset = 87654321  # what TensorFlow returns then
+    seed = tf.compat.v1.get_seed(0)[0]
+    return None if seed == unset else seed

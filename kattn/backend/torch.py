@@ -208,3 +208,21 @@ def attribute(value):
 
 def dry_run(optimizer):
     """Nothing: a fault in an update leaves the weights as they are."""
+
+
+def random_state():
+    """Of the generators of CPU and GPUs: NumPy arrays."""
+    states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    return [state.numpy().copy() for state in states]
+
+
+def set_random_state(state):
+    """Set what `random_state` has returned."""
+    cpu, *gpus = (torch.from_numpy(each.copy()) for each in state)
+    torch.set_rng_state(cpu)
+    torch.cuda.set_rng_state_all(gpus)
+
+
+def shuffling_seed():
+    """None: arrays are shuffled from the generator's state."""
+    return

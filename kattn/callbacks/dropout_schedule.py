@@ -26,7 +26,9 @@ class DropoutSchedule(keras.callbacks.Callback):
             above 0, or none of them matches; at an epoch, if a rate is not in [0, 1).
 
     Example:
-        >>> model = keras.Sequential([keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+        >>> model = keras.Sequential(
+        ...     [keras.Input((2,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+        ... )
         >>> model.compile("adam", "mse")
         >>> schedule = kattn.schedules.Step(0.4, [4], factor=0.5)
         >>> callback = kattn.callbacks.DropoutSchedule(schedule)

@@ -52,7 +52,9 @@ class GradientClipping(RuleCallback):
             gradients of one), or for an optimizer made of several.
 
     Example:
-        >>> model = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(1, name="head")])
+        >>> model = keras.Sequential(
+        ...     [keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1, name="head")]
+        ... )
         >>> model.compile("adam", "mse")
         >>> clipping = kattn.callbacks.GradientClipping("agc", 0.02, groups={"head": None})
         >>> x, y = np.ones((8, 2)), np.ones((8, 1))

@@ -47,7 +47,9 @@ class GradientMonitor(RuleCallback):
             `attention_data` but no attention layer.
 
     Example:
-        >>> model = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(1, name="head")])
+        >>> model = keras.Sequential(
+        ...     [keras.Input((2,)), keras.layers.Dense(4), keras.layers.Dense(1, name="head")]
+        ... )
         >>> model.compile("adam", "mse")
         >>> monitor = kattn.callbacks.GradientMonitor({"head": "head/"})
         >>> x, y = np.ones((8, 2)), np.ones((8, 1))

@@ -30,7 +30,9 @@ class GradualUnfreezing(RuleCallback):
             no trainable weight.
 
     Example:
-        >>> model = keras.Sequential([keras.layers.Dense(4, name="body"), keras.layers.Dense(1)])
+        >>> model = keras.Sequential(
+        ...     [keras.Input((2,)), keras.layers.Dense(4, name="body"), keras.layers.Dense(1)]
+        ... )
         >>> model.compile("adam", "mse")
         >>> freezing = kattn.callbacks.GradualUnfreezing({"body/": 2})  # epochs 0, 1: the head
         >>> x, y = np.ones((8, 2)), np.ones((8, 1))

@@ -25,7 +25,7 @@ class HyperparameterSchedule(RuleCallback):
             0, a weight decay of None: it keeps no state for it).
 
     Example:
-        >>> model = keras.Sequential([keras.layers.Dense(1)])
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile(keras.optimizers.SGD(0.1, momentum=0.95), "mse")
         >>> cycle = kattn.schedules.OneCycle(0.5, 8)
         >>> callbacks = [

@@ -22,7 +22,9 @@ class LayerwiseLearningRates(RuleCallback):
             pattern matches no trainable weight.
 
     Example:
-        >>> model = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(1, name="head")])
+        >>> model = keras.Sequential(
+        ...     [keras.Input((2,)), keras.layers.Dense(4), keras.layers.Dense(1, name="head")]
+        ... )
         >>> model.compile("adam", "mse")
         >>> rates = kattn.callbacks.LayerwiseLearningRates({"head/": 10.0}, decay=0.5)
         >>> history = model.fit(np.ones((8, 2)), np.ones((8, 1)), callbacks=[rates], verbose=0)

@@ -26,7 +26,7 @@ class LearningRate(RuleCallback):
             training begins, if the model has no optimizer, or several (`MultiOptimizer`).
 
     Example:
-        >>> model = keras.Sequential([keras.layers.Dense(1)])
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("adam", "mse")
         >>> schedule = kattn.schedules.WarmUp(kattn.schedules.Cosine(0.5, 0.0, 8), 2)
         >>> callback = kattn.callbacks.LearningRate(schedule)

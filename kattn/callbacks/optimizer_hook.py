@@ -331,7 +331,10 @@ def hook_of(model):
         )
     if not outer.built:
         if not model.built:
-            raise ValueError(f"The model must be built: model={model.name!r}, built=False")
+            raise ValueError(
+                "The model must be built before fit: give it an Input, or call it on a batch: "
+                f"model={model.name!r}, built=False"
+            )
         outer.build(model.trainable_variables)
     hook = vars(optimizer).get("_kattn_hook")
     if hook is None:

@@ -42,7 +42,7 @@ class SpikeGuard(RuleCallback):
             under `tf.distribute` with several replicas; if `every` is no multiple.
 
     Example:
-        >>> model = keras.Sequential([keras.layers.Dense(1)])
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("adam", "mse")
         >>> x, y = np.ones((40, 2)), np.ones((40, 1))
         >>> x[33] = 1e6

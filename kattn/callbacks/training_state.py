@@ -3,12 +3,12 @@
 import itertools
 import random
 import re
-import sys
 
 import keras
 import numpy as np
 from keras import ops
 
+from kattn import backend
 from kattn.callbacks.optimizer_hook import RuleCallback
 
 # Attributes of Keras's own callbacks that change while they train.
@@ -69,34 +69,18 @@ def build_metrics(model, batch):
 
 def random_state():
     """Of the generators that Python, NumPy and the framework have for all."""
-    state = {
+    return {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002 - what Keras draws from
+        "backend": backend.random_state(),
     }
-    if keras.backend.backend() == "torch":
-        torch = sys.modules["torch"]
-        state["torch"] = torch.get_rng_state().numpy().copy()
-        state["cuda"] = [x.numpy().copy() for x in torch.cuda.get_rng_state_all()]
-    return state
 
 
 def set_random_state(state):
     """Set what `random_state` has returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
-    if "torch" in state:
-        torch = sys.modules["torch"]
-        torch.set_rng_state(torch.from_numpy(state["torch"].copy()))
-        torch.cuda.set_rng_state_all([torch.from_numpy(x.copy()) for x in state["cuda"]])
-
-
-def shuffling_seed():
-    """Of the order in which TensorFlow shuffles arrays; None for none, and where none is needed."""
-    if keras.backend.backend() != "tensorflow":
-        return None
-    unset = 87654321  # what TensorFlow returns where there is no seed
-    seed = sys.modules["tensorflow"].compat.v1.get_seed(0)[0]
-    return None if seed == unset else seed
+    backend.set_random_state(state["backend"])
 
 
 def check_callback(callback):
@@ -167,7 +151,7 @@ def origin(model, callbacks, data, steps):
         "steps_per_execution": getattr(model, "steps_per_execution", 1),
         "callbacks": [type(callback).__name__ for callback in callbacks],
         "data": data.get_config() if hasattr(data, "get_config") else type(data).__name__,
-        "shuffling_seed": shuffling_seed() if data is None else None,
+        "shuffling_seed": backend.shuffling_seed() if data is None else None,
         "model_variables": [_label(variable) for variable in model.variables],
         "optimizer_variables": [_label(variable) for variable in model.optimizer.variables],
     }

@@ -35,7 +35,7 @@ class WarmupThenPlateau(RuleCallback):
             metric.
 
     Example:
-        >>> model = keras.Sequential([keras.layers.Dense(1)])
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("sgd", "mse")
         >>> callback = kattn.callbacks.WarmupThenPlateau(
         ...     0.5, warmup_steps=4, monitor="loss", patience=1, min_delta=1e9
