@@ -15,9 +15,10 @@ Run     python -m recipes.image_classification
 """
 
 import dataclasses
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from recipes import harness
+from recipes import harness, training
 from recipes.data import images
 from recipes.data.images import ImageData
 
@@ -36,7 +37,7 @@ TITLES = {PLAIN: "CNN", ATTENTION: "CNN + self-attention"}
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(training.TrainingFlags):
     """Train the same CNN without and with self-attention, and compare them."""
 
     dataset: str = "digits"  # digits, tfds:<name>, folder:<path> or zip:<path>
@@ -51,7 +52,7 @@ class Settings:
     seeds: int = 3  # runs of each model
     epochs: int = 15
     batch_size: int = 60
-    learning_rate: float = 3e-3  # the peak, after one epoch of warm-up; AdamW, cosine decay
+    learning_rate: float = 3e-3  # the peak, after one epoch of warm-up; AdamW
     filters: tuple[int, ...] = (32, 64)  # channels of each stage
     stem_stride: int = 1  # 2 halves the sides at once: for large images
     attention_after: tuple[int, ...] = (0,)  # stages, from 0, that end with attention
@@ -62,7 +63,7 @@ class Settings:
     num_heads: int = 2  # of each attention layer
     weight_decay: float = 0.01
     dropout: float = 0.0  # before the logits
-    checkpoint_seconds: float = 20.0  # training time between two checkpoints within a fit
+    checkpoint_every: int = 100  # steps between two backups within an epoch
 
 
 PHOTOS: dict[str, Any] = {  # for a data set that is not named below
@@ -92,13 +93,13 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     """The flags, over the defaults of the data set that they name."""
     program = f"python -m recipes.{RECIPE}"
     dataset = tyro.cli(Settings, args=arguments, prog=program).dataset
-    defaults = Settings(dataset, **PRESETS.get(dataset, PHOTOS))
+    defaults = Settings(dataset=dataset, **PRESETS.get(dataset, PHOTOS))
     return tyro.cli(Settings, args=arguments, prog=program, default=defaults)
 
 
 def check(settings: Settings) -> None:
     """Raise ValueError for what no layer or loader would refuse."""
-    for name in ("seeds", "epochs", "batch_size"):
+    for name in ("seeds", "epochs", "batch_size", "checkpoint_every"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be at least 1: {name}={getattr(settings, name)}")
     if settings.shift < 0:
@@ -108,6 +109,7 @@ def check(settings: Settings) -> None:
             "attention_after must name at least one stage, or both models are the same: "
             f"attention_after={settings.attention_after}"
         )
+    training.make_clipping(settings.clip)
 
 
 # --- Data ---------------------------------------------------------------------------------------
@@ -157,17 +159,21 @@ def augment(x: np.ndarray, rng: np.random.Generator, *, shift: int, flip: bool) 
     return x
 
 
-def epoch_batches(
-    splits: Splits, settings: Settings, seed: int, epoch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batches(splits: Splits, settings: Settings, seed: int) -> Any:
     """Shuffled, augmented, whole batches; the same for both models and after --resume."""
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(splits.x_fit))
-    size = settings.batch_size
-    for start in range(0, len(order) - size + 1, size):
-        chosen = order[start : start + size]
-        x = augment(splits.x_fit[chosen], rng, shift=settings.shift, flip=settings.flip)
-        yield scale(x), splits.y_fit[chosen]
+    from kattn.data import EpochShuffled
+
+    def prepare(batch: Any, rng: np.random.Generator) -> Any:
+        x, y = batch
+        return scale(augment(x, rng, shift=settings.shift, flip=settings.flip)), y
+
+    return EpochShuffled(
+        (splits.x_fit, splits.y_fit),
+        batch_size=settings.batch_size,
+        seed=seed,
+        drop_remainder=True,
+        transform=prepare,
+    )
 
 
 # --- Models -------------------------------------------------------------------------------------
@@ -197,13 +203,7 @@ def build(kind: str, splits: Splits, settings: Settings, seed: int) -> Any:
         for layer in plain.layers:
             model.get_layer(layer.name).set_weights(layer.get_weights())
 
-    steps = len(splits.x_fit) // settings.batch_size
-    total = steps * settings.epochs
-    warm_up = min(steps, total // 4)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, total - warm_up, warmup_target=settings.learning_rate, warmup_steps=warm_up
-    )
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay)
+    optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
@@ -228,45 +228,31 @@ def evaluate(model: Any, x: np.ndarray, y: np.ndarray, batch_size: int) -> dict[
 
 
 def fit(kind: str, seed: int, splits: Splits, settings: Settings, folder: harness.RunFolder) -> Any:
-    """Train one model from one seed, from its last checkpoint if there is one; write its result."""
+    """Train one model from one seed, from its last backup if there is one; write its result."""
     import keras
 
+    from kattn.callbacks import ExactResume
+
     name = f"{kind}-seed{seed}"
-    unfinished = f"checkpoints/{name}-unfinished.keras"
-    history: list[dict[str, float]] = folder.read_json(f"history/{name}-unfinished.json") or []
-    steps = len(splits.x_fit) // settings.batch_size
-    if (folder.path / unfinished).is_file():
-        model = keras.saving.load_model(folder.path / unfinished)
-        history = history[: int(model.optimizer.iterations) // steps]
-    else:
-        model, history = build(kind, splits, settings, seed), []
-
-    label = f"{TITLES[kind]}, seed {seed} ({seed + 1} of {settings.seeds})"
-    progress = harness.Progress(label, settings.epochs, steps, first_epoch=len(history))
-    callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: progress.step())
-    saved = time.perf_counter()
-    for epoch in range(len(history), settings.epochs):
-        start = time.perf_counter()
-        result = model.fit(
-            epoch_batches(splits, settings, seed, epoch),
-            steps_per_epoch=steps,
-            verbose=0,
-            shuffle=False,
-            callbacks=[callback],
-        )
-        seconds = time.perf_counter() - start
-        values = {key: result.history[key][-1] for key in ("loss", "accuracy")}
-        val = evaluate(model, splits.x_val, splits.y_val, settings.batch_size)
-        values |= {f"val_{key}": value for key, value in val.items()}
-        progress.epoch(epoch + 1, values)
-        history.append({"epoch": epoch + 1, "seconds": seconds, **values})
-        if time.perf_counter() - saved >= settings.checkpoint_seconds:
-            folder.write_json(f"history/{name}-unfinished.json", history)
-            with folder.writing(unfinished) as path:
-                model.save(path)
-            saved = time.perf_counter()
-    progress.close()
-
+    model, data = build(kind, splits, settings, seed), batches(splits, settings, seed)
+    total = len(data) * settings.epochs
+    warm_up = min(len(data), total // 4)
+    rules = training.make_callbacks(settings, settings.learning_rate, total, warm_up)
+    watch = watching(kind, seed, len(data), splits, settings)
+    backups = folder.path / f"checkpoints/{name}-backups"
+    resume = ExactResume(backups, every=settings.checkpoint_every, callbacks=rules, data=data)
+    history = model.fit(
+        data,
+        epochs=settings.epochs,
+        verbose=0,
+        shuffle=False,
+        callbacks=[*rules, watch, resume],
+    )
+    columns = history.history
+    epochs = [
+        {"epoch": epoch + 1, **{name: values[i] for name, values in columns.items()}}
+        for i, epoch in enumerate(history.epoch)
+    ]
     test = evaluate(model, splits.data.x_test, splits.data.y_test, settings.batch_size)
     gains = {
         layer.name: float(keras.ops.convert_to_numpy(layer.gamma))
@@ -277,11 +263,41 @@ def fit(kind: str, seed: int, splits: Splits, settings: Settings, folder: harnes
         model.save(path)
     folder.write_json(
         f"history/{name}.json",
-        {"model": kind, "seed": seed, "epochs": history, "test": test, "gamma": gains},
+        {"model": kind, "seed": seed, "epochs": epochs, "test": test, "gamma": gains},
     )
-    for leftover in (unfinished, f"history/{name}-unfinished.json"):
-        (folder.path / leftover).unlink(missing_ok=True)
+    shutil.rmtree(backups)
     return model
+
+
+def watching(kind: str, seed: int, steps: int, splits: Splits, settings: Settings) -> Any:
+    """A callback that validates, times epochs and shows how far the training is."""
+    import keras
+
+    label = f"{TITLES[kind]}, seed {seed} ({seed + 1} of {settings.seeds})"
+
+    class Watching(keras.callbacks.Callback):
+        progress: harness.Progress | None = None
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if self.progress is None:
+                self.progress = harness.Progress(label, settings.epochs, steps, first_epoch=epoch)
+            self.start = time.perf_counter()
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self.progress.step()  # type: ignore[union-attr]
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs["seconds"] = time.perf_counter() - self.start
+            val = evaluate(self.model, splits.x_val, splits.y_val, settings.batch_size)
+            logs |= {f"val_{key}": value for key, value in val.items()}
+            shown = ("loss", "accuracy", "val_loss", "val_accuracy")
+            self.progress.epoch(epoch + 1, {key: logs[key] for key in shown})  # type: ignore
+
+        def on_train_end(self, logs: Any = None) -> None:
+            if self.progress is not None:
+                self.progress.close()
+
+    return Watching()
 
 
 def measure_steps(
@@ -290,7 +306,7 @@ def measure_steps(
     """Seconds of one training step of each model, measured in turns."""
     import keras
 
-    x, y = next(epoch_batches(splits, settings, seed=0, epoch=0))
+    x, y = batches(splits, settings, seed=0)[0]
     steps = 10
 
     def seconds_per_step(model: Any) -> float:
@@ -301,8 +317,8 @@ def measure_steps(
                 time.perf_counter()
             ),  # metrics read: all is done
         )
-        batches = ((x, y) for _ in range(steps))
-        model.fit(batches, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[stamp])
+        same = ((x, y) for _ in range(steps))
+        model.fit(same, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[stamp])
         return (stamps[-1] - stamps[0]) / steps
 
     cases = {kind: lambda model=model: seconds_per_step(model) for kind, model in models.items()}
@@ -484,7 +500,7 @@ training images, held out; nothing was chosen by it.
 
 ![Learning curves](curves.png)
 
-## Where attention looks
+{_rate_found(settings)}## Where attention looks
 
 Test images, model of seed 0. The cyan circle is the position that asks, the colours are where it
 looks.
@@ -514,6 +530,19 @@ looks.
 
 
 Runs = Mapping[str, Sequence[dict[str, Any]]]  # by kind of model, then by seed
+
+
+def _rate_found(settings: Settings) -> str:
+    if not settings.lr_find:
+        return ""
+    return f"""## The learning rate
+
+Both models trained with a peak of {settings.learning_rate:.3g}, which a range test of the CNN found
+(the valley of its curve).
+
+![Loss over learning rate](lr_find.png)
+
+"""
 
 
 def _summary(runs: Runs, costs: Mapping[str, Sequence[harness.LayerCost]], steps: Any) -> str:
@@ -577,7 +606,7 @@ def _layers(costs: Sequence[harness.LayerCost]) -> str:
 def recorded(settings: Settings, backend: str) -> dict[str, Any]:
     """What the result depends on."""
     values = dataclasses.asdict(settings) | {"backend": backend}
-    for name in ("output", "resume", "checkpoint_seconds"):
+    for name in ("output", "resume", "checkpoint_every"):
         del values[name]
     values["data_dir"] = None if settings.data_dir is None else str(settings.data_dir)
     return values
@@ -588,6 +617,10 @@ def run(settings: Settings, splits: Splits, folder: harness.RunFolder, backend: 
     import keras
 
     models = {}
+    if settings.lr_find:
+        model, data = build(PLAIN, splits, settings, seed=0), batches(splits, settings, seed=0)
+        rate = training.find_rate(model, data, folder, settings)
+        settings = dataclasses.replace(settings, learning_rate=rate)
     for seed in range(settings.seeds):
         for kind in MODELS:
             if (folder.path / f"history/{kind}-seed{seed}.json").is_file():

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -117,9 +120,9 @@ def test_resumed_run_equals_an_unbroken_one(command, tmp_path, monkeypatch, caps
     expected = results(tmp_path / "run")
 
     run = tmp_path / "stopped"
-    command = [*command, "--output", str(run), "--checkpoint-seconds", "0"]
+    command = [*command, "--output", str(run), "--checkpoint-every", "2"]
     with monkeypatch.context() as patch:
-        Stop(patch, epochs=5)  # the first fit is done, the second has two checkpoints of three
+        Stop(patch, epochs=5)  # the first fit is done, the second is at the end of its third epoch
         assert image_classification.main(command) == 130
     assert "--resume goes on" in capsys.readouterr().err
     assert not (run / "report.md").exists()
@@ -127,13 +130,14 @@ def test_resumed_run_equals_an_unbroken_one(command, tmp_path, monkeypatch, caps
     assert image_classification.main([*command, "--resume"]) == 0
     out = capsys.readouterr().out
     assert "CNN, seed 0" not in out
-    assert "CNN + self-attention, seed 0 (1 of 1): epoch 2/3" not in out
+    assert "CNN + self-attention, seed 0 (1 of 1): epoch 2/3" not in out  # there is its backup
     assert "CNN + self-attention, seed 0 (1 of 1): epoch 3/3" in out
     assert (run / "history/cnn-seed0.json").read_bytes() == first
     found = results(run)
     assert list(found) == list(expected)
     for name, result in found.items():
-        np.testing.assert_allclose(numbers(result), numbers(expected[name]), rtol=1e-3, atol=1e-4)
+        assert numbers(result) == numbers(expected[name])
+    assert not list((run / "checkpoints").glob("*-backups"))
 
     report = (run / "report.md").read_bytes()
     assert image_classification.main([*command, "--resume"]) == 0
@@ -141,21 +145,60 @@ def test_resumed_run_equals_an_unbroken_one(command, tmp_path, monkeypatch, caps
     assert (run / "report.md").read_bytes() == report
 
 
-def test_checkpoint_wins_over_a_history_that_is_ahead(command, tmp_path, monkeypatch):
-    """Stopped between writing the history and the checkpoint, the epoch is trained again."""
-    command = [*command, "--checkpoint-seconds", "0"]
-    with monkeypatch.context() as patch:
-        Stop(patch, epochs=1)
-        assert image_classification.main(command) == 130
-    history = tmp_path / "run/history/cnn-seed0-unfinished.json"
-    epochs = json.loads(history.read_text())
-    history.write_text(json.dumps([*epochs, {**epochs[0], "epoch": 2}]))
-    with monkeypatch.context() as patch:
-        Stop(patch, epochs=2)  # at the end of the other model's first epoch
-        assert image_classification.main([*command, "--resume"]) == 130
-    found = results(tmp_path / "run")["cnn-seed0"]["epochs"]
-    assert [epoch["epoch"] for epoch in found] == [1, 2, 3]
-    assert found[1]["loss"] != found[0]["loss"]
+def test_killed_in_an_epoch(dataset, tmp_path):
+    """By SIGKILL, in a process of its own, which the same command with --resume goes on from."""
+    run = tmp_path / "run"
+    fixed = ["--dataset", dataset, *TINY, "--seeds", "1", "--shift", "0", "--checkpoint-every", "1"]
+    command = [sys.executable, "-c", KILLED, *fixed, "--output", str(run)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (backup,) = sorted((run / "checkpoints/cnn-seed0-backups").iterdir())[-1:]
+    assert image_classification.main([*fixed, "--output", str(run), "--resume"]) == 0
+    whole = tmp_path / "whole"
+    assert image_classification.main([*fixed, "--output", str(whole)]) == 0
+    found, expected = results(run), results(whole)
+    assert list(found) == list(expected)
+    for name, result in found.items():
+        assert numbers(result) == numbers(expected[name])
+    assert not backup.exists()
+
+
+KILLED = """
+import os, signal, sys
+import kattn.callbacks.backup_files as files
+write = files.write
+
+def die(directory, epoch, step, state, *, keep):
+    write(directory, epoch, step, state, keep=keep)
+    if (epoch, step) == (1, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+files.write = die
+from recipes import image_classification
+image_classification.main(sys.argv[1:])
+"""
+
+TRAINING = {
+    "one_cycle": ["--schedule", "one_cycle", "--clip", "global_norm:0.5"],
+    "stable": ["--schedule", "stable", "--clip", "autoclip"],
+    "lr_find": ["--schedule", "flat", "--lr-find"],
+}
+
+
+@pytest.mark.parametrize("case", TRAINING)
+def test_ways_to_train(command, tmp_path, case):
+    assert image_classification.main([*command, "--seeds", "1", *TRAINING[case]]) == 0
+    run = tmp_path / "run"
+    epochs = results(run)["cnn-seed0"]["epochs"]
+    report = (run / "report.md").read_text()
+    assert ("grad_norm" in epochs[0]) == ("--clip" in TRAINING[case])
+    assert f"| schedule | {TRAINING[case][1]} |" in report
+    if case == "one_cycle":
+        assert 0.85 <= epochs[1]["beta_1"] <= 0.95
+    peak = json.loads((run / "lr_find.json").read_text())["valley"] if case == "lr_find" else 3e-3
+    assert 0 < max(epoch["learning_rate"] for epoch in epochs) <= peak * (1 + 1e-6)
+    assert (run / "lr_find.png").is_file() == (case == "lr_find")
+    assert (f"a peak of {peak:.3g}, which a range test" in report) == (case == "lr_find")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +214,10 @@ def test_checkpoint_wins_over_a_history_that_is_ahead(command, tmp_path, monkeyp
         (["--seeds", "0"], "seeds must be at least 1: seeds=0"),
         (["--shift", "-1"], "shift must be at least 0 pixels: shift=-1"),
         (["--batch-size", "5000"], "batch_size must be at most the number of images to fit"),
+        (["--checkpoint-every", "0"], "checkpoint_every must be at least 1: checkpoint_every=0"),
+        (["--clip", "median:1"], "clip must be one of value, norm, global_norm"),
+        (["--clip", "norm:small"], "clip must have a number after its colon: clip=norm:small"),
+        (["--clip", "norm:-1"], "threshold must be positive"),
         (["--resume"], "resume needs a run that was started with these settings"),
     ],
 )
@@ -220,12 +267,11 @@ def test_models_of_a_seed_start_equal_and_see_the_same_images():
         for kind in image_classification.MODELS
     )
     np.testing.assert_allclose(plain, attention, rtol=1e-5, atol=1e-6)
-    first, again, later = (
-        list(image_classification.epoch_batches(splits, settings, 3, epoch)) for epoch in (0, 0, 1)
-    )
+    first, again = (image_classification.batches(splits, settings, 3) for _ in range(2))
     assert len(first) == 1080 // 60
     np.testing.assert_array_equal(first[0][0], again[0][0])
-    assert not np.array_equal(first[0][1], later[0][1])
+    again.set_epoch(1)
+    assert not np.array_equal(first[0][1], again[0][1])
 
 
 def test_validation_images_are_not_fitted():
