@@ -7,6 +7,7 @@ import importlib
 
 import numpy as np
 
+from tests.callbacks.test_optimizer_hook import write_trained
 from tests.checks import write_fixture
 
 # Each of these test modules has `make`, and inputs of these shapes.
@@ -47,3 +48,4 @@ if __name__ == "__main__":
         rng = np.random.default_rng(0)
         make = importlib.import_module(module).make
         write_fixture(make, [rng.normal(size=shape) for shape in shapes], name)
+    write_trained()

@@ -48,7 +48,10 @@ class ClipRule(Rule):
 
     def gradients(self, update):
         is_active = ops.convert_to_tensor(self.is_active) > 0
+        # Those of all gradients as they came, unless another rule has clipped them before.
         norms = update.norms()
+        if update.clipped_norm is not None:
+            norms = backend.norms(update.gradients)
         norm = clipping.joint_norm(norms)
         is_finite = update.is_finite()
         if self.skip_nonfinite:
