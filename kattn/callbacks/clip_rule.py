@@ -17,18 +17,19 @@ class ClipRule(Rule):
     Args:
         settings: The `GradientClipping`, for its settings: this keeps no reference to it.
         axes: Of a unit, by the path of a weight.
+        rows: Of the recorder.
     """
 
     order = 10
     sees_gradients = True
 
-    def __init__(self, settings, axes):
+    def __init__(self, settings, axes, rows):
         self.mode, self.patterns = settings.mode, list(settings.groups)
         self.percent, self.window = settings.percent, settings.window
         self.z_threshold, self.smoothing = settings.z_threshold, settings.smoothing
         self.warmup, self.skip_nonfinite = settings.warmup, settings.skip_nonfinite
         self.axes = axes
-        self.recorder = Recorder(("norm", "clipped_norm", "is_skipped"))
+        self.recorder = Recorder(("norm", "clipped_norm", "is_skipped"), rows)
 
     def build(self, hook):
         groups = 1 + len(self.patterns)

@@ -6,6 +6,7 @@ import numpy as np
 
 from kattn.callbacks.clip_rule import LEFT_OUT, ClipRule
 from kattn.callbacks.optimizer_hook import RuleCallback
+from kattn.callbacks.recorder import rows_needed
 from kattn.callbacks.unit_axes import unit_axes
 from kattn.callbacks.weight_groups import check_matches, check_patterns
 
@@ -156,7 +157,7 @@ class GradientClipping(RuleCallback):
         return ("clip", self.mode, tuple(self.groups), numbers, self.skip_nonfinite)
 
     def make_rule(self):
-        return ClipRule(self, unit_axes(self.model))
+        return ClipRule(self, unit_axes(self.model), rows_needed(self.model))
 
     def on_train_begin(self, logs=None):
         check_matches("groups", self.groups, self.model)

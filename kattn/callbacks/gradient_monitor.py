@@ -11,7 +11,7 @@ from keras import ops
 from kattn import backend
 from kattn.callbacks import clipping
 from kattn.callbacks.optimizer_hook import Rule, RuleCallback
-from kattn.callbacks.recorder import Recorder
+from kattn.callbacks.recorder import Recorder, rows_needed
 from kattn.callbacks.weight_groups import check_matches, check_patterns
 from kattn.ops.attention import observed
 from kattn.ops.kernels import dense
@@ -77,7 +77,7 @@ class GradientMonitor(RuleCallback):
         return ("monitor", tuple(self.groups.items()))
 
     def make_rule(self):
-        return _Norms(self.groups)
+        return _Norms(self.groups, rows_needed(self.model))
 
     def on_train_begin(self, logs=None):
         check_matches("groups", self.groups.values(), self.model)
@@ -140,10 +140,10 @@ class _Norms(Rule):
     sees_gradients = True
     sees_changes = True
 
-    def __init__(self, groups):
+    def __init__(self, groups, rows):
         self._groups = groups
         names = [f"{norm}/{name}" for name in groups for norm in NORMS]
-        self.recorder = Recorder((*NORMS, *names, "is_clipped"))
+        self.recorder = Recorder((*NORMS, *names, "is_clipped"), rows)
 
     def build(self, hook):
         self.recorder.build(hook, "monitor")

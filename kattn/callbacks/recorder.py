@@ -3,6 +3,13 @@
 import numpy as np
 from keras import ops
 
+ROWS = 512
+
+
+def rows_needed(model):
+    """Rows that hold what is written between two readings, of which an execution may be long."""
+    return max(ROWS, 2 * getattr(model, "steps_per_execution", 1))
+
 
 class Recorder:
     """The last `size` rows of numbers, kept with the optimizer's variables.
@@ -12,7 +19,7 @@ class Recorder:
         size: Rows. Older ones are written over: `read` in time.
     """
 
-    def __init__(self, columns, size=512):
+    def __init__(self, columns, size):
         self.columns = tuple(columns)
         self.size = size
         self.read_until = 0  # of all rows ever written

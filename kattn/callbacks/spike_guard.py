@@ -8,7 +8,7 @@ from keras import ops
 
 from kattn.callbacks import clipping
 from kattn.callbacks.optimizer_hook import Rule, RuleCallback, hook_of, number
-from kattn.callbacks.recorder import Recorder
+from kattn.callbacks.recorder import Recorder, rows_needed
 
 
 class SpikeGuard(RuleCallback):
@@ -108,7 +108,8 @@ class SpikeGuard(RuleCallback):
         return ("spikes", self.z_threshold, self.smoothing, self.warmup, self.patience)
 
     def make_rule(self):
-        return _SkipSpikes(self.z_threshold, self.smoothing, self.warmup, self.patience)
+        numbers = (self.z_threshold, self.smoothing, self.warmup, self.patience)
+        return _SkipSpikes(*numbers, rows_needed(self.model))
 
     def on_train_begin(self, logs=None):
         steps = getattr(self.model, "steps_per_execution", 1)
@@ -231,10 +232,10 @@ class _SkipSpikes(Rule):
     order = 20  # after clipping, which does not change what `update.norms` says
     sees_gradients = True
 
-    def __init__(self, z_threshold, smoothing, warmup, in_a_row):
+    def __init__(self, z_threshold, smoothing, warmup, in_a_row, rows):
         self._z_threshold, self._smoothing = z_threshold, smoothing
         self._warmup, self._in_a_row = warmup, in_a_row
-        self.recorder = Recorder(("step", "is_skipped"))
+        self.recorder = Recorder(("step", "is_skipped"), rows)
 
     def build(self, hook):
         self.is_active = hook.add_variable((), "spikes_is_active")

@@ -291,7 +291,7 @@ def test_rows_of_an_embedding_are_summed(rng):
     close(change, gradient * 0.5 / oracle.norm([gradient]), 1e-5)
 
 
-def test_history_goes_on_in_a_second_fit_and_begins_anew_with_another_callback(rng):
+def test_history_goes_on_in_a_second_fit(rng):
     weights, (x, y) = oracle.start(rng), oracle.data(rng, STEPS, SPIKES)
     clipper = oracle.Clipper("autoclip", None, percent=50.0)
     norms, clipped, _ = oracle.simulate(weights, x, y, [(list(weights), clipper)])
@@ -300,18 +300,49 @@ def test_history_goes_on_in_a_second_fit_and_begins_anew_with_another_callback(r
     fit(model, x[20:], y[20:], clipping)
     close(clipping.history["norm"], norms, 1e-5)
     close(clipping.history["clipped_norm"], clipped, 1e-5)
-    fit(model, x[:5], y[:5])
-    assert len(clipping.history["norm"]) == STEPS
-    fit(model, x[:3], y[:3], other := GradientClipping("autoclip", percent=50.0))
-    assert len(other.history["norm"]) == 3
-    assert other.history["clipped_norm"][0] == other.history["norm"][0]
+
+
+def test_steps_without_the_callback_are_not_in_its_history(rng):
+    """Here of the lowest norms, to which each is clipped: those between are the lowest."""
+    weights, (x, y) = oracle.start(rng), oracle.data(rng, 12)
+    model, clipping = (
+        build(weights, keras.optimizers.SGD(0.0)),
+        GradientClipping("autoclip", percent=1e-6),
+    )
+    norms, _, _ = oracle.simulate(weights, x, y, [], rate=0.0)
+    order = np.argsort(norms)
+    low, rest = order[:4], order[4:]
+    fit(model, x[rest[::2]], y[rest[::2]], clipping)
+    fit(model, x[low], y[low])
+    fit(model, x[rest[1::2]], y[rest[1::2]], clipping)
+    seen = norms[np.concatenate([rest[::2], rest[1::2]])]
+    close(clipping.history["norm"], seen, 1e-5)
+    close(clipping.history["clipped_norm"], np.minimum.accumulate(seen), 1e-5)
+    # Another begins anew, though it takes the same place in the step.
+    fit(model, x[rest[-1:]], y[rest[-1:]], other := GradientClipping("autoclip", percent=1e-6))
+    assert other.history["clipped_norm"] == other.history["norm"]
+
+
+def test_epochs_have_their_own_means(rng):
+    weights, (x, y) = oracle.start(rng), oracle.data(rng, 6, [1])
+    norms, _, _ = oracle.simulate(
+        weights,
+        np.tile(x, (2, 1)),
+        np.tile(y, (2, 1)),
+        [(list(weights), oracle.Clipper("norm", 1.0))],
+    )
+    logs = fit(build(weights), x, y, GradientClipping("norm"), epochs=2)
+    close(logs["grad_norm"], norms.reshape(2, 6).mean(1), 1e-5)
+    close(logs["grad_norm_max"], norms.reshape(2, 6).max(1), 1e-5)
 
 
 def test_no_norm_is_lost_in_a_long_epoch(rng, monkeypatch):
     """The rows in the compiled step are few, and read before they are written over."""
     monkeypatch.setattr(GradientClipping, "tend_every", 4)
     init = recorder.Recorder.__init__
-    monkeypatch.setattr(recorder.Recorder, "__init__", lambda self, names: init(self, names, 8))
+    monkeypatch.setattr(
+        recorder.Recorder, "__init__", lambda self, names, size: init(self, names, 8)
+    )
     weights, (x, y) = oracle.start(rng), oracle.data(rng, 50)
     norms, _, _ = oracle.simulate(weights, x, y, [(list(weights), oracle.Clipper("norm", 0.5))])
     steps = 1 if BACKEND == "torch" else 2

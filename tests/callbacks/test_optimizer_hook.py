@@ -23,7 +23,7 @@ def test_models_that_no_rule_can_act_on():
     x = np.zeros((2, 1), "float32")
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD()), "mse")
-    with pytest.raises(ValueError, match="need one optimizer, .*optimizer=MultiOptimizer"):
+    with pytest.raises(ValueError, match=r"need one optimizer, .*optimizer=MultiOptimizer"):
         model.fit(x, x, verbose=0, callbacks=[callback])
 
 
@@ -32,7 +32,7 @@ def test_models_that_are_not_built():
     model = keras.Sequential([keras.layers.Dense(1)], name="unbuilt")
     model.compile("sgd", "mse")
     x = np.zeros((2, 1), "float32")
-    with pytest.raises(ValueError, match="must be built before fit: .*model='unbuilt'"):
+    with pytest.raises(ValueError, match=r"must be built before fit: .*model='unbuilt'"):
         model.fit(x, x, verbose=0, callbacks=[LearningRate(schedules.Constant(0.5))])
 
 
@@ -83,7 +83,7 @@ def test_eager_steps():
 
 @pytest.mark.parametrize("optimizer", ["adam", "loss scale"])
 def test_a_copy_is_stock(optimizer, tmp_path):
-    """Saved, cloned by its config, or weights alone: the state is whole and nothing else is there."""
+    """Saved and loaded, the state is whole and nothing else is there."""
     adam = keras.optimizers.Adam(0.1)
     adam = keras.optimizers.LossScaleOptimizer(adam) if optimizer == "loss scale" else adam
     model = trained(adam)
