@@ -75,23 +75,31 @@ def parameters(function):
     return {name for name in names if name not in ("self", "kwargs")}
 
 
+def wanted_sections(value):
+    """Titles, and the names that each must explain."""
+    if inspect.isfunction(value):
+        return {"Args": parameters(value), "Returns": None, "Example": None}
+    if issubclass(value, keras.layers.Layer):
+        return {
+            "Args": parameters(value.__init__),
+            "Call args": parameters(value.call),
+            **dict.fromkeys(("Returns", "Raises", "Reference", "Example")),
+        }
+    wanted = {"Args": parameters(value)} if parameters(value) else {}
+    if value.__module__.startswith(("kattn.callbacks", "kattn.data", "kattn.schedules")):
+        wanted |= {"Example": None} if wanted else {}
+    if issubclass(value, keras.callbacks.Callback):
+        wanted["Raises"] = None
+    return wanted
+
+
 def faults(value):
     """What a docstring lacks."""
     found = []
     text = sections(value.__doc__)
     if not text[""].strip():
         return ["no docstring"]
-    if inspect.isfunction(value):
-        wanted = {"Args": parameters(value), "Returns": None, "Example": None}
-    elif issubclass(value, keras.layers.Layer):
-        wanted = {
-            "Args": parameters(value.__init__),
-            "Call args": parameters(value.call),
-            **dict.fromkeys(("Returns", "Raises", "Reference", "Example")),
-        }
-    else:
-        wanted = {"Args": parameters(value)} if parameters(value) else {}
-    for title, names in wanted.items():
+    for title, names in wanted_sections(value).items():
         if title not in text:
             found.append(f"no section {title!r}")
         elif names and names - documented(text[title]):

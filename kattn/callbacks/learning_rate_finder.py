@@ -135,6 +135,12 @@ class LearningRateCurve:
         smoothed: `(points,)` float64; the running mean of `losses`, corrected for its start from 0.
         first: The first point that suggestions regard.
 
+    Example:
+        >>> rates, losses = np.array([0.001, 0.01, 0.1, 1.0]), np.array([2.0, 1.5, 0.5, 3.0])
+        >>> curve = kattn.callbacks.LearningRateCurve(rates, losses, smoothed=losses)
+        >>> curve.suggestions
+        {'valley': 0.01, 'steepest': 0.01, 'minimum': 0.01}
+
     Reference:
         The valley is that of Howard and Gugger's fastai, https://docs.fast.ai/callback.schedule.html
     """

@@ -76,10 +76,10 @@ def test_a_weight_at_rest_stays_whatever_its_gradient(rng):
 
 def test_without_the_callback_updates_are_kerass_own(rng):
     weights, (x, y) = oracle.start(rng), oracle.data(rng, 4)
-    model = build(weights, keras.optimizers.SGD(0.01))
+    model = build(weights, keras.optimizers.SGD(0.3))
     fit(model, x, y, LayerwiseLearningRates(decay=0.5))
     model.set_weights(list(weights.values()))
-    stock = build(weights, keras.optimizers.SGD(0.01))
+    stock = build(weights, keras.optimizers.SGD(0.3))
     for have, want in zip(fit(model, x, y), fit(stock, x, y), strict=True):
         np.testing.assert_array_equal(have, want)
 

@@ -11,7 +11,7 @@ from kattn.callbacks import (
     LearningRate,
     SpikeGuard,
 )
-from kattn.callbacks.optimizer_hook import Rule, RuleCallback
+from kattn.callbacks.optimizer_hook import Rule, RuleCallback, Update
 from tests.checks import BACKENDS, FIXTURES
 from tests.training import Watch, changes, train, weight_model
 
@@ -34,6 +34,16 @@ def test_models_that_are_not_built():
     x = np.zeros((2, 1), "float32")
     with pytest.raises(ValueError, match=r"must be built before fit: .*model='unbuilt'"):
         model.fit(x, x, verbose=0, callbacks=[LearningRate(schedules.Constant(0.5))])
+
+
+@pytest.mark.parametrize("bad", [0, 1, None])
+def test_gradients_are_finite_if_all_are(bad):
+    update = Update(None, [1, 2], [], None)
+    gradients = [np.ones(3, "float32"), np.ones((2, 2), "float32")]
+    if bad is not None:
+        gradients[bad].flat[-1] = np.inf
+    update.gradients = [keras.ops.convert_to_tensor(g) for g in gradients]
+    assert bool(update.is_finite()) == (bad is None)
 
 
 class Faulty(RuleCallback):
