@@ -78,10 +78,11 @@ def test_epochs_have_their_own_means(rng):
     assert len(other.history["grad_norm"]) == 16
 
 
-def test_updates_that_do_not_happen(rng):
+@pytest.mark.parametrize("bad", [np.nan, 1e25])  # of which the norm is NaN, and infinite
+def test_updates_that_do_not_happen(rng, bad):
     """Steps left out, and weights at rest."""
     weights, (x, y) = oracle.start(rng), oracle.data(rng, 4)
-    x[2] = np.nan
+    y[2] = bad
     monitor = GradientMonitor(PARTS)
     callbacks = [monitor, GradientClipping(threshold=1e6), GradualUnfreezing({"bias$": 1})]
     logs = fit(build(weights), x, y, *callbacks)
