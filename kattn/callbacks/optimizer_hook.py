@@ -94,7 +94,7 @@ class Update:
         """Of the gradients before any rule: `(len(variables),)` float32; 0 where weights rest."""
         if self._norms is None:
             self._norms = backend.norms(self.gradients)
-            self._is_finite = ops.all(ops.isfinite(self._norms))
+            self._is_finite = ops.isfinite(ops.sum(ops.square(self._norms)))
             factors = [self.multiplier(variable) for variable in self.variables]
             if any(factor is not None for factor in factors):
                 moves = [1.0 if f is None else ops.cast(f != 0, "float32") for f in factors]
@@ -102,7 +102,7 @@ class Update:
         return self._norms
 
     def is_finite(self):
-        """Whether all gradients are, those of weights that rest among them: bool."""
+        """Whether their joint norm is, weights that rest included: bool."""
         self.norms()
         return self._is_finite
 
