@@ -84,7 +84,7 @@ def test_updates_that_do_not_happen(rng, bad):
     weights, (x, y) = oracle.start(rng), oracle.data(rng, 4)
     y[2] = bad
     monitor = GradientMonitor(PARTS)
-    callbacks = [monitor, GradientClipping(threshold=1e6), GradualUnfreezing({"bias$": 1})]
+    callbacks = [GradientClipping(threshold=1e6), monitor, GradualUnfreezing({"bias$": 1})]
     logs = fit(build(weights), x, y, *callbacks)
     assert (np.array(monitor.history["update_norm"]) > 0).tolist() == [True, True, False, True]
     assert monitor.history["update_norm/biases"] == [0.0] * 4

@@ -4,7 +4,8 @@ import pytest
 
 from kattn import backend, masks
 from kattn.ops import Explanation, attention, attention_weights, explain
-from kattn.ops.attention import Attention
+from kattn.ops.attention import Attention, observed
+from kattn.ops.kernels import dense
 from tests import oracle
 from tests.compute import assert_close, run
 
@@ -191,3 +192,16 @@ def test_bad_input(rng, function, name):
         arguments[argument] = value.astype("float32") if argument in arguments else value
     with pytest.raises(ValueError, match=message):
         function(**arguments)
+
+
+def test_observed_calls(rng):
+    """Each that is computed in the block; their largest score, here below 0, that the mask lets."""
+    q = rng.uniform(1.0, 2.0, size=(2, 3, 2, 4)).astype("float32")
+    calls = []
+    with observed(calls.append):
+        run(attention, q, -q, q, mask=masks.Causal())
+    run(attention, q, -q, q)
+    assert len(calls) == 1
+    scores = np.einsum("btnd,bsnd->bnts", q, -q) / 2.0
+    keep = np.tril(np.ones((3, 3), bool))
+    assert_close(run(dense.largest_logit, calls[0]), scores[:, :, keep].max())
