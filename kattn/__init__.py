@@ -3,13 +3,31 @@
 The same on TensorFlow, JAX and PyTorch; Keras's own setting (`KERAS_BACKEND`) chooses.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from kattn import biases as biases
-from kattn import callbacks as callbacks
-from kattn import data as data
 from kattn import layers as layers
 from kattn import masks as masks
 from kattn import models as models
 from kattn import ops as ops
-from kattn import schedules as schedules
+
+if TYPE_CHECKING:
+    from kattn import callbacks as callbacks
+    from kattn import data as data
+    from kattn import schedules as schedules
 
 __version__ = "0.1.0"
+
+# For training alone: imported when first asked for, as a model in use needs none of them.
+TRAINING = ("callbacks", "data", "schedules")
+
+
+def __getattr__(name):
+    if name in TRAINING:
+        return importlib.import_module(f"kattn.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *TRAINING})

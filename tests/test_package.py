@@ -192,6 +192,15 @@ def test_no_other_framework_is_imported():
     assert keras.backend.backend() in loaded
 
 
+def test_what_training_needs_is_there_when_asked_for():
+    code = (
+        "import sys, kattn; before = 'kattn.callbacks' in sys.modules; "
+        "kattn.callbacks.LearningRate(kattn.schedules.Constant(1.0)); "
+        "print(before, {'callbacks', 'data', 'schedules'} <= set(dir(kattn)), hasattr(kattn, 'x'))"
+    )
+    assert python(code) == ["False", "True", "False"]
+
+
 def test_import_costs_a_tenth_of_keras_at_most():
     code = (
         "import time; a = time.perf_counter(); import keras; b = time.perf_counter(); "
