@@ -29,6 +29,7 @@
     scaled(tensors, factors)      each times its factor
     update_if(ok, f, variables)   f(), which changes `variables`, only if ok
     attribute(x)                  a scalar as what an optimizer may hold as one of its numbers
+    can_trace(function)           of a float32 scalar, in compiled code
     dry_run(optimizer)            trace an update, where a fault in one would cost the weights
     random_state()                of the framework's generator for all, as NumPy arrays in a list
     set_random_state(state)       what random_state() has returned
@@ -79,6 +80,7 @@ norms = _framework.norms
 scaled = _framework.scaled
 update_if = _framework.update_if
 attribute = _framework.attribute
+can_trace = _framework.can_trace
 dry_run = _framework.dry_run
 random_state = _framework.random_state
 set_random_state = _framework.set_random_state

@@ -219,6 +219,15 @@ def attribute(value):
     return value
 
 
+def can_trace(function):
+    """Whether compiled code can have this function of a float32 scalar."""
+    try:
+        jax.eval_shape(function, jax.ShapeDtypeStruct((), "float32"))
+    except (TypeError, ValueError, AttributeError, LookupError):
+        return False
+    return True
+
+
 def dry_run(optimizer):
     """Trace one update: what is wrong in it raises here, before `fit` has taken the weights."""
 

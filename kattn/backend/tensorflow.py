@@ -174,6 +174,16 @@ def attribute(value):
     return value
 
 
+def can_trace(function):
+    """Whether compiled code can have this function of a float32 scalar."""
+    traced = tf.function(function, autograph=False)  # as Keras traces a training step
+    try:
+        traced.get_concrete_function(tf.TensorSpec((), "float32"))
+    except (TypeError, ValueError, AttributeError, LookupError):
+        return False
+    return True
+
+
 def dry_run(optimizer):
     """Nothing: a fault in an update leaves the weights as they are."""
 

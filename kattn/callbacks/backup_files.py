@@ -138,11 +138,9 @@ def _packed(value: Any, arrays, where):
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, np.generic):
-        arrays.append(np.array(value))
-        return {"number": len(arrays) - 1}
+        return {"number": _place(np.array(value), arrays)}
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        arrays.append(value)
-        return {"array": len(arrays) - 1}
+        return {"array": _place(value, arrays)}
     if isinstance(value, (list, tuple)):
         items = [_packed(item, arrays, f"{where}[{i}]") for i, item in enumerate(value)]
         return {"tuple": items} if isinstance(value, tuple) else items
@@ -152,6 +150,13 @@ def _packed(value: Any, arrays, where):
         "A state must be made of dicts with strings as keys, lists, tuples, NumPy arrays, numbers, "
         f"strings and None: {where}={value!r}"
     )
+
+
+def _place(array, arrays):
+    """Where it is put; with the name of its type, if a file of NumPy does not know that."""
+    arrays.append(array)
+    place = len(arrays) - 1
+    return place if array.dtype.kind != "V" else [place, array.dtype.name]
 
 
 def _unpacked(packed, arrays):
@@ -164,7 +169,9 @@ def _unpacked(packed, arrays):
         return {key: _unpacked(item, arrays) for key, item in content.items()}
     if kind == "tuple":
         return tuple(_unpacked(item, arrays) for item in content)
-    return arrays[content] if kind == "array" else arrays[content][()]
+    place, *name = content if isinstance(content, list) else [content]
+    array = arrays[place].view(np.dtype(name[0])) if name else arrays[place]
+    return array if kind == "array" else array[()]
 
 
 def _count(packed):

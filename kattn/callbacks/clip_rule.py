@@ -2,12 +2,12 @@
 
 from keras import ops
 
-from kattn import backend
 from kattn.callbacks import clipping
 from kattn.callbacks.optimizer_hook import Rule
 from kattn.callbacks.recorder import Recorder
 from kattn.callbacks.weight_groups import group_of
 
+ROUNDING = 1e-6  # of a norm that is summed in another order
 LEFT_OUT = -1.0  # the threshold of weights that are not clipped, whatever the history says
 
 
@@ -33,8 +33,8 @@ class ClipRule(Rule):
 
     def build(self, hook):
         groups = 1 + len(self.patterns)
-        self.is_active = hook.add_variable((), "clip_is_active")
-        self.thresholds = hook.add_variable((groups,), "clip_thresholds")
+        self.is_active = hook.add_variable((), "clip_is_active", stays=True)
+        self.thresholds = hook.add_variable((groups,), "clip_thresholds", stays=True)
         self.recorder.build(hook, "clip")
         if self.mode in ("autoclip", "zclip"):
             self.seen = hook.add_variable((groups,), "clip_seen", dtype="int32")
@@ -52,7 +52,7 @@ class ClipRule(Rule):
         # Those of all gradients as they came, unless another rule has clipped them before.
         norms = update.norms()
         if update.clipped_norm is not None:
-            norms = backend.norms(update.gradients)
+            norms = update.norms_of(update.gradients, range(len(update.variables)))
         norm = clipping.joint_norm(norms)
         is_finite = update.is_finite()
         if self.skip_nonfinite:
@@ -78,7 +78,8 @@ class ClipRule(Rule):
         scheduled = update.numbers.get("clip_threshold")
         if scheduled is not None:
             is_first = ops.arange(len(self.patterns) + 1) == 0
-            found = ops.where(is_first, scheduled, found)
+            is_set = ops.logical_and(is_first, scheduled > 0)
+            found = ops.where(is_set, scheduled, found)
         return ops.where(is_active, found, LEFT_OUT)
 
     def _members(self, variables):
@@ -109,7 +110,7 @@ class ClipRule(Rule):
             target = ops.minimum(self._target(group, norm, is_active), threshold)
             target = ops.where(threshold == LEFT_OUT, norm, target)
             return clipping.clip_joint_norm(gradients, norm, target), ops.minimum(norm, target)
-        return found, clipping.joint_norm(backend.norms(found))
+        return found, clipping.joint_norm(update.norms_of(found, members))
 
     def _target(self, group, norm, is_active):
         """The norm that the history of a group asks for, which then counts this one."""

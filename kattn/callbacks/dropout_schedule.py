@@ -49,6 +49,7 @@ class DropoutSchedule(keras.callbacks.Callback):
                 f"pattern must be a regular expression: pattern={pattern!r}, error={error}"
             ) from error
         self._stock: list[tuple] = []  # layer, attribute, rate
+        self._rate: float | None = None  # of this epoch
 
     def on_train_begin(self, logs=None):
         self.release()
@@ -56,7 +57,9 @@ class DropoutSchedule(keras.callbacks.Callback):
         for layer in layers:
             attribute = "rate" if _is_dropout(layer) else "dropout"
             rate = getattr(layer, attribute, None)
-            if isinstance(rate, float) and rate > 0:
+            # A recurrent layer shows the rate of its cell, which is a layer of its own.
+            is_shown = isinstance(getattr(type(layer), attribute, None), property)
+            if isinstance(rate, float) and rate > 0 and not is_shown:
                 self._stock.append((layer, attribute, rate))
         if not self._stock:
             raise ValueError(
@@ -71,6 +74,16 @@ class DropoutSchedule(keras.callbacks.Callback):
             raise ValueError(f"schedule must give rates in [0, 1): schedule({step})={rate}")
         self._rate = rate
         self._set({id(layer): rate for layer, _, _ in self._stock})
+
+    def get_state(self):
+        """What a resumed training needs: `ExactResume` wants it among its `callbacks`."""
+        return {"rate": self._rate}
+
+    def set_state(self, state):
+        """Take up a state, once training has begun."""
+        self._rate = state["rate"]
+        if self._rate is not None:
+            self._set({id(layer): self._rate for layer, _, _ in self._stock})
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:

@@ -139,10 +139,10 @@ class _AverageRule(Rule):
         ]
 
     def build(self, hook):
-        self._is_active = hook.add_variable((), "average_is_active")
-        self._decay = hook.add_variable((), "average_decay")
+        self._is_active = hook.add_variable((), "average_is_active", stays=True)
+        self._decay = hook.add_variable((), "average_decay", stays=True)
         self._count = hook.add_variable((), "average_count", dtype="int32")
-        self._warmup = hook.add_variable((), "average_warmup")
+        self._warmup = hook.add_variable((), "average_warmup", stays=True)
         self._averages = [
             hook.add_variable(shape, f"average_{i}", dtype=dtype)
             for i, (shape, dtype) in enumerate(self._kinds)

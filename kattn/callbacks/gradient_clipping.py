@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from kattn.callbacks.clip_rule import LEFT_OUT, ClipRule
+from kattn.callbacks.clip_rule import LEFT_OUT, ROUNDING, ClipRule
 from kattn.callbacks.optimizer_hook import RuleCallback
 from kattn.callbacks.recorder import rows_needed
 from kattn.callbacks.unit_axes import unit_axes
@@ -185,7 +185,9 @@ class GradientClipping(RuleCallback):
             done = skipped == 0
             logs["grad_norm"] = float(norm[done].mean()) if done.any() else math.nan
             logs["grad_norm_max"] = float(norm[done].max()) if done.any() else math.nan
-            logs["clipped_fraction"] = float((clipped < norm)[done].sum() / len(norm))
+            logs["clipped_fraction"] = float(
+                (clipped < norm * (1.0 - ROUNDING))[done].sum() / len(norm)
+            )
             logs["skipped_steps"] = int(skipped.sum())
 
     def get_state(self):

@@ -10,6 +10,7 @@ from keras import ops
 
 from kattn import backend
 from kattn.callbacks import clipping
+from kattn.callbacks.clip_rule import ROUNDING
 from kattn.callbacks.optimizer_hook import Rule, RuleCallback
 from kattn.callbacks.recorder import Recorder, rows_needed
 from kattn.callbacks.weight_groups import check_matches, check_patterns
@@ -165,7 +166,8 @@ class _Norms(Rule):
             places = ops.convert_to_tensor(places, "int32")
             for name, norms in found.items():
                 row[f"{name}/{group}"] = clipping.joint_norm(ops.take(norms, places))
-        row["is_clipped"] = False if self._clipped is None else self._clipped < row["grad_norm"]
+        most = row["grad_norm"] * (1.0 - ROUNDING)
+        row["is_clipped"] = False if self._clipped is None else self._clipped < most
         self.recorder.write(row)
 
 

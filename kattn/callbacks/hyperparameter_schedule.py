@@ -2,8 +2,19 @@
 
 from keras import ops
 
+from kattn.callbacks.clip_rule import ClipRule
 from kattn.callbacks.optimizer_hook import Rule, RuleCallback, hook_of, number
 from kattn.callbacks.step_function import TABLE, StepFunction
+
+OUTSIDE = (  # numbers of an optimizer that it uses before or after the update
+    "clipnorm",
+    "clipvalue",
+    "global_clipnorm",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "gradient_accumulation_steps",
+    "loss_scale_factor",
+)
 
 
 class HyperparameterSchedule(RuleCallback):
@@ -43,6 +54,11 @@ class HyperparameterSchedule(RuleCallback):
         if name in ("learning_rate", "dropout"):
             other = "LearningRate" if name == "learning_rate" else "DropoutSchedule"
             raise ValueError(f"name must be another number, for which {other} is: name={name!r}")
+        if name in OUTSIDE:
+            raise ValueError(
+                "name must be of a number that an update uses; clipping can be scheduled as "
+                f"clip_threshold: name={name!r}"
+            )
         if not isinstance(name, str):
             raise ValueError(f"name must be that of an optimizer's number: name={name!r}")
         self.name, self.schedule = name, schedule
@@ -62,7 +78,16 @@ class HyperparameterSchedule(RuleCallback):
                 "name must be that of a number which the optimizer was built with: "
                 f"name={self.name!r}, {type(optimizer).__name__}.{self.name}={own!r}"
             )
-        return _ScheduledNumber(self.name, own, StepFunction(self.schedule, "schedule"))
+        return _ScheduledNumber(self.name, StepFunction(self.schedule, "schedule"))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        rules = hook_of(self.model).rules
+        is_there = any(isinstance(rule, ClipRule) and rule.owner is not None for rule in rules)
+        if self.name == "clip_threshold" and not is_there:
+            raise ValueError(
+                "clip_threshold is that of a GradientClipping, which must be among the callbacks "
+                f"of fit: name={self.name!r}"
+            )
 
     def begin(self, rule):
         rule.is_active.assign(1.0)
@@ -77,19 +102,21 @@ class HyperparameterSchedule(RuleCallback):
 
 
 class _ScheduledNumber(Rule):
-    def __init__(self, name, own, function):
-        self.name, self.own, self.function = name, own, function
+    def __init__(self, name, function):
+        self.sets = self.name = name
+        self.function = function
 
     def build(self, hook):
-        self.is_active = hook.add_variable((), f"{self.name}_is_active")
+        self.is_active = hook.add_variable((), f"{self.name}_is_active", stays=True)
         self.used = hook.add_variable((), f"{self.name}_used")
         self.function.build(hook)
 
     def numbers(self, update):
         is_active = ops.convert_to_tensor(self.is_active) > 0
-        found = self.function(update.step)
-        if self.own is not None:
-            found = ops.where(is_active, found, float(self.own))
+        other = update.numbers.get(self.name)
+        if other is None:  # a threshold below 0 is none
+            other = float(getattr(update.optimizer, self.name, -1.0))
+        found = ops.where(is_active, self.function(update.step), other)
         self.used.assign(found)
         return {self.name: found}
 

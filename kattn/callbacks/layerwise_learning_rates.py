@@ -83,7 +83,9 @@ class Multipliers(Rule):
         self._places = {path: i for i, path in enumerate(first)}
 
     def build(self, hook):
-        self._values = hook.add_variable((max(len(self.first), 1),), "multipliers", value=1.0)
+        self._values = hook.add_variable(
+            (max(len(self.first), 1),), "multipliers", value=1.0, stays=True
+        )
 
     def set(self, values):
         """On the host: one factor for each path."""

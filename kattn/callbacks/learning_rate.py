@@ -64,11 +64,13 @@ class LearningRate(RuleCallback):
 
 
 class _ScheduledRate(Rule):
+    sets = "learning_rate"
+
     def __init__(self, function):
         self.function = function
 
     def build(self, hook):
-        self.is_active = hook.add_variable((), "learning_rate_is_active")
+        self.is_active = hook.add_variable((), "learning_rate_is_active", stays=True)
         self.used = hook.add_variable((), "learning_rate_used")
         self.function.build(hook)
 

@@ -26,6 +26,7 @@ class Rule:
     sees_gradients = False  # which are a replica's own under tf.distribute
     sees_changes = False  # of the weights, as `after` finds them in `update.changes`
     signature: object = None  # rules of equal ones are traced alike
+    sets: str | None = None  # a number of the optimizer that no other rule may set, too
     owner: Any = None  # the callback that uses it, and that which used it last
     last_owner: Any = staticmethod(lambda: None)  # a weak reference
 
@@ -93,13 +94,21 @@ class Update:
     def norms(self):
         """Of the gradients before any rule: `(len(variables),)` float32; 0 where weights rest."""
         if self._norms is None:
-            self._norms = backend.norms(self.gradients)
-            self._is_finite = ops.isfinite(ops.sum(ops.square(self._norms)))
-            factors = [self.multiplier(variable) for variable in self.variables]
-            if any(factor is not None for factor in factors):
-                moves = [1.0 if f is None else ops.cast(f != 0, "float32") for f in factors]
-                self._norms = ops.where(ops.stack(moves) > 0, self._norms, 0.0)
+            norms = backend.norms(self.gradients)
+            self._is_finite = ops.isfinite(ops.sum(ops.square(norms)))
+            self._norms = self._of_moving(norms, range(len(self.variables)))
         return self._norms
+
+    def norms_of(self, gradients, members):
+        """Of gradients of some variables, by their indices; 0 where weights rest."""
+        return self._of_moving(backend.norms(gradients), members)
+
+    def _of_moving(self, norms, members):
+        factors = [self.multiplier(self.variables[i]) for i in members]
+        if all(factor is None for factor in factors):
+            return norms
+        moves = [1.0 if f is None else ops.cast(f != 0, "float32") for f in factors]
+        return ops.where(ops.stack(moves) > 0, norms, 0.0)
 
     def is_finite(self):
         """Whether their joint norm is, weights that rest included: bool."""
@@ -135,7 +144,7 @@ class OptimizerHook:
         self.optimizer = optimizer
         self.rules = []
         self._own = {}  # variables of rules by id, with their first values and their rule
-        self._logs = set()
+        self._staying = set()
         self._built = None
         self._update = None
         self._stock = {}
@@ -164,9 +173,11 @@ class OptimizerHook:
             if rule.signature == signature and rule.owner in (None, owner):
                 if rule.last_owner() is not owner:
                     self._reset(rule)
+                self._refuse_rivals(rule, owner)
                 rule.owner, rule.last_owner = owner, weakref.ref(owner)
                 return rule, False
         rule = make()
+        self._refuse_rivals(rule, owner)
         rule.signature, rule.owner, rule.last_owner = signature, owner, weakref.ref(owner)
         self._built = rule
         rule.build(self)
@@ -177,8 +188,22 @@ class OptimizerHook:
         """Rules of a `fit` that raised: all callbacks of one have the same dict of parameters."""
         for rule in self.rules:
             if rule.owner is not None and rule.owner.params is not owner.params:
-                rule.release()
+                rule.owner.release()
+                rule.release()  # whatever model the callback has now
                 rule.owner = None
+
+    def _refuse_rivals(self, rule, owner):
+        for other in self.rules:
+            is_rival = other.sets is not None and other.sets == rule.sets
+            if is_rival and other is not rule and other.owner not in (None, owner):
+                names = f"{type(other.owner).__name__} and {type(owner).__name__}"
+                for each in self.rules:  # this fit ends here
+                    if each.owner is not None:
+                        each.owner.release()
+                raise ValueError(
+                    f"Two callbacks of a fit must not set the same number: number={rule.sets!r}, "
+                    f"callbacks={names}"
+                )
 
     def _reset(self, rule):
         """Give the variables of a rule the values that they had when it was new."""
@@ -190,22 +215,22 @@ class OptimizerHook:
         """The rule that a callback uses now, or None."""
         return next((rule for rule in self.rules if rule.owner is owner), None)
 
-    def add_variable(self, shape, name, *, dtype="float32", value=0.0, is_log=False):
+    def add_variable(self, shape, name, *, dtype="float32", value=0.0, stays=False):
         """A variable of the optimizer that its saved state leaves out; for `Rule.build`.
 
-        `is_log`: it says what has happened, and stays when a training is set back.
+        `stays`: when a training is set back, as it says what has happened, or is set by the host.
         """
         variable = self.optimizer.add_variable(
             shape, keras.initializers.Constant(value), dtype, name=name
         )
         self._own[id(variable)] = (variable, value, self._built)
-        if is_log:
-            self._logs.add(id(variable))
+        if stays:
+            self._staying.add(id(variable))
         return variable
 
     def state(self):
         """Variables of the optimizer and of rules that a training depends on."""
-        return [v for v in self.optimizer.variables if id(v) not in self._logs]
+        return [v for v in self.optimizer.variables if id(v) not in self._staying]
 
     def hide_variables(self, optimizer):
         """Save and load an optimizer as if rules had no variables."""
@@ -452,13 +477,25 @@ def _attributes(optimizer, numbers):
     try:
         for name in before:
             value = backend.attribute(numbers[name])
-            # Keras asks whether there is any momentum in Python.
-            value = _Nonzero(value) if name == "momentum" and ops.is_tensor(value) else value
+            if name == "momentum":  # Keras asks in Python whether there is any
+                value = _Nonzero(value) if ops.is_tensor(value) else _NonzeroFloat(value)
             object.__setattr__(optimizer, name, value)
         yield
     finally:
         for name, value in before.items():
             object.__setattr__(optimizer, name, value)
+
+
+class _NonzeroFloat(float):
+    """A number that does not say that it is 0, so that the velocity is computed all the same."""
+
+    def __ne__(self, other):
+        return True
+
+    def __gt__(self, other):
+        return True
+
+    __hash__ = float.__hash__
 
 
 class _Nonzero:

@@ -27,8 +27,8 @@ class Recorder:
     def build(self, hook, name):
         """Make the variables it needs."""
         shape = (self.size, len(self.columns))
-        self._rows = hook.add_variable(shape, f"{name}_rows", is_log=True)
-        self._count = hook.add_variable((), f"{name}_count", dtype="int32", is_log=True)
+        self._rows = hook.add_variable(shape, f"{name}_rows", stays=True)
+        self._count = hook.add_variable((), f"{name}_count", dtype="int32", stays=True)
 
     def write(self, numbers):
         """In the compiled step: one row, of scalars by column."""

@@ -103,6 +103,8 @@ class SpikeGuard(RuleCallback):
         self._seen = (0.0, 0.0)  # the loss metric's total and count at the last look
         self._snapshots: list[list[np.ndarray]] = []
         self._counts = (0, 0)
+        self._before = 0  # roll-backs of earlier fits
+        self._has_looked = False  # at the end of this epoch
 
     def signature(self):
         return ("spikes", self.z_threshold, self.smoothing, self.warmup, self.patience)
@@ -119,14 +121,15 @@ class SpikeGuard(RuleCallback):
                 f"every={self.every}, steps_per_execution={steps}"
             )
         super().on_train_begin(logs)
-        self._snapshots = []
+        self._snapshots, self._looks, self._mean = [], 0, math.nan
+        self._before = len(self.roll_backs)
 
     def begin(self, rule):
         rule.is_active.assign(1.0)
         rule.recorder.start()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._seen = (0.0, 0.0)
+        self._seen, self._has_looked = (0.0, 0.0), False
         self._counts = (len(self.skipped), len(self.roll_backs))
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -134,9 +137,15 @@ class SpikeGuard(RuleCallback):
         if self.every is not None and batch % self.every == 0:
             self._look()
 
+    def on_test_begin(self, logs=None):
+        # In `fit`, before validation takes the metric of the loss for its own.
+        if self.every is not None and self.rule is not None and not self._has_looked:
+            self._look()
+            self._has_looked = True
+
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        if self.every is not None:
+        if self.every is not None and not self._has_looked:
             self._look()
         if logs is not None:
             skipped, roll_backs = self._counts
@@ -162,11 +171,12 @@ class SpikeGuard(RuleCallback):
             self._looks += 1
             self._snapshots = [*self._snapshots[-1:], self._copies(model)]
             return
-        if len(self.roll_backs) <= self.max_roll_backs:
+        if len(self.roll_backs) - self._before <= self.max_roll_backs:
             self.roll_backs.append(number(hook_of(model).optimizer.iterations))
-        if len(self.roll_backs) > self.max_roll_backs and not model.stop_training:
+        count = len(self.roll_backs) - self._before
+        if count > self.max_roll_backs and not model.stop_training:
             warnings.warn(
-                f"SpikeGuard stops the training: the loss has run away {len(self.roll_backs)} "
+                f"SpikeGuard stops the training: the loss has run away {count} "
                 f"times, last to {loss:.4g} from {self._mean:.4g}",
                 stacklevel=2,
             )
@@ -208,7 +218,7 @@ class SpikeGuard(RuleCallback):
             "looks": self._looks,
             "mean": self._mean,
             "seen": list(self._seen),
-            "counts": list(self._counts),
+            "counts": [*self._counts, self._before],
             "read": 0 if rule is None else rule.recorder.read_until,
             "snapshots": self._snapshots,
         }
@@ -217,7 +227,9 @@ class SpikeGuard(RuleCallback):
         """Take up a state, once training has begun."""
         self.skipped, self.roll_backs = list(state["skipped"]), list(state["roll_backs"])
         self._looks, self._mean = state["looks"], state["mean"]
-        self._seen, self._counts = tuple(state["seen"]), tuple(state["counts"])
+        self._seen = tuple(state["seen"])
+        *counts, self._before = state["counts"]
+        self._counts = tuple(counts)
         self._snapshots = [list(values) for values in state["snapshots"]]
         rule = self.rule
         if rule is not None:
@@ -238,7 +250,7 @@ class _SkipSpikes(Rule):
         self.recorder = Recorder(("step", "is_skipped"), rows)
 
     def build(self, hook):
-        self.is_active = hook.add_variable((), "spikes_is_active")
+        self.is_active = hook.add_variable((), "spikes_is_active", stays=True)
         self._seen = hook.add_variable((), "spikes_seen")
         self._row = hook.add_variable((), "spikes_in_a_row")
         self._mean = hook.add_variable((), "spikes_mean")

@@ -51,9 +51,7 @@ def assign(name, model_variables, arrays):
         difference = _difference(name, saved, here)
         raise ValueError(f"The variables must be those of the backup: {difference}")
     for variable, array in zip(model_variables, arrays, strict=True):
-        dtype = np.asarray(ops.convert_to_numpy(variable)).dtype
-        # A file does not know types that are not NumPy's own, as bfloat16 is not.
-        variable.assign(array if dtype.isbuiltin == 1 else array.view(dtype))
+        variable.assign(array)
 
 
 def build_metrics(model, batch):

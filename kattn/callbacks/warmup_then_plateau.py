@@ -16,7 +16,8 @@ class WarmupThenPlateau(RuleCallback):
     The warm-up is part of the compiled step, by the optimizer's own count of updates. Epochs that
     begin in the warm-up do not count as waiting. Works whatever rate or schedule the optimizer was
     built with, which is in force again after `fit`. The logs of an epoch get `learning_rate`, that
-    of its last update.
+    of its last update. A second `fit` begins with the rate that the first ended with, and waits
+    anew.
 
     Args:
         rate: The learning rate after the warm-up, above 0.
@@ -85,6 +86,10 @@ class WarmupThenPlateau(RuleCallback):
     def make_rule(self):
         return _Plateau(self.warmup_steps)
 
+    def on_train_begin(self, logs=None):
+        self._best, self._waited, self._cooling = math.inf, 0, 0
+        super().on_train_begin(logs)
+
     def begin(self, rule):
         rule.rate.assign(self.rate)
 
@@ -137,11 +142,13 @@ class WarmupThenPlateau(RuleCallback):
 
 
 class _Plateau(Rule):
+    sets = "learning_rate"
+
     def __init__(self, warmup_steps):
         self._warmup_steps = warmup_steps
 
     def build(self, hook):
-        self.rate = hook.add_variable((), "plateau_rate", value=-1.0)
+        self.rate = hook.add_variable((), "plateau_rate", value=-1.0, stays=True)
         self.used = hook.add_variable((), "plateau_rate_used")
 
     def numbers(self, update):

@@ -87,6 +87,41 @@ def test_dropout_of_attention():
     assert (seen, layer.dropout) == ([0.25], 0.5)
 
 
+def test_state():
+    """Taken up within an epoch, at whose start the optimizer had counted less."""
+    schedule = schedules.Linear(0.5, 0.0, 10)
+    callback, seen = DropoutSchedule(schedule), []
+    model = dropping(keras.layers.Dropout(0.9, name="drop"))
+
+    class TakeUp(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 1:
+                callback.set_state({"rate": 0.125})
+            seen.append(model.get_layer("drop").rate)
+
+    x = np.ones((8, 1000), "float32")
+    options = {"batch_size": 4, "verbose": 0, "callbacks": [callback, TakeUp()]}
+    logs = model.fit(x, x, **options).history
+    assert seen == [0.5, 0.125]
+    assert logs["dropout"] == [0.125]
+    assert callback.get_state() == {"rate": 0.125}
+
+
+def test_recurrent_layers():
+    """Their cells drop."""
+    model = keras.Sequential([keras.Input((3, 2)), keras.layers.LSTM(4, dropout=0.5, name="lstm")])
+    model.compile("sgd", loss="mse")
+    seen = []
+
+    class See(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            seen.append(model.get_layer("lstm").dropout)
+
+    callbacks = [DropoutSchedule(schedules.Constant(0.25)), See()]
+    model.fit(np.ones((2, 3, 2)), np.ones((2, 4)), verbose=0, callbacks=callbacks)
+    assert (seen, model.get_layer("lstm").dropout) == ([0.25], 0.5)
+
+
 @pytest.mark.parametrize(
     ("schedule", "options", "message"),
     [

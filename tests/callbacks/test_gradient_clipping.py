@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kattn.callbacks import GradientClipping, recorder
+from kattn.callbacks import GradientClipping, GradualUnfreezing, recorder
 from kattn.callbacks.unit_axes import unit_axes
 from kattn.layers import MultiHeadAttention
 from tests.callbacks import clip_oracle as oracle
@@ -321,6 +321,30 @@ def test_steps_without_the_callback_are_not_in_its_history(rng):
     # Another begins anew, though it takes the same place in the step.
     fit(model, x[rest[-1:]], y[rest[-1:]], other := GradientClipping("autoclip", percent=1e-6))
     assert other.history["clipped_norm"] == other.history["norm"]
+
+
+@pytest.mark.parametrize("mode", ["norm", "global_norm", "agc"])
+def test_what_is_not_clipped_does_not_count_as_clipped(rng, mode):
+    """Though norms are summed group by group."""
+    weights, (x, y) = oracle.start(rng), oracle.data(rng, 20)
+    groups = {"head": None, "bias$": 1e7}
+    logs = fit(build(weights), x, y, GradientClipping(mode, 1e6, groups=groups))
+    assert logs["clipped_fraction"] == [0.0]
+
+
+@pytest.mark.parametrize("mode", ["value", "agc", "global_norm"])
+def test_weights_at_rest_have_no_part(rng, mode):
+    """In the norms before and after, also in a step where another has clipped."""
+    weights, (x, y) = oracle.start(rng), oracle.data(rng, 1)
+    resting = GradualUnfreezing({"body/": 1})
+    model = build(weights, keras.optimizers.SGD(0.0))
+    fit(model, x, y, GradientClipping("norm", 1e6))
+    fit(model, x, y, clipping := GradientClipping(mode, 1e-3), resting)
+    grads = oracle.gradients(weights, x.astype(float), y.astype(float))
+    head = {"head/kernel": grads["head/kernel"]}
+    clipped = oracle.Clipper(mode, 1e-3)(weights, head)
+    close(clipping.history["norm"], [oracle.norm(head.values())], 1e-5)
+    close(clipping.history["clipped_norm"], [oracle.norm(clipped.values())], 1e-5)
 
 
 def test_epochs_have_their_own_means(rng):

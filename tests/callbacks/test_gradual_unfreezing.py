@@ -105,6 +105,10 @@ def test_a_fit_that_raised_can_be_released(rng):
     with pytest.raises(KeyboardInterrupt):
         fit(model, x, y, freezing, Failing())
     assert "call" in vars(model.get_layer("first"))
+    fit(model, x, y, GradientClipping())  # the next fit with a callback of kattn releases it, too
+    assert "call" not in vars(model.get_layer("first"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, x, y, freezing, Failing())
     freezing.release()
     before = np.array(model.get_layer("first").gamma)
     fit(model, x, y)

@@ -68,6 +68,41 @@ def test_clip_threshold():
     np.testing.assert_allclose(changes(watch), 0.125, rtol=2e-5)
 
 
+def test_numbers_of_earlier_fits_are_gone():
+    """A threshold is the callback's own again; of two schedules that of the fit is in force."""
+    model = weight_model(keras.optimizers.SGD(1.0, weight_decay=0.5))
+    clipping = GradientClipping(threshold=0.5)
+    low = HyperparameterSchedule("clip_threshold", schedules.Constant(0.125))
+    none = [HyperparameterSchedule("weight_decay", schedules.Constant(d)) for d in (0.0, 0.25)]
+    train(model, 2, clipping, low, none[0], watch := Watch())
+    np.testing.assert_allclose(changes(watch), 0.125, rtol=2e-5)
+    train(model, 2, clipping, none[0], watch := Watch())
+    np.testing.assert_allclose(changes(watch), 0.5, rtol=2e-5)
+    for callbacks, decay in (([none[1]], 0.25), ([none[0]], 0.0), ([], 0.5)):
+        before = float(model.get_weights()[0])
+        train(model, 1, clipping, *callbacks)
+        expected = before * (1.0 - decay) + 0.5
+        np.testing.assert_allclose(float(model.get_weights()[0]), expected, rtol=2e-5)
+
+
+def test_momentum_that_comes_to_nothing():
+    """The velocity goes on being that of the last gradient."""
+    model, watch = weight_model(keras.optimizers.SGD(1.0, momentum=0.5)), Watch()
+    schedule = schedules.Joined([schedules.Constant(m) for m in (0.5, 0.0, 0.5)], [2, 4])
+    train(model, 6, HyperparameterSchedule("momentum", schedule), watch)
+    velocity, expected = 0.0, []
+    for step in range(6):
+        velocity = schedule(step) * velocity + 1.0
+        expected.append(velocity)
+    np.testing.assert_allclose(changes(watch), expected, rtol=1e-6)
+
+
+def test_a_threshold_needs_clipping():
+    callback = HyperparameterSchedule("clip_threshold", schedules.Constant(0.5))
+    with pytest.raises(ValueError, match="a GradientClipping, which must be among the callbacks"):
+        train(weight_model("sgd"), 1, callback)
+
+
 def test_functions_that_cannot_be_traced():
     def schedule(step):
         return 0.5 if step < 3 else 0.25
@@ -84,6 +119,7 @@ def test_functions_that_cannot_be_traced():
     [
         ("learning_rate", schedules.Constant(1.0), "for which LearningRate is"),
         ("dropout", schedules.Constant(0.5), "for which DropoutSchedule is"),
+        ("clipnorm", schedules.Constant(1.0), "scheduled as clip_threshold: name='clipnorm'"),
         (3, schedules.Constant(1.0), r"name must be that of an optimizer's number: name=3"),
         ("momentum", 0.9, r"schedule must be a function of the step.*schedule=0.9"),
     ],

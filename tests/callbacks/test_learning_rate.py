@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kattn import schedules
-from kattn.callbacks import LearningRate, step_function
+from kattn.callbacks import LearningRate, WarmupThenPlateau, step_function
 from tests.training import Watch, changes, train, weight_model
 
 BACKEND = keras.backend.backend()
@@ -94,6 +94,37 @@ def test_functions_that_cannot_be_traced(monkeypatch):
     np.testing.assert_allclose(history["learning_rate"], expected[-1:], rtol=1e-6)
 
 
+BRANCHES = {
+    "equal": lambda step: 0.5 if step == 1 else 0.25,
+    "remainder": lambda step: 0.5 if step % 2 == 0 else 0.25,
+    "among": lambda step: 0.5 if step in (0, 3) else 0.25,
+    "table": lambda step: {0: 0.5, 2: 0.75}.get(step, 0.25),
+    "list": lambda step: [0.5, 0.25, 0.75, 0.5][min(step, 3)],
+    "int": lambda step: 0.25 * (1 + int(step)),
+}
+
+
+@pytest.mark.parametrize("kind", BRANCHES)
+def test_functions_that_ask_for_the_value_of_the_step(kind):
+    """Some of which a symbolic tensor, or a hash of it, answers wrongly instead of refusing."""
+    train(weight_model("sgd"), 4, LearningRate(BRANCHES[kind]), watch := Watch())
+    np.testing.assert_allclose(changes(watch), [BRANCHES[kind](t) for t in range(4)], rtol=1e-6)
+
+
+def test_two_that_set_the_rate_are_refused():
+    """In one fit; one after the other each is in force."""
+    model = weight_model(keras.optimizers.SGD(0.75))
+    first, second = (LearningRate(schedules.Constant(rate)) for rate in (0.5, 0.25))
+    plateau = WarmupThenPlateau(0.125, monitor="loss")
+    for callback, rate in ((first, 0.5), (plateau, 0.125), (second, 0.25), (first, 0.5)):
+        train(model, 2, callback, watch := Watch())
+        np.testing.assert_allclose(changes(watch), rate, rtol=1e-6)
+    with pytest.raises(ValueError, match="'learning_rate', callbacks=LearningRate and WarmupThen"):
+        train(model, 2, first, plateau)
+    train(model, 2, watch := Watch())
+    np.testing.assert_allclose(changes(watch), 0.75, rtol=1e-6)
+
+
 def test_a_resumed_training_goes_on():
     """The step is the optimizer's own count, in a second `fit` and in a model that was loaded."""
     schedule = schedules.Linear(0.5, 0.1, 6)
@@ -112,18 +143,15 @@ def test_the_optimizers_own_rate_is_back_and_nothing_is_traced_again():
             traces.append(step)
         return 0.1 + 0.1 * step
 
-    model, callback, watch = (
-        weight_model(keras.optimizers.SGD(0.75)),
-        LearningRate(schedule),
-        Watch(),
-    )
+    model, watch = weight_model(keras.optimizers.SGD(0.75)), Watch()
+    callback, other = LearningRate(schedule), LearningRate(schedule)
     train(model, 2, callback)
     before, function = len(traces), model.train_function
     assert float(model.optimizer.learning_rate) == 0.75
     train(model, 3, watch)
     np.testing.assert_allclose(changes(watch), 0.75, rtol=1e-6)
     train(model, 2, callback)
-    train(model, 2, LearningRate(schedule))
+    train(model, 2, other)
     assert model.train_function is function
     if BACKEND != "torch":
         assert len(traces) == before

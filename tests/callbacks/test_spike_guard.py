@@ -2,7 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from kattn.callbacks import SpikeGuard
+from kattn.callbacks import GradientClipping, GradualUnfreezing, SpikeGuard
+from kattn.callbacks.optimizer_hook import hook_of
 from tests.callbacks import clip_oracle as oracle
 from tests.training import Linear, train, weight_model
 
@@ -117,6 +118,78 @@ def test_a_loss_that_is_not_a_number_is_taken_back(rng):
     assert guard.roll_backs == [25]
     assert all(np.isfinite(w).all() for w in model.get_weights())
     assert np.isfinite(logs["loss"]).all()
+
+
+def test_validation_is_not_taken_for_training(rng):
+    """Its loss, which is far higher here, passes through the same metric."""
+    weights, (x, y) = oracle.start(rng), oracle.data(rng, 12)
+    guard = SpikeGuard(z_threshold=None, every=4, loss_factor=3.0)
+    stock = build(weights)
+    fit(stock, x, y, epochs=4)
+    fit(model := build(weights), x, y, guard, epochs=4, validation_data=(x, 100 * y))
+    assert guard.roll_backs == []
+    for have, want in zip(model.get_weights(), stock.get_weights(), strict=True):
+        np.testing.assert_array_equal(have, want)
+    y[10] = np.nan  # after the last look within the epoch
+    fit(model, x, y, guard, validation_data=(x, 100 * y))
+    assert len(guard.roll_backs) == 1
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+def test_a_fit_is_judged_by_itself(rng):
+    weights, (x, y) = oracle.start(rng), oracle.data(rng, 12)
+    guard = SpikeGuard(z_threshold=None, every=4, loss_factor=20.0)
+    fit(build(weights), x, y, guard, epochs=2)
+    fit(build(weights, keras.optimizers.SGD(1e-6)), x, 100 * y, guard, epochs=1)
+    assert guard.roll_backs == []
+
+
+def test_what_the_host_has_set_is_not_taken_back(rng):
+    """Rates, thresholds and weights that have joined stay as they are."""
+    weights, x, y = wrecked(rng)
+    unfreezing, clipping = GradualUnfreezing({"body/": 1}), GradientClipping(threshold=1e9)
+    guard = SpikeGuard(z_threshold=None, every=20, loss_factor=20.0)
+
+    class Change(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                _ = self.model
+                clipping.set(threshold=1e8)
+
+    seen = {}
+
+    class See(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            hook = hook_of(self.model)
+            seen["threshold"] = float(hook.rule_of(clipping).thresholds[0])
+            seen["factors"] = np.array(hook.rule_of(unfreezing)._values).tolist()
+
+    first = np.concatenate([x[:10], x[:10]]), np.concatenate([y[:10], y[:10]])
+    second = np.concatenate([x[:10], x[20:30]]), np.concatenate([y[:10], y[20:30]])
+    data = [np.concatenate(pair) for pair in zip(first, second, strict=True)]
+
+    class Epochs(keras.utils.PyDataset):
+        """Twenty steps an epoch: good ones, then ones that run away."""
+
+        def __init__(self):
+            super().__init__()
+            self.epoch = 0
+
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            at = min(20 * self.epoch + index, 39)
+            return data[0][at : at + 1], data[1][at : at + 1]
+
+        def on_epoch_end(self):
+            self.epoch += 1
+
+    model = build(weights, keras.optimizers.SGD(0.01))
+    callbacks = [unfreezing, clipping, Change(), guard, See()]
+    model.fit(Epochs(), epochs=2, verbose=0, shuffle=False, callbacks=callbacks)
+    assert len(guard.roll_backs) == 1
+    assert (seen["threshold"], seen["factors"]) == (1e8, [1.0, 1.0])
 
 
 def test_too_many_roll_backs_stop_the_training(rng):
