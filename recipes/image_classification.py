@@ -109,7 +109,6 @@ def check(settings: Settings) -> None:
             "attention_after must name at least one stage, or both models are the same: "
             f"attention_after={settings.attention_after}"
         )
-    training.make_clipping(settings.clip)
 
 
 # --- Data ---------------------------------------------------------------------------------------
@@ -642,6 +641,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:  # all that can be wrong with what the user gave
         check(settings)
         backend = harness.choose_backend(settings.backend)
+        training.make_clipping(settings.clip)
         data = images.load(
             settings.dataset,
             data_dir=settings.data_dir,

@@ -231,6 +231,15 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert not list(tmp_path.iterdir())
 
 
+def test_the_backend_is_chosen_before_keras_is_imported():
+    code = (
+        "import sys; from recipes import image_classification as recipe; "
+        "recipe.check(recipe.parse(['--clip', 'norm:1'])); print('keras' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_no_attention_at_all():
     settings = image_classification.Settings(attention_after=())
     with pytest.raises(ValueError, match=r"attention_after must name at least one stage.*=\(\)"):
