@@ -4,11 +4,13 @@ Task    Classify images. Both models get the same seeds, first weights, data ord
 Data    digits (default; in scikit-learn, no network): 1,200 + 597 grey images of 8 x 8 pixels.
         tfds:<name>, folder:<path>, zip:<path>: see --dataset.
 Result  Test accuracy in percent, CNN and CNN + self-attention, mean and standard deviation.
-        digits, 3 seeds: 98.55 (0.19) and 98.05 (0.59) on TensorFlow, 98.05 (0.35) and 97.77 (0.35)
-        on JAX, 98.10 (0.51) and 98.16 (0.58) on PyTorch. tfds:mnist, 2 seeds, TensorFlow:
-        99.23 (0.04) and 99.25 (0.01). All differences are within chance: these sets do not need it.
-Cost    Whole command on two cores of a Xeon, other work running beside: digits 1 to 1.5 minutes;
-        tfds:mnist 7 minutes. Parameters + 2 %, FLOPs + 8 %, step + 40 to 90 % (digits).
+        digits, 3 seeds: 98.44 (0.19) and 97.60 (0.10) on TensorFlow, 97.93 (0.59) and 97.77 (0.26)
+        on JAX, 98.27 (0.10) and 97.99 (0.44) on PyTorch. tfds:mnist, 2 seeds, TensorFlow, with
+        batches in another order: 99.23 (0.04) and 99.25 (0.01). One difference is beyond chance, on
+        TensorFlow, and against attention: these sets do not need it.
+Cost    Whole command on two cores of an AMD EPYC: digits 43 (JAX) to 73 s (PyTorch); tfds:mnist 7
+        minutes on a Xeon, with other work beside. Parameters + 2 %, FLOPs + 8 %, step + 24 to 37 %
+        (digits).
 Run     python -m recipes.image_classification
         python -m recipes.image_classification --dataset tfds:mnist
         python -m recipes.image_classification --dataset zip:cifar10_jpeg.zip --flip
