@@ -22,6 +22,10 @@ class GradientClipping(RuleCallback):
     after. The norms go into `history`, and into the logs of an epoch as `grad_norm` (mean),
     `grad_norm_max`, `clipped_fraction` (of the steps) and `skipped_steps`.
 
+    Where an optimizer sees the gradients of one replica alone, as under `tf.distribute`, several
+    are refused. Gradients that are reduced before (JAX's `keras.distribution`, PyTorch's DDP) have
+    the norm of all.
+
     A skipped step leaves weights, moments and the count of updates as they were.
 
     Args:
