@@ -41,7 +41,8 @@ class LearningRateFinder:
         low: Rate of the first update. Above 0.
         high: Rate of the last update. Above `low`.
         steps: Updates, 2 or more. Epochs are repeated as needed.
-        smoothing: The weight of the past in the smoothed loss, in [0, 1).
+        smoothing: The weight of the past in the smoothed loss, in [0, 1). It lags by some
+            1 / (1 - smoothing) steps, and so do suggestions: with 0.98 half of 100 steps.
         stop_factor: Stop early where the smoothed loss is above this many times its minimum so
             far (from a tenth of the steps on), above 1. It stops, too, where the loss is infinite
             or NaN, or where 50 updates in a row are skipped.
@@ -60,7 +61,7 @@ class LearningRateFinder:
         >>> model.optimizer.learning_rate = curve.valley
     """
 
-    def __init__(self, low=1e-7, high=10.0, steps=100, *, smoothing=0.98, stop_factor=4.0):
+    def __init__(self, low=1e-7, high=10.0, steps=100, *, smoothing=0.9, stop_factor=4.0):
         _check_number("low", low, 0 < _number(low) < math.inf, "a finite number above 0")
         is_above = low < _number(high) < math.inf
         _check_number("high", high, is_above, f"a finite number above low={low}")
