@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -157,3 +158,13 @@ def test_other_types_are_refused(tmp_path, state, where):
     with pytest.raises(ValueError, match=f"A state must be made of .*: {where}"):
         backup_files.write(tmp_path / "new", 0, 1, state, keep=1)
     assert not (tmp_path / "new").exists()
+
+
+def test_types_that_numpy_does_not_know(tmp_path):
+    """As those of variables in bfloat16."""
+    numbers = np.array([1.5, -2.0, 0.25], ml_dtypes.bfloat16)
+    backup_files.write(tmp_path, 0, 1, {"numbers": numbers, "one": numbers[0]}, keep=1)
+    state = backup_files.read(backup_files.paths(tmp_path)[-1])
+    assert state["numbers"].dtype == state["one"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(state["numbers"].astype(float), [1.5, -2.0, 0.25])
+    assert float(state["one"]) == 1.5
