@@ -150,6 +150,7 @@ class _Norms(Rule):
         self.recorder.build(hook, "monitor")
 
     def gradients(self, update):
+        update.norms()  # now: an optimizer may change gradients in place
         self._clipped = update.clipped_norm
 
     def after(self, update):

@@ -61,10 +61,10 @@ class WarmupThenPlateau(RuleCallback):
         min_rate=0.0,
     ):
         super().__init__()
-        _check("rate", rate, "a number above 0", rate > 0)
-        _check("factor", factor, "in (0, 1)", 0 < factor < 1)
-        _check("min_delta", min_delta, "a number, 0 or more", min_delta >= 0)
-        _check("min_rate", min_rate, "a number, 0 or more", min_rate >= 0)
+        _check("rate", rate, "a number above 0", _number(rate) > 0)
+        _check("factor", factor, "in (0, 1)", 0 < _number(factor) < 1)
+        _check("min_delta", min_delta, "a number, 0 or more", _number(min_delta) >= 0)
+        _check("min_rate", min_rate, "a number, 0 or more", _number(min_rate) >= 0)
         counts = {"warmup_steps": warmup_steps, "patience": patience, "cooldown": cooldown}
         for name, value in counts.items():
             least = 1 if name == "patience" else 0
@@ -163,6 +163,12 @@ class _Plateau(Rule):
         self.rate.assign(-1.0)
 
 
+def _number(value):
+    """NaN, which no rule holds for, if it is none."""
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return value if is_number else math.nan
+
+
 def _check(name, value, rule, holds):
-    if isinstance(value, bool) or not holds or (not isinstance(value, str) and np.ndim(value)):
+    if not holds:
         raise ValueError(f"{name} must be {rule}: {name}={value!r}")

@@ -96,6 +96,13 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("name", ["rate", "factor", "min_delta", "min_rate"])
+@pytest.mark.parametrize("value", ["much", None, True, [0.5]])
+def test_what_is_no_number(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        WarmupThenPlateau(**{"rate": 0.1, name: value})
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_arguments(name):
     value, message = BAD[name]
