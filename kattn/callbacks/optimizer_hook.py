@@ -7,6 +7,7 @@ variables of the optimizer, so that a change of value retraces nothing and JAX c
 """
 
 import contextlib
+import functools
 import weakref
 from typing import Any
 
@@ -104,7 +105,7 @@ class Update:
         return self._of_moving(backend.norms(gradients), members)
 
     def _of_moving(self, norms, members):
-        factors = [self.multiplier(self.variables[i]) for i in members]
+        factors = [self.factors[i] for i in members]
         if all(factor is None for factor in factors):
             return norms
         moves = [1.0 if f is None else ops.cast(f != 0, "float32") for f in factors]
@@ -120,8 +121,12 @@ class Update:
         pairs = zip(self.variables, self.before, strict=True)
         return [ops.cast(v, "float32") - ops.cast(old, "float32") for v, old in pairs]
 
-    def multiplier(self, variable):
-        """Of the change of a variable: float32, or None for 1."""
+    @functools.cached_property
+    def factors(self):
+        """Of the change of each variable: float32, or None for 1."""
+        return [self._factor(variable) for variable in self.variables]
+
+    def _factor(self, variable):
         found = [rule.multiplier(variable) for rule in self.rules]
         product = None
         for factor in found:
@@ -271,6 +276,7 @@ class OptimizerHook:
             if any(rule.sees_gradients for rule in self.rules):
                 gradients = [backend.dense_gradient(g) for g in gradients]
             update.gradients = list(gradients)
+            _ = update.factors  # once, and outside of the branch that makes the update
             for rule in self.rules:
                 update.numbers.update(rule.numbers(update))
             for rule in self.rules:
@@ -457,8 +463,7 @@ def _refuse_replicas(model, name):
 def _multiplied(update):
     """Multiply the changes made in the block: that of a gradient would mean nothing to Adam."""
     before = []
-    for variable in update.variables:
-        factor = update.multiplier(variable)
+    for variable, factor in zip(update.variables, update.factors, strict=True):
         if factor is not None:
             before.append((variable, factor, ops.copy(ops.convert_to_tensor(variable))))
     yield
