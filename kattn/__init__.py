@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kattn import data as data
     from kattn import schedules as schedules
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # For training alone: imported when first asked for, as a model in use needs none of them.
 TRAINING = ("callbacks", "data", "schedules")

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kattn.steps import Places, Steps, cut_block, pad_block
+from kattn.spans import Places, Span, cut_block, pad_block
 
 
 class Bias:
@@ -47,14 +47,14 @@ class Bias:
         return Sum(self, other)
 
     def __getitem__(self, block):
-        rows, columns = (Steps(part.start or 0, part.stop - (part.start or 0)) for part in block)
+        rows, columns = (Span(part.start or 0, part.stop - (part.start or 0)) for part in block)
         return self.at(rows).block(rows, columns)
 
     def block(self, queries, keys, offset=0):
         """The bias of `keys` for `queries`.
 
         Args:
-            queries: `Steps` or `Places`, the rows of the block. A bias that is by query holds
+            queries: `Span` or `Places`, the rows of the block. A bias that is by query holds
                 the numbers of just these.
             keys: Its columns.
             offset: S - T, the position of query 0 on the key axis.
@@ -319,7 +319,7 @@ class T5(_Looked):
 
     Args:
         values: `(N, R)` float, one for each head and each of R buckets.
-        max_distance: Steps from which on all distances share the last bucket.
+        max_distance: Span from which on all distances share the last bucket.
         bidirectional: Whether half of the buckets are for keys after the query; else these share
             the bucket of distance 0.
 

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kattn.steps import Steps, cut_block, pad_block
+from kattn.spans import Span, cut_block, pad_block
 
 UNBOUNDED = math.inf
 # What a rule says of a block of the scores, whatever the arrays in it hold: see `Mask.coverage`.
@@ -43,12 +43,12 @@ class Mask:
 
     def __getitem__(self, block):
         queries, keys = block
-        rows, columns = (Steps(part.start or 0, part.stop - (part.start or 0)) for part in block)
+        rows, columns = (Span(part.start or 0, part.stop - (part.start or 0)) for part in block)
         if queries.step not in (None, 1) or keys.step not in (None, 1):
             raise ValueError(f"A block of a mask has no step; received: {queries=}, {keys=}")
         return self.block(rows, columns)
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         """What is visible of `keys` to `queries`.
 
         Args:
@@ -112,7 +112,7 @@ class Causal(Mask):
         [[[[True, False, False], [True, True, False], [True, True, True]]]]
     """
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         return _distance(queries, keys, offset) >= 0
 
     @property
@@ -141,7 +141,7 @@ class Window(Mask):
     """Query i sees key j iff |i + (S - T) - j| < size; `Causal() & Window(size)` sees `size` keys.
 
     Args:
-        size: Steps, >= 1; a query's own step counts, so `Window(1)` is the diagonal.
+        size: Span, >= 1; a query's own step counts, so `Window(1)` is the diagonal.
 
     Raises:
         ValueError: If `size` is not a positive integer.
@@ -156,7 +156,7 @@ class Window(Mask):
     def __post_init__(self):
         _check_count("size", self.size)
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         return ops.abs(_distance(queries, keys, offset)) < self.size
 
     @property
@@ -206,7 +206,7 @@ class Dilated(Mask):
         _check_count("window", self.window)
         _check_count("step", self.step)
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         distance = _distance(queries, keys, offset)
         near = ops.abs(distance) < self.window * self.step
         return ops.logical_and(near, distance % self.step == 0)
@@ -237,51 +237,21 @@ class Dilated(Mask):
 
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
-class Sinks(Mask):
-    """Key j is visible iff j < tokens: `Causal() & (Window(256) | Sinks(4))` keeps the first four.
-
-    Args:
-        tokens: How many keys at the start, >= 1.
-
-    Raises:
-        ValueError: If `tokens` is not a positive integer.
-
-    Reference:
-        Xiao et al. 2023 (StreamingLLM), sec. 3.2, https://arxiv.org/abs/2309.17453
-    """
-
-    tokens: int
-
-    def __post_init__(self):
-        _check_count("tokens", self.tokens)
-
-    def block(self, queries: Steps, keys: Steps, offset=0):
-        return keys.along(-1) < self.tokens
-
-    def coverage(self, rows, columns):
-        return _coverage(columns[0] >= self.tokens, columns[1] < self.tokens)
-
-    def get_config(self):
-        return {"tokens": self.tokens}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
-
-@keras.saving.register_keras_serializable("kattn")
-@dataclasses.dataclass(frozen=True)
 class Prefix(Mask):
-    """Key j of item b is visible iff j < length[b]: `Causal() | Prefix(n)` for a prefix LM.
+    """Key j of item b is visible iff j < length[b].
+
+    `Causal() | Prefix(n)` is the mask of a prefix language model. `Causal() & (Window(w) | Prefix(4))`
+    keeps the first four keys in sight of every query, as attention sinks.
 
     Args:
-        length: Steps, an integer >= 1, or `(B,)` int32, one for each item.
+        length: Span, an integer >= 1, or `(B,)` int32, one for each item.
 
     Raises:
         ValueError: If `length` is neither.
 
     Reference:
         Raffel et al. 2019 (T5), sec. 3.2.1, https://arxiv.org/abs/1910.10683
+        Sinks: Xiao et al. 2023 (StreamingLLM), sec. 3.2, https://arxiv.org/abs/2309.17453
     """
 
     length: Any
@@ -292,7 +262,7 @@ class Prefix(Mask):
         else:
             object.__setattr__(self, "length", _integers(self.length, "length", rank=1))
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         length = self.length
         return keys.along(-1) < (length if self.is_static else length[:, None, None, None])
 
@@ -302,7 +272,9 @@ class Prefix(Mask):
         return isinstance(self.length, int)
 
     def coverage(self, rows, columns):
-        return Sinks(self.length).coverage(rows, columns) if self.is_static else SOME
+        if not self.is_static:
+            return SOME
+        return _coverage(columns[0] >= self.length, columns[1] < self.length)
 
     def map_arrays(self, function):
         return self if self.is_static else _bare(Prefix, length=function(self.length))
@@ -347,7 +319,7 @@ class Global(Mask):
             )
         object.__setattr__(self, "tokens", tuple(sorted(set(tokens))))
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         rows, columns = queries.along(-2) + offset, keys.along(-1)
         return ops.logical_or(self._among(rows), self._among(columns))
 
@@ -397,7 +369,7 @@ class Segments(Mask):
     def __post_init__(self):
         object.__setattr__(self, "ids", _integers(self.ids, "ids", rank=2))
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         rows = queries.shift(offset).cut(self.ids, -1)[..., None, :, None]
         columns = keys.cut(self.ids, -1)[..., None, None, :]
         return ops.logical_and(rows == columns, columns >= 0)
@@ -454,7 +426,7 @@ class Padding(Mask):
     def __post_init__(self):
         object.__setattr__(self, "keys", _boolean(self.keys, "keys", ranks=(2,)))
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         return keys.cut(self.keys, -1)[..., None, None, :]
 
     def map_arrays(self, function):
@@ -491,7 +463,7 @@ class Dense(Mask):
     def __post_init__(self):
         object.__setattr__(self, "array", _boolean(self.array, "array", ranks=(2, 4)))
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         array = self.array if len(self.array.shape) == 4 else self.array[None, None]
         return cut_block(array, queries, keys)
 
@@ -556,7 +528,7 @@ class And(_Pair):
         right: A mask.
     """
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         left = self.left.block(queries, keys, offset)
         return ops.logical_and(left, self.right.block(queries, keys, offset))
 
@@ -582,7 +554,7 @@ class Or(_Pair):
         right: A mask.
     """
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         left = self.left.block(queries, keys, offset)
         return ops.logical_or(left, self.right.block(queries, keys, offset))
 
@@ -605,7 +577,7 @@ class Not(Mask):
 
     mask: Mask
 
-    def block(self, queries: Steps, keys: Steps, offset=0):
+    def block(self, queries: Span, keys: Span, offset=0):
         return ops.logical_not(self.mask.block(queries, keys, offset))
 
     def coverage(self, rows, columns):
@@ -632,7 +604,7 @@ class Not(Mask):
         return cls(keras.saving.deserialize_keras_object(config["mask"]))
 
 
-def _distance(queries: Steps, keys: Steps, offset):
+def _distance(queries: Span, keys: Span, offset):
     """Positions of queries minus positions of keys, `(..., 1, 1, q, k)`."""
     return queries.along(-2) + offset - keys.along(-1)
 

@@ -939,7 +939,7 @@ def report_text(
   losses between the spike and the next, less the mean of the {WINDOW} before it. Recovery: steps
   until the mean of the next {WINDOW} is at most {MARGIN} nats above that level; its median, and
   range, over spikes and seeds, and how many did not recover before the next spike or the end.
-- Changed: of the steps that are not corrupted, how many had any gradient made smaller. Steps that
+- Changed: of the steps that are not corrupted, how many had any gradient made smaller. Span that
   SpikeGuard left out: {skips.get("spike_guard", "not run")}; times that it went back:
   {backs.get("roll_back", "not run")}; in all runs. All have the same batches, so that updates left
   out or taken back are lost, and its schedule ends early by as many.

@@ -69,7 +69,7 @@ def check_attention(layer, bias, rule, sizes, kernel):
 
     def function(q, k, v, *weights):
         def inner():
-            return attention(q, k, v, mask=mask, bias=bias(q), kernel=kernel)
+            return attention(q, k, v, mask=mask, bias=bias(q), implementation=kernel)
 
         return with_weights(layer, weights, inner)
 

@@ -46,10 +46,6 @@ def dilated(size, step):
     return Rule(masks.Dilated(size, step), lambda b, n, i, p, j: abs(p - j) in seen)
 
 
-def sinks(tokens):
-    return Rule(masks.Sinks(tokens), lambda b, n, i, p, j: j < tokens)
-
-
 def prefix(length):
     if isinstance(length, int):
         return Rule(masks.Prefix(length), lambda b, n, i, p, j: j < length)

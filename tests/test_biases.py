@@ -4,7 +4,7 @@ import pytest
 
 from kattn import biases
 from kattn.biases import T5, ALiBi, Clipped, Dense, Grid, Sum
-from kattn.steps import Places, Steps
+from kattn.spans import Places, Span
 from tests import oracle
 from tests.compute import assert_close, run
 
@@ -111,7 +111,7 @@ def offset_of(name, keys):
 def test_block_is_the_rule(name):
     bias, expected, keys = case(name)
     bias.check(2, 3, T, keys)
-    found = run(bias.block, Steps(0, T), Steps(0, keys), offset_of(name, keys))
+    found = run(bias.block, Span(0, T), Span(0, keys), offset_of(name, keys))
     assert found.dtype == "float32"
     assert_close(np.broadcast_to(found, expected.shape), expected)
 
@@ -121,8 +121,8 @@ def test_block_is_the_rule(name):
 @pytest.mark.parametrize("columns", [1, 2])
 def test_block_of_a_block(name, rows, columns):
     bias, expected, keys = case(name)
-    queries = Steps(2, rows)
-    found = run(lambda: bias.at(queries).block(queries, Steps(0, columns), offset_of(name, keys)))
+    queries = Span(2, rows)
+    found = run(lambda: bias.at(queries).block(queries, Span(0, columns), offset_of(name, keys)))
     expected = expected[:, :, 2 : 2 + rows, :columns]
     assert_close(np.broadcast_to(found, expected.shape), expected)
 
@@ -132,7 +132,7 @@ def test_several_runs_at_once(name):
     bias, expected, keys = case(name)
     starts = np.array([0, 1, 3], "int32")
     size = 1 if keys == 2 else 2
-    queries, columns = Steps(starts, 3), Steps(starts if keys > 2 else starts // 3, size)
+    queries, columns = Span(starts, 3), Span(starts if keys > 2 else starts // 3, size)
     found = run(lambda: bias.at(queries).block(queries, columns, offset_of(name, keys)))
     if keys == 2:
         return  # its starts do not move alike
@@ -173,7 +173,7 @@ def test_serialisation(name):
     bias, expected, keys = case(name)
     config = keras.saving.serialize_keras_object(bias + bias)
     again = keras.saving.deserialize_keras_object(config)
-    found = run(again.block, Steps(0, T), Steps(0, keys), offset_of(name, keys))
+    found = run(again.block, Span(0, T), Span(0, keys), offset_of(name, keys))
     assert_close(np.broadcast_to(found, expected.shape), 2 * expected)
 
 

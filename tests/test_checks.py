@@ -209,7 +209,7 @@ def test_finds_a_stale_fixture(monkeypatch, rng, tmp_path):
     checks.write_fixture(layer, inputs(rng), "toy")
     checks.check_fixture(layer, "toy")
     with pytest.raises(AssertionError, match="stale"):
-        checks.check_fixture(functools.partial(layer, qk_norm=True), "toy")
+        checks.check_fixture(functools.partial(layer, use_qk_norm=True), "toy")
     stored = dict(np.load(tmp_path / f"toy-{keras.backend.backend()}.npz"))
     stored["output"] = stored["output"] + 0.01
     np.savez(tmp_path / f"toy-{keras.backend.backend()}.npz", **stored)

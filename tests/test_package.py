@@ -18,16 +18,21 @@ TESTS = pathlib.Path(__file__).parent
 FRAMEWORKS = {"tensorflow", "jax", "torch"}
 # What a folder may import of kattn: dependencies point one way.
 MAY_IMPORT = {
+    "arguments": set(),
     "backend": {"backend"},
-    "steps": set(),
-    "masks": {"steps"},
-    "biases": {"steps"},
-    "ops": {"backend", "steps", "masks", "biases", "ops"},
-    "layers": {"masks", "biases", "ops", "layers"},
-    "models": {"masks", "biases", "ops", "layers", "models"},
-    "schedules": {"schedules"},
-    "data": {"data"},
-    "callbacks": {"backend", "ops", "schedules", "callbacks"},
+    "grid": {"arguments"},
+    "spans": set(),
+    "block_rule": {"arguments", "spans"},
+    "masks": {"arguments", "grid", "spans", "block_rule", "masks"},
+    "biases": {"arguments", "grid", "spans", "block_rule", "biases"},
+    "ops": {"arguments", "backend", "grid", "spans", "block_rule", "masks", "biases", "ops"},
+    "layers": {"arguments", "grid", "masks", "biases", "ops", "layers"},
+    "models": {"arguments", "grid", "layers", "models"},
+    "visualize": {"arguments", "ops", "layers", "visualize"},
+    "profile": {"arguments", "ops", "layers", "profile"},
+    "schedules": {"arguments", "schedules"},
+    "data": {"arguments", "data"},
+    "callbacks": {"arguments", "backend", "schedules", "data", "visualize", "callbacks"},
 }
 
 
@@ -43,7 +48,7 @@ def exports():
         "models",
         "ops",
         "schedules",
-        "steps",
+        "spans",
     )
     for module in modules:
         space = importlib.import_module(f"kattn.{module}")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kattn import masks
 from kattn.ops import KVCache, RingCache, attention, decode, empty_cache, explain
 from kattn.ops.kernels import banded, chunked
-from kattn.steps import Places, Steps
+from kattn.spans import Places, Span
 from tests import oracle, rules
 from tests.compute import assert_close, run
 
@@ -237,7 +237,7 @@ class Case:
 
         def call(*tensors):
             tensors = [keras.ops.cast(x, self.dtype) for x in tensors]
-            found = attention(*tensors, kernel=kernel, **self.arguments())
+            found = attention(*tensors, implementation=kernel, **self.arguments())
             assert keras.backend.standardize_dtype(found.dtype) == self.dtype
             return keras.ops.cast(found, "float32")
 
@@ -278,7 +278,9 @@ def cases(draw, kernel):
     # On CPU, XLA does not compile the product of float16 that this kernel asks for.
     dtype = draw(st.sampled_from(DTYPES[:2] if of_jax else DTYPES))
     case = Case(sizes, rule, score, options, dtype, draw(generators))
-    explain(*case.inputs, kernel=kernel, **case.arguments())  # raises where it does not serve
+    explain(
+        *case.inputs, implementation=kernel, **case.arguments()
+    )  # raises where it does not serve
     if kernel == "fused" and score is not None:  # it gets the bias in the dtype of the query
         case.bias = rounded(case.bias, dtype)
     return case
@@ -336,7 +338,7 @@ def evaluate_blocks(functions):
 
 def over_all(thing, sizes):
     _, _, queries, keys = sizes
-    return thing.block(Steps(0, queries), Steps(0, keys), keys - queries)
+    return thing.block(Span(0, queries), Span(0, keys), keys - queries)
 
 
 def cut(table, rows, columns):
@@ -369,11 +371,11 @@ def check_blocks(data, thing, table, sizes, at):
     at_places = [rng.integers(0, n, (B, m)).astype("int32") for n, m in ((queries, 2), (keys, 3))]
 
     def block():
-        return at(Steps(*rows)).block(Steps(*rows), Steps(*columns), offset)
+        return at(Span(*rows)).block(Span(*rows), Span(*columns), offset)
 
     def runs():
         tensors = map(keras.ops.convert_to_tensor, starts)
-        several = [Steps(x, n) for x, (_, n) in zip(tensors, (rows, columns), strict=True)]
+        several = [Span(x, n) for x, (_, n) in zip(tensors, (rows, columns), strict=True)]
         return at(several[0]).block(*several, offset)
 
     def places():
@@ -412,7 +414,7 @@ def test_laws_of_the_algebra(data):
     pairs = [(~(a & b), ~a | ~b), (~(a | b), ~a & ~b), (~~a, a), (a & (b | c), (a & b) | (a & c))]
 
     def block(mask):
-        found = mask.block(Steps(*rows), Steps(*columns), shift)
+        found = mask.block(Span(*rows), Span(*columns), shift)
         return keras.ops.broadcast_to(found, (*sizes[:2], rows[1], columns[1]))
 
     found = evaluate_blocks([lambda mask=mask: block(mask) for pair in pairs for mask in pair])
@@ -501,7 +503,7 @@ def pieces(draw, room, most):
 
 
 class Decoding:
-    """Steps that come in pieces, and attention over all of them."""
+    """Span that come in pieces, and attention over all of them."""
 
     def __init__(self, lengths, real, rule, score, by_query, options, dtype, rng):
         self.lengths, self.real, self.options, self.dtype = lengths, real, options, dtype

@@ -18,8 +18,8 @@
     vjp(f, inputs, gradient)      f's gradient for each input, given that of its output
     uniform(shape, seed)          float32 in [0, 1), a function of shape and two int32 numbers
     dense_pays(scores)            whether dense is faster at so many; dropout
-    fused_refusal(call)           why the framework's own attention cannot take a call, or None
-    fused_hesitation(call)        why it would not pay here, or None
+    fused_unsupported(call)           why the framework's own attention cannot take a call, or None
+    fused_unprofitable(call)        why it would not pay here, or None
     fused_attention(call, mask, rules)
                                   the framework's own attention under an array, and under rules
     FUSED_RULES                   those that it knows, see `kattn.ops.kernels.fused.native_rules`
@@ -70,8 +70,8 @@ recomputed = _framework.recomputed
 vjp = _framework.vjp
 uniform = _framework.uniform
 dense_pays = _framework.dense_pays
-fused_refusal = _framework.fused_refusal
-fused_hesitation = _framework.fused_hesitation
+fused_unsupported = _framework.fused_unsupported
+fused_unprofitable = _framework.fused_unprofitable
 fused_attention = _framework.fused_attention
 FUSED_RULES = _framework.FUSED_RULES
 devices = _framework.devices

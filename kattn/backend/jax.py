@@ -124,7 +124,7 @@ def dense_pays(scores, *, dropout):
     return dropout and scores <= 2**24
 
 
-def fused_refusal(call):
+def fused_unsupported(call):
     """Why `jax.nn.dot_product_attention` cannot take the call, or None."""
     if call.softcap is not None:
         return "jax.nn.dot_product_attention has no softcap"
@@ -139,7 +139,7 @@ def fused_refusal(call):
     return None
 
 
-def fused_hesitation(call):
+def fused_unprofitable(call):
     """Why the kernel would not pay here, or None."""
     if not _has_gpu():
         return "on CPU jax.nn.dot_product_attention builds the T x S scores"

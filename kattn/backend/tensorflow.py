@@ -114,12 +114,12 @@ def dense_pays(scores, *, dropout):
     return scores <= 2**27
 
 
-def fused_refusal(call):
+def fused_unsupported(call):
     """TensorFlow has no attention kernel of its own."""
     return "TensorFlow has no fused attention kernel"
 
 
-def fused_hesitation(call):
+def fused_unprofitable(call):
     """Never reached: every call is refused."""
     return
 
@@ -129,7 +129,7 @@ FUSED_RULES: frozenset[str] = frozenset()
 
 def fused_attention(call, mask, rules):
     """Never reached: every call is refused."""
-    raise NotImplementedError(fused_refusal(call))
+    raise NotImplementedError(fused_unsupported(call))
 
 
 def devices():

@@ -124,7 +124,7 @@ def dense_pays(scores, *, dropout):
     return False
 
 
-def fused_refusal(call):
+def fused_unsupported(call):
     """Why `scaled_dot_product_attention` cannot take the call, or None."""
     if call.softcap is not None:
         return "scaled_dot_product_attention has no softcap"
@@ -133,7 +133,7 @@ def fused_refusal(call):
     return None
 
 
-def fused_hesitation(call):
+def fused_unprofitable(call):
     """Why the kernel would not pay here, or None."""
     device = getattr(call.query, "device", None)  # symbolic tensors have none
     on_gpu = torch.cuda.is_available() if device is None else device.type != "cpu"

@@ -14,7 +14,7 @@ class ExactResume(keras.callbacks.Callback):
     """Save the whole state of a training; the same script, started again, goes on from there.
 
     It ends in the same bytes as without the interruption: weights, optimizer, metrics, seeds,
-    history, states of callbacks, order of the data. Steps of the epoch that had been done are read
+    history, states of callbacks, order of the data. Span of the epoch that had been done are read
     again and skipped, which costs the reading of their data. A training that had ended trains
     nothing more, and has its end state again; with more `epochs` it goes on.
 
@@ -36,7 +36,7 @@ class ExactResume(keras.callbacks.Callback):
 
     Args:
         directory: For nothing but these backups. It is made if need be.
-        every: Steps between backups, 1 or more, counted in each epoch; with `steps_per_execution`,
+        every: Span between backups, 1 or more, counted in each epoch; with `steps_per_execution`,
             backups wait for the end of an execution. Besides there is one after each epoch. Each
             copies the state to the host and waits for the disk.
         keep: How many backups to keep, 1 or more.

@@ -1,4 +1,4 @@
-"""Steps that would wreck a training, left out or taken back."""
+"""Span that would wreck a training, left out or taken back."""
 
 import math
 import warnings
@@ -30,8 +30,8 @@ class SpikeGuard(RuleCallback):
     Args:
         z_threshold: Standard deviations, above 0; None to skip no step.
         smoothing: The weight of the past in the running mean and variance, in (0, 1).
-        warmup: Steps whose norms give the first mean and variance, 2 or more.
-        patience: Steps in a row that may be skipped, 1 or more.
+        warmup: Span whose norms give the first mean and variance, 2 or more.
+        patience: Span in a row that may be skipped, 1 or more.
         every: Batches from look to look, a multiple of `steps_per_execution`, each of which costs a
             copy of all variables; None never to go back.
         loss_factor: Above 1.

@@ -14,8 +14,8 @@ from kattn import biases, masks
 from kattn.ops import masking
 from kattn.ops.kernels import banded, chunked, dense, fused
 
-# In the order in which "auto" asks them. A kernel's `refusal(call)` says why it cannot serve a
-# call, its `hesitation(call)` why another kernel is the better choice; both None: it is taken.
+# In the order in which "auto" asks them. A kernel's `unsupported(call)` says why it cannot serve a
+# call, its `unprofitable(call)` why another kernel is the better choice; both None: it is taken.
 KERNELS = {"banded": banded, "fused": fused, "chunked": chunked, "dense": dense}
 # What takes other arguments, or gives another result.
 ELSEWHERE = {"decode": "kattn.ops.decode", "linear": "kattn.ops.linear_attention"}
@@ -33,7 +33,7 @@ def attention(
     seed=None,
     softcap=None,
     sinks=None,
-    kernel="auto",
+    implementation="auto",
 ):
     """softmax(scale * Q K^T + bias) V over the keys that `mask` lets each query see.
 
@@ -56,7 +56,7 @@ def attention(
         seed: Integer or `keras.random.SeedGenerator` for dropout.
         softcap: If c, the scaled scores s become c * tanh(s / c) before bias and mask.
         sinks: `(N,)` float: a score per head that takes part in the softmax and has no value.
-        kernel: "auto", or one of "dense", "fused", "chunked", "banded", or several of them to
+        implementation: "auto", or one of "dense", "fused", "chunked", "banded", or several of them to
             choose from. `explain` says which one a call takes, and why.
 
     Returns:
@@ -81,7 +81,7 @@ def attention(
         softcap=softcap, sinks=sinks,
     )  # fmt: skip
     if not call.is_symbolic:
-        return _run(call, kernel)
+        return _run(call, implementation)
     if dropout_rate:
         raise ValueError(
             "Dropout needs to know whether the model trains, which a function in a functional "
@@ -89,10 +89,10 @@ def attention(
         )
     explain(
         query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks,
-        kernel=kernel,
+        implementation=implementation,
     )  # fmt: skip
-    rules = masking.skeleton(call.mask), masking.skeleton(call.bias)
-    operation = Attention(*rules, call.scale, softcap, kernel)
+    rules = masking.without_arrays(call.mask), masking.without_arrays(call.bias)
+    operation = Attention(*rules, call.scale, softcap, implementation)
     arrays = {"mask_arrays": call.mask, "bias_arrays": call.bias}
     arrays = {name: masking.arrays_of(rule) for name, rule in arrays.items()}
     return operation(query, key, value, sinks=sinks, **arrays)
@@ -110,7 +110,7 @@ def explain(
     seed=None,
     softcap=None,
     sinks=None,
-    kernel="auto",
+    implementation="auto",
 ):
     """Which kernel `attention` takes for these arguments, and why not the others.
 
@@ -127,10 +127,10 @@ def explain(
         seed: See `attention`.
         softcap: See `attention`.
         sinks: See `attention`.
-        kernel: See `attention`.
+        implementation: See `attention`.
 
     Returns:
-        An `Explanation`: `kernel`, a name, and `passed_over`, a reason by name.
+        An `Explanation`: `implementation`, a name, and `passed_over`, a reason by name.
 
     Raises:
         ValueError: Where `attention` would.
@@ -145,7 +145,7 @@ def explain(
         query, key, value, mask=mask, bias=bias, scale=scale, dropout_rate=dropout_rate, seed=seed,
         softcap=softcap, sinks=sinks,
     )  # fmt: skip
-    return _choose(call, kernel)
+    return _choose(call, implementation)
 
 
 def attention_weights(query, key, *, mask=None, bias=None, scale=None, softcap=None, sinks=None):
@@ -180,31 +180,35 @@ class Explanation:
     """What `explain` returns.
 
     Args:
-        kernel: Name of the kernel that is taken.
+        implementation: Name of the kernel that is taken.
         passed_over: Name of each other kernel to the reason it is not taken.
     """
 
-    kernel: str
+    implementation: str
     passed_over: dict[str, str]
 
     def __str__(self):
         reasons = (f"  {name} passed over: {why}" for name, why in self.passed_over.items())
-        return "\n".join([self.kernel, *reasons])
+        return "\n".join([self.implementation, *reasons])
 
 
 @keras.saving.register_keras_serializable("kattn")
 class Attention(keras.Operation):
     """`attention` as a node of a functional model; `attention` makes it for symbolic tensors."""
 
-    def __init__(self, mask, bias, scale, softcap, kernel, *, name=None):
+    def __init__(self, mask, bias, scale, softcap, implementation, *, name=None):
         super().__init__(name=name)
-        self.mask, self.bias, self.kernel = mask, bias, kernel
+        self.mask, self.bias, self.implementation = mask, bias, implementation
         self.scale, self.softcap = scale, softcap
 
     def call(self, query, key, value, sinks=None, mask_arrays=(), bias_arrays=()):
         mask = masking.with_arrays(self.mask, mask_arrays)
         bias = masking.with_arrays(self.bias, bias_arrays)
-        options = {"scale": self.scale, "softcap": self.softcap, "kernel": self.kernel}
+        options = {
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "implementation": self.implementation,
+        }
         return attention(query, key, value, mask=mask, bias=bias, sinks=sinks, **options)
 
     def compute_output_spec(self, query, key, value, sinks=None, mask_arrays=(), bias_arrays=()):
@@ -217,7 +221,7 @@ class Attention(keras.Operation):
             "bias": self.bias and serialize(self.bias),
             "scale": self.scale,
             "softcap": self.softcap,
-            "kernel": self.kernel,
+            "implementation": self.implementation,
             "name": self.name,
         }
 
@@ -315,40 +319,54 @@ def observed(look):
 _observers: list = []
 
 
-def _run(call, kernel):
+def _run(call, implementation):
     for look in _observers:
         look(call)
-    return KERNELS[_choose(call, kernel).kernel].attend(call)
+    return KERNELS[_choose(call, implementation).implementation].attend(call)
 
 
-def _choose(call, kernel):
+def _choose(call, implementation):
     """The Explanation; raises ValueError for a kernel that is unknown or cannot serve."""
-    asked = tuple(KERNELS) if kernel == "auto" else (kernel,) if isinstance(kernel, str) else kernel
+    asked = (
+        tuple(KERNELS)
+        if implementation == "auto"
+        else (implementation,)
+        if isinstance(implementation, str)
+        else implementation
+    )
     for name in asked:
         if name not in KERNELS:
             known = ", ".join(["auto", *KERNELS])
             if name in ELSEWHERE:
                 raise ValueError(
-                    f"kernel={name!r} is a function of its own, {ELSEWHERE[name]}; "
-                    f"`kernel` must be one of {known}"
+                    f"implementation={name!r} is a function of its own, {ELSEWHERE[name]}; "
+                    f"`implementation` must be one of {known}"
                 )
-            raise ValueError(f"`kernel` must be one of {known}; received: kernel={kernel!r}")
-    reasons = {name: f"kernel={kernel!r} was asked for" for name in KERNELS if name not in asked}
-    refusals = {name: KERNELS[name].refusal(call) for name in KERNELS if name in asked}
-    serving = [name for name, why in refusals.items() if not why]
+            raise ValueError(
+                f"`implementation` must be one of {known}; received: implementation={implementation!r}"
+            )
+    reasons = {
+        name: f"implementation={implementation!r} was asked for"
+        for name in KERNELS
+        if name not in asked
+    }
+    unsupported = {name: KERNELS[name].unsupported(call) for name in KERNELS if name in asked}
+    serving = [name for name, why in unsupported.items() if not why]
     if not serving:
-        raise ValueError(f"kernel={kernel!r} cannot serve this call: {_listed(refusals)}")
-    reasons |= {name: why for name, why in refusals.items() if why}
-    hesitations = {name: KERNELS[name].hesitation(call) for name in serving}
+        raise ValueError(
+            f"implementation={implementation!r} cannot serve this call: {_listed(unsupported)}"
+        )
+    reasons |= {name: why for name, why in unsupported.items() if why}
+    unprofitable = {name: KERNELS[name].unprofitable(call) for name in serving}
     # Where all of those asked for hesitate, the last of them, the plainest, serves.
-    taken = next((name for name in serving if not hesitations[name]), serving[-1])
+    taken = next((name for name in serving if not unprofitable[name]), serving[-1])
     later = f"{taken} serves this call and comes first"
-    reasons |= {name: hesitations[name] or later for name in serving if name != taken}
+    reasons |= {name: unprofitable[name] or later for name in serving if name != taken}
     return Explanation(taken, reasons)
 
 
-def _listed(refusals):
-    return "; ".join(f"{name}: {why}" for name, why in refusals.items())
+def _listed(unsupported):
+    return "; ".join(f"{name}: {why}" for name, why in unsupported.items())
 
 
 def _tensor(x):

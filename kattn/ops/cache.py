@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from kattn import backend
-from kattn.steps import Places, Steps
+from kattn.spans import Places, Span
 
 
 class KVCache(NamedTuple):
@@ -109,7 +109,7 @@ def extend(cache, key, value, real=None):
 
     Returns:
         `(cache, keys, values, places)`: keys `(B, K, S, D)`, values `(B, K, S, Dv)`, and their
-        positions, `Steps` or `Places`; negative where there is none. Positions from the cache's
+        positions, `Span` or `Places`; negative where there is none. Positions from the cache's
         length on are of no step, either.
 
     Example:
@@ -121,7 +121,7 @@ def extend(cache, key, value, real=None):
 
 
 def _extend_fixed(cache, key, value, real):
-    slots = Steps(0, cache.keys.shape[2])
+    slots = Span(0, cache.keys.shape[2])
     taken = _count(key, real)
     rank = slots.positions()[None] - cache.length[:, None]
     _check_room(cache, taken)

@@ -9,10 +9,10 @@ from keras import ops
 
 from kattn.ops.attention import check_sizes
 
-FORMS = ("auto", "parallel", "chunked")
+IMPLEMENTATIONS = ("auto", "parallel", "chunked")
 
 
-def check(query, key, value, mask, form, chunk):
+def check(query, key, value, mask, implementation, chunk):
     """Raises ValueError for arguments that do not fit; returns the mask as a tensor, or None."""
     if any(isinstance(x, keras.KerasTensor) for x in (query, key, value)):
         raise ValueError(
@@ -20,8 +20,10 @@ def check(query, key, value, mask, form, chunk):
             f"Received: query={query}, key={key}, value={value}"
         )
     check_sizes(query, key, value)
-    if form not in FORMS:
-        raise ValueError(f"`form` must be one of {', '.join(FORMS)}; received: form={form!r}")
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"`implementation` must be one of {', '.join(IMPLEMENTATIONS)}; received: implementation={implementation!r}"
+        )
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"`chunk` must be an integer >= 1; received: chunk={chunk!r}")
     return None if mask is None else check_mask(mask, key.shape[:2])
@@ -55,7 +57,7 @@ def check_same_steps(query, key):
 
 
 def chunk_size(steps, limit):
-    """Steps in a chunk, at most `limit`, so that the chunks fill `steps` as well as they can."""
+    """Span in a chunk, at most `limit`, so that the chunks fill `steps` as well as they can."""
     if not isinstance(steps, int):
         return ops.minimum(steps, limit)
     count = max(1, -(-steps // limit))

@@ -9,7 +9,7 @@ from kattn.ops import masking
 from kattn.ops.attention import Call
 from kattn.ops.cache import extend, next_positions
 from kattn.ops.kernels import decode as kernel
-from kattn.steps import Places
+from kattn.spans import Places
 
 
 def decode(

@@ -56,7 +56,7 @@ def initial_gated_linear_state(batch_size, num_key_value_heads, key_dim, value_d
 
 
 def gated_linear_attention(
-    query, key, value, log_decay, *, mask=None, state=None, form="auto", chunk=None
+    query, key, value, log_decay, *, mask=None, state=None, implementation="auto", chunk=None
 ):
     """S_t^T q_t with S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, causal and not normalised.
 
@@ -72,7 +72,7 @@ def gated_linear_attention(
             (retention). -inf forgets all.
         mask: `(B, T)` bool, True = real step. Padding leaves the state as it is.
         state: A `GatedLinearState` of the steps before; None for none.
-        form: "parallel", all pairs of steps at once; "chunked", pairs within chunks, and a state
+        implementation: "parallel", all pairs of steps at once; "chunked", pairs within chunks, and a state
             between them, in memory O(T); "auto", parallel for what fits in one chunk. With a
             decay per channel, and steps whose number is unknown, "parallel" is "chunked".
         chunk: Most steps in a chunk; None for what was measured to be fast.
@@ -96,12 +96,12 @@ def gated_linear_attention(
     if state is None:
         state = _initial_state_of(query, key, value)
     return decode_gated_linear_attention(
-        query, key, value, log_decay, state, mask=mask, form=form, chunk=chunk
+        query, key, value, log_decay, state, mask=mask, implementation=implementation, chunk=chunk
     )[0]
 
 
 def decode_gated_linear_attention(
-    query, key, value, log_decay, state, *, mask=None, form="auto", chunk=None
+    query, key, value, log_decay, state, *, mask=None, implementation="auto", chunk=None
 ):
     """`gated_linear_attention` of any number of new steps, and the state after them.
 
@@ -112,7 +112,7 @@ def decode_gated_linear_attention(
         log_decay: See `gated_linear_attention`.
         state: The `GatedLinearState` of the steps before.
         mask: See `gated_linear_attention`.
-        form: See `gated_linear_attention`.
+        implementation: See `gated_linear_attention`.
         chunk: See `gated_linear_attention`.
 
     Returns:
@@ -128,12 +128,12 @@ def decode_gated_linear_attention(
         >>> y, state = decode_gated_linear_attention(x, x, x, ops.log_sigmoid(x), state)
     """
     query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
-    mask = chunks.check(query, key, value, mask, form, chunk)
+    mask = chunks.check(query, key, value, mask, implementation, chunk)
     chunks.check_same_steps(query, key)
     state = GatedLinearState(*map(ops.convert_to_tensor, state))
     log_decay = _check_decay(ops.convert_to_tensor(log_decay), key)
     steps, by_channel = ops.shape(query)[1], len(log_decay.shape) == 4
-    size = _size(steps, form, chunk, by_channel=by_channel)
+    size = _size(steps, implementation, chunk, by_channel=by_channel)
     q = chunks.of_queries(query, key.shape[2], size)
     k, v = chunks.of_keys(_silence(key, mask), size), chunks.of_keys(value, size)
     g = _decays(log_decay, mask, steps, size)
@@ -144,12 +144,18 @@ def decode_gated_linear_attention(
     return output, GatedLinearState(after, state.length + chunks.length(query, mask))
 
 
-def _size(steps, form, chunk, *, by_channel):
-    """Steps in a chunk; by channel a power of 2."""
+def _size(steps, implementation, chunk, *, by_channel):
+    """Span in a chunk; by channel a power of 2."""
     limit = chunk or CHUNK
     if not isinstance(steps, int):
-        return limit if by_channel else steps if form == "parallel" else ops.minimum(steps, limit)
-    size = max(1, steps) if form == "parallel" else chunks.chunk_size(steps, limit)
+        return (
+            limit
+            if by_channel
+            else steps
+            if implementation == "parallel"
+            else ops.minimum(steps, limit)
+        )
+    size = max(1, steps) if implementation == "parallel" else chunks.chunk_size(steps, limit)
     return 1 << (size - 1).bit_length() if by_channel else size
 
 

@@ -63,7 +63,7 @@ def linear_attention(
     mask=None,
     causal=False,
     state=None,
-    form="auto",
+    implementation="auto",
     chunk=None,
 ):
     """phi(q)^T sum_j phi(k_j) v_j^T / (phi(q)^T sum_j phi(k_j)) over the keys a query sees.
@@ -86,7 +86,7 @@ def linear_attention(
         mask: `(B, S)` bool, True = real key.
         causal: If True, query t sees keys <= t only, and T must be S.
         state: A `LinearState` of keys before the first, which all queries see; None for none.
-        form: "parallel", all pairs of steps at once; "chunked", sums over keys, and where causal
+        implementation: "parallel", all pairs of steps at once; "chunked", sums over keys, and where causal
             pairs within chunks, in memory O(T); "auto", chunked, and parallel where that is causal
             and all steps fit in one chunk.
         chunk: Most steps in a chunk; None for what was measured to be fast.
@@ -108,20 +108,29 @@ def linear_attention(
         Rotation: Su et al. 2021, eq. 19, https://arxiv.org/abs/2104.09864
     """
     query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
-    mask = chunks.check(query, key, value, mask, form, chunk)
+    mask = chunks.check(query, key, value, mask, implementation, chunk)
     features = _features(query, key, feature_map, rotation, mask)
     state = None if state is None else LinearState(*map(ops.convert_to_tensor, state))
     if causal:
         chunks.check_same_steps(query, key)
-        size = _size(ops.shape(query)[1], form, chunk)
+        size = _size(ops.shape(query)[1], implementation, chunk)
         mixed, total, _, _ = _mix_causal(*features, value, state, size)
     else:
-        mixed, total = _mix(*features, value, state, form)
+        mixed, total = _mix(*features, value, state, implementation)
     return ops.cast(chunks.joined(_divide(mixed, total), ops.shape(query)[1]), query.dtype)
 
 
 def decode_linear_attention(
-    query, key, value, state, *, feature_map, rotation=None, mask=None, form="auto", chunk=None
+    query,
+    key,
+    value,
+    state,
+    *,
+    feature_map,
+    rotation=None,
+    mask=None,
+    implementation="auto",
+    chunk=None,
 ):
     """Causal `linear_attention` of any number of new steps, and the state after them.
 
@@ -133,7 +142,7 @@ def decode_linear_attention(
         feature_map: See `linear_attention`.
         rotation: See `linear_attention`.
         mask: See `linear_attention`; padding leaves the state as it is.
-        form: See `linear_attention`.
+        implementation: See `linear_attention`.
         chunk: See `linear_attention`.
 
     Returns:
@@ -149,12 +158,12 @@ def decode_linear_attention(
         >>> y, state = decode_linear_attention(x, x, x, state, feature_map=elu_plus_one)
     """
     query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
-    mask = chunks.check(query, key, value, mask, form, chunk)
+    mask = chunks.check(query, key, value, mask, implementation, chunk)
     chunks.check_same_steps(query, key)
     state = LinearState(*map(ops.convert_to_tensor, state))
     features = _features(query, key, feature_map, rotation, mask)
     steps = ops.shape(query)[1]
-    size = _size(steps, form, chunk)
+    size = _size(steps, implementation, chunk)
     mixed, total, sums, normalizer = _mix_causal(*features, value, state, size)
     output = ops.cast(chunks.joined(_divide(mixed, total), steps), query.dtype)
     return output, LinearState(sums, normalizer, state.length + chunks.length(query, mask))
@@ -206,9 +215,9 @@ def _features(query, key, feature_map, rotation, mask) -> tuple[Any, Any]:
     )
 
 
-def _size(steps, form, chunk):
-    """Steps in a chunk of the causal form."""
-    if form != "parallel":
+def _size(steps, implementation, chunk):
+    """Span in a chunk of the causal form."""
+    if implementation != "parallel":
         return chunks.chunk_size(steps, chunk or CHUNK)
     return max(1, steps) if isinstance(steps, int) else steps
 
@@ -224,12 +233,12 @@ def _scores(q, k, *, causal):
     return ops.where(chunks.lower_triangle(ops.shape(k)[-2]), scores, 0.0) if causal else scores
 
 
-def _mix(phi, turned, value, state, form):
+def _mix(phi, turned, value, state, implementation):
     """What every query sees alike: weighted values and the sum of the weights."""
     q, k = _one_chunk(*turned)
     plain_q, plain_k = (q, k) if turned is phi else _one_chunk(*phi)
     v = chunks.of_keys(value, ops.shape(value)[1])
-    if form == "parallel":
+    if implementation == "parallel":
         scores = _scores(q, k, causal=False)
         plain = scores if turned is phi else _scores(plain_q, plain_k, causal=False)
         mixed, total = block.weights_by_values(scores, v), ops.sum(plain, -1, keepdims=True)

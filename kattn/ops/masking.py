@@ -18,7 +18,7 @@ def as_mask(mask) -> Mask | None:
     return Dense(mask)
 
 
-def both(left: Mask | None, right: Mask | None) -> Mask | None:
+def intersect(left: Mask | None, right: Mask | None) -> Mask | None:
     """`left & right`, where None allows everything."""
     if left is None or right is None:
         return right if left is None else left
@@ -59,6 +59,6 @@ def with_arrays(rule, arrays):
     return None if rule is None else rule.map_arrays(lambda _: next(remaining))
 
 
-def skeleton(rule):
+def without_arrays(rule):
     """The mask or bias without its arrays: hashable, and equal for equal rules."""
     return None if rule is None else rule.map_arrays(lambda _: None)

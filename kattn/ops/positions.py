@@ -40,7 +40,7 @@ def default_positions(x, axes, grid):
     if grid is None:
         if axes > 1:
             raise ValueError(
-                "Steps on several axes have no default positions without `grid`; "
+                "Span on several axes have no default positions without `grid`; "
                 f"received: positions=None, grid=None, axes={axes}"
             )
         return ops.arange(ops.shape(x)[1], dtype="int32")

@@ -32,7 +32,7 @@ def rotary_frequencies(
             steps stay, those that turn `beta_slow` times or less are divided by `factor`, and
             what is between is mixed, linear in the number of turns. None: none of these.
         factor: s >= 1, by which the length grows; 1 without `scaling`.
-        original_length: Steps that the model was trained on; needed by "yarn", unused by others.
+        original_length: Span that the model was trained on; needed by "yarn", unused by others.
         beta_fast: Turns; see "yarn".
         beta_slow: Turns, below `beta_fast`; see "yarn".
 

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from kattn.steps import Steps
+from kattn.spans import Span
 
 
 def add_bias(scores, bias):
@@ -25,7 +25,7 @@ def add_bias(scores, bias):
     check_scores(scores.shape)
     bias.check(*scores.shape)
     queries, keys = ops.shape(scores)[2:]
-    found = bias.block(Steps(0, queries), Steps(0, keys), keys - queries)
+    found = bias.block(Span(0, queries), Span(0, keys), keys - queries)
     return ops.cast(ops.cast(scores, "float32") + found, scores.dtype)
 
 

@@ -154,7 +154,7 @@ class Step(Schedule):
 
     Args:
         start: The value before the first boundary, >= 0.
-        boundaries: Steps at which the factor comes in: integers >= 1, each above the one before.
+        boundaries: Span at which the factor comes in: integers >= 1, each above the one before.
         factor: Above 0.
 
     Raises:

@@ -52,12 +52,12 @@ class Case:
     steps: int
     mask: str
     direction: str
-    kernel: str = "auto"
+    implementation: str = "auto"
     peer: str = "keras"
 
     def __str__(self) -> str:
-        kernel = "" if self.kernel == "auto" else f", kernel={self.kernel}"
-        return f"T={self.steps}, {self.mask}, {self.direction}{kernel}"
+        chosen = "" if self.implementation == "auto" else f", implementation={self.implementation}"
+        return f"T={self.steps}, {self.mask}, {self.direction}{chosen}"
 
 
 def cases(settings: Settings, backend: str) -> list[Case]:
@@ -71,7 +71,7 @@ def cases(settings: Settings, backend: str) -> list[Case]:
         for direction in PASSES
         if peer == "keras" or mask in ("plain", "causal")
     ]
-    found += [Case(16384, "causal", PASSES[1], kernel="chunked", peer="none")]
+    found += [Case(16384, "causal", PASSES[1], implementation="chunked", peer="none")]
     return [case for case in found if re.search(settings.only, f"{case}, {case.peer}")]
 
 
@@ -84,7 +84,7 @@ def make_ours(case: Case) -> tuple[Any, Callable]:
         causal=case.mask in ("causal", "window 256"),
         window=256 if case.mask == "window 256" else None,
         dropout=0.1 if case.mask == "dropout 0.1" else 0.0,
-        kernel=case.kernel,
+        implementation=case.kernel,
         seed=0,
     )
     training, mask = case.mask == "dropout 0.1", padding(case)

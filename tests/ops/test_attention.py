@@ -46,7 +46,7 @@ def test_one_query_sees_the_whole_cache(rng):
 
 def test_half_precision_comes_back_as_it_went_in(rng):
     q, k, v = (keras.ops.cast(x, "bfloat16") for x in inputs(rng))
-    y = attention(q, k, v, mask=CAUSAL, kernel="dense")
+    y = attention(q, k, v, mask=CAUSAL, implementation="dense")
     assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
 
 
@@ -88,22 +88,22 @@ class TestExplain:
         return explain(*(keras.KerasTensor(s) for s in shapes), mask=mask, **options)
 
     def test_windows_are_banded(self):
-        assert self.at(4096, mask=masks.Window(256)).kernel == "banded"
-        assert self.at(4096, mask=CAUSAL & masks.Window(256)).kernel == "banded"
+        assert self.at(4096, mask=masks.Window(256)).implementation == "banded"
+        assert self.at(4096, mask=CAUSAL & masks.Window(256)).implementation == "banded"
 
     def test_a_window_as_wide_as_the_sequence_is_not(self):
         found = self.at(300, mask=masks.Window(256))
-        assert found.kernel != "banded"
+        assert found.implementation != "banded"
         assert "more than half of S=300" in found.passed_over["banded"]
 
     def test_short_sequences_are_dense_where_no_kernel_is_fused(self):
         expected = "fused" if keras.backend.backend() == "torch" else "dense"
-        assert self.at(64).kernel == expected
+        assert self.at(64).implementation == expected
 
     def test_long_ones_are_chunked_where_no_kernel_is_fused(self):
         expected = "fused" if keras.backend.backend() == "torch" else "chunked"
-        assert self.at(4096, mask=CAUSAL).kernel == expected
-        assert self.at(8192, softcap=5.0).kernel == "chunked"
+        assert self.at(4096, mask=CAUSAL).implementation == expected
+        assert self.at(8192, softcap=5.0).implementation == "chunked"
 
     @pytest.mark.parametrize(
         ("queries", "dropout_rate", "at_once"),
@@ -112,15 +112,15 @@ class TestExplain:
     def test_blocks_that_save_no_work_must_be_faster(self, queries, dropout_rate, at_once):
         found = self.at(queries, softcap=5.0, dropout_rate=dropout_rate, seed=1)
         is_at_once = keras.backend.backend() in at_once
-        assert found.kernel == ("dense" if is_at_once else "chunked")
+        assert found.implementation == ("dense" if is_at_once else "chunked")
         assert ("no block can be left out" in found.passed_over.get("chunked", "")) == is_at_once
 
     def test_dropout_is_no_reason_to_build_the_scores(self):
         found = self.at(8192, dropout_rate=0.5, seed=1)
         if keras.backend.backend() == "torch" and "cuda:0" in backend.devices():
-            assert found.kernel == "fused"
+            assert found.implementation == "fused"
         else:
-            assert found.kernel == "chunked"
+            assert found.implementation == "chunked"
 
     def test_every_other_kernel_has_a_reason(self):
         found = self.at(4096, mask=CAUSAL & masks.Window(256))
@@ -130,7 +130,7 @@ class TestExplain:
         assert str(found).startswith("banded\n  fused passed over: ")
 
     def test_the_kernel_asked_for_is_taken(self):
-        assert self.at(4096, mask=CAUSAL, kernel="dense").kernel == "dense"
+        assert self.at(4096, mask=CAUSAL, implementation="dense").implementation == "dense"
 
     def test_what_is_explained_is_what_runs(self, monkeypatch, rng):
         from kattn.ops.kernels import banded
@@ -139,7 +139,7 @@ class TestExplain:
         attend = banded.attend
         monkeypatch.setattr(banded, "attend", lambda call: called.append(1) or attend(call))
         x = rng.normal(size=(1, 600, 1, 2)).astype("float32")
-        assert explain(x, x, x, mask=masks.Window(4)).kernel == "banded"
+        assert explain(x, x, x, mask=masks.Window(4)).implementation == "banded"
         run(attention, x, x, x, mask=masks.Window(4))
         assert called
 
@@ -173,11 +173,17 @@ BAD = {
     "sinks": ({"sinks": np.ones(3, "float32")}, r"`sinks` must have shape \(N,\)=\(4,\).*\(3,\)"),
     "dropout": ({"dropout_rate": 1.0}, r"`dropout_rate` must be in \[0, 1\).*1\.0"),
     "softcap": ({"softcap": 0.0}, r"`softcap` must be positive.*0\.0"),
-    "kernel": ({"kernel": "flash"}, "`kernel` must be one of auto, banded, .*'flash'"),
-    "kernel for caches": ({"kernel": "decode"}, r"a function of its own, kattn\.ops\.decode"),
+    "kernel": (
+        {"implementation": "flash"},
+        "`implementation` must be one of auto, banded, .*'flash'",
+    ),
+    "kernel for caches": (
+        {"implementation": "decode"},
+        r"a function of its own, kattn\.ops\.decode",
+    ),
     "kernel that cannot": (
-        {"kernel": "banded"},
-        "kernel='banded' cannot serve.*banded: the mask has no window",
+        {"implementation": "banded"},
+        "implementation='banded' cannot serve.*banded: the mask has no window",
     ),
 }
 

@@ -5,7 +5,7 @@ from keras import ops
 
 from kattn.ops import KVCache, RingCache, empty_cache
 from kattn.ops.cache import extend, next_positions
-from kattn.steps import Places
+from kattn.spans import Places
 from tests.compute import run
 
 SIZES = {"heads": 2, "key_dim": 3, "value_dim": 4, "dtype": "float32"}

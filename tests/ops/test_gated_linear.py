@@ -16,8 +16,8 @@ from tests.compute import assert_close, compiled, differentiate, run
 
 B, T, N, K, D, DV = 3, 11, 4, 2, 3, 5
 FORMS = {
-    "parallel": {"form": "parallel"},
-    "chunks of 4": {"form": "chunked", "chunk": 4},
+    "parallel": {"implementation": "parallel"},
+    "chunks of 4": {"implementation": "chunked", "chunk": 4},
     "auto": {},
 }
 SHAPES = {"by channel": (B, T, K, D), "by head": (B, T, K), "fixed": (K,)}
@@ -198,7 +198,10 @@ BAD = {
         r"`log_decay` must have shape.*log_decay.shape=\(1, 4, 4\), key.shape=\(1, 4, 2, 3\)",
     ),
     "rank of decay": ({"log_decay": np.ones((1, 2))}, "`log_decay` must have shape"),
-    "form": ({"form": "fast"}, "`form` must be one of auto, parallel, chunked.*form='fast'"),
+    "implementation": (
+        {"implementation": "fast"},
+        "`implementation` must be one of auto, parallel, chunked.*implementation='fast'",
+    ),
     "chunk": ({"chunk": 1.5}, "`chunk` must be an integer >= 1.*chunk=1.5"),
     "mask": ({"mask": np.ones((1, 4))}, "`mask` must be boolean.*dtype=float"),
     "steps": ({"query": np.ones((1, 3, 4, 3))}, "as many queries as keys.*queries=3, keys=4"),

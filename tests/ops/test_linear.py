@@ -18,9 +18,9 @@ from tests.compute import assert_close, compiled, differentiate, run
 
 B, T, N, K, D, DV = 3, 11, 4, 2, 3, 5
 FORMS = {
-    "parallel": {"form": "parallel"},
-    "chunks of 4": {"form": "chunked", "chunk": 4},
-    "one chunk": {"form": "chunked", "chunk": 64},
+    "parallel": {"implementation": "parallel"},
+    "chunks of 4": {"implementation": "chunked", "chunk": 4},
+    "one chunk": {"implementation": "chunked", "chunk": 64},
     "auto": {},
 }
 KEEP = np.ones((B, T), bool)  # some, the first ones, and all padded
@@ -73,7 +73,7 @@ def test_matches_oracle(rng, form, causal):
 @pytest.mark.parametrize("form", ["parallel", "chunked"])
 def test_more_keys_than_queries(rng, form):
     x = inputs(rng, steps=4, keys=T)
-    assert_close(run(attend, *x, mask=KEEP, form=form), expected(*x, causal=False)[0])
+    assert_close(run(attend, *x, mask=KEEP, implementation=form), expected(*x, causal=False)[0])
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -138,7 +138,7 @@ def test_a_state_stands_for_keys_before(rng, form, causal):
     _, state = run(decode, q[:, before], k[:, before], v[:, before],
                    run(initial_linear_state, B, K, D, DV), mask=KEEP[:, before])  # fmt: skip
     y = run(attend, q[:, after], k[:, after], v[:, after], state=state, mask=KEEP[:, after],
-            causal=causal, form=form, chunk=3)  # fmt: skip
+            causal=causal, implementation=form, chunk=3)  # fmt: skip
     assert_close(y, expected(q, k, v, causal=causal)[0][:, after])
 
 
@@ -166,7 +166,7 @@ def test_decodes_compiled_and_in_a_loop(rng):
 def test_half_precision(rng, form, dtype):
     """Sums stay in float32: sums of 3000 ones in float16 would stop at 2048."""
     ones = ops.cast(ops.ones((1, 3000, 1, 1)), dtype)
-    y = attend(ones, ones, ones, causal=True, form="chunked")
+    y = attend(ones, ones, ones, causal=True, implementation="chunked")
     assert keras.backend.standardize_dtype(y.dtype) == dtype
     assert_close(run(ops.cast, y, "float32"), np.ones((1, 3000, 1, 1)), 1e-2)
     x = inputs(rng)
@@ -183,7 +183,10 @@ def test_large_keys_do_not_overflow(rng):
 BAD = {
     "rank": ({"query": np.ones((1, 4, 2))}, "`query` must have rank 4"),
     "heads": ({"query": np.ones((1, 4, 3, 3))}, "multiple of the number of key heads.*3 and 2"),
-    "form": ({"form": "fast"}, "`form` must be one of auto, parallel, chunked.*form='fast'"),
+    "implementation": (
+        {"implementation": "fast"},
+        "`implementation` must be one of auto, parallel, chunked.*implementation='fast'",
+    ),
     "chunk": ({"chunk": 0}, "`chunk` must be an integer >= 1.*chunk=0"),
     "mask dtype": ({"mask": np.ones((1, 4))}, "`mask` must be boolean.*dtype=float"),
     "mask shape": (

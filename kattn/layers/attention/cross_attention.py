@@ -28,13 +28,13 @@ class CrossAttention(keras.layers.Layer):
         position: A position layer for queries and keys, such as `RotaryEmbedding()` or a bias; one
             of absolute positions is added to `x` and to `context`. None for none. Each sequence
             counts from its own first step, but a bias takes their last steps for one position.
-        qk_norm: If True, queries and keys pass an RMS norm over D with learned scales.
+        use_qk_norm: If True, queries and keys pass an RMS norm over D with learned scales.
         softcap: If c, the scores s become c * tanh(s / c).
-        sinks: If True, each head learns a score that takes part in the softmax and has no value.
-        gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
+        use_sinks: If True, each head learns a score that takes part in the softmax and has no value.
+        use_gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
         dropout: Fraction of attention weights dropped in training, in [0, 1).
         use_bias: Whether the projections add a bias.
-        kernel: Which algorithm computes it: "auto" or a name `kattn.ops.attention` knows.
+        implementation: Which algorithm computes it: "auto" or a name `kattn.ops.attention` knows.
         kernel_initializer: Of each projection on its own, though K and V share a matrix.
         bias_initializer: Of the biases.
         kernel_regularizer: Of the projection matrices.
@@ -78,13 +78,13 @@ class CrossAttention(keras.layers.Layer):
         value_dim=None,
         num_key_value_heads=None,
         position=None,
-        qk_norm=False,
+        use_qk_norm=False,
         softcap=None,
-        sinks=False,
-        gate=False,
+        use_sinks=False,
+        use_gate=False,
         dropout=0.0,
         use_bias=True,
-        kernel="auto",
+        implementation="auto",
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
         kernel_regularizer=None,
@@ -99,13 +99,13 @@ class CrossAttention(keras.layers.Layer):
         self.value_dim = value_dim
         self.num_key_value_heads = num_key_value_heads
         self.position = schemes.read(position, "position", Position)
-        self.qk_norm = qk_norm
+        self.use_qk_norm = use_qk_norm
         self.softcap = softcap
-        self.sinks = sinks
-        self.gate = gate
+        self.use_sinks = use_sinks
+        self.use_gate = use_gate
         self.dropout = dropout
         self.use_bias = use_bias
-        self.kernel = kernel
+        self.implementation = implementation
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -124,13 +124,13 @@ class CrossAttention(keras.layers.Layer):
         sizes = (key_heads * key_dim, key_heads * value_dim)
         self._key_value = projections.dense(self, sizes, "key_value", context_shape[-1])
         self._output = projections.dense(self, (width,), "output", heads * value_dim)
-        if self.gate:
+        if self.use_gate:
             self._gate = projections.dense(self, (heads * value_dim,), "gate", width)
-        if self.qk_norm:
+        if self.use_qk_norm:
             self._query_norm = projections.norm(self, "query_norm", key_dim)
             self._key_norm = projections.norm(self, "key_norm", key_dim)
         self._sinks = None
-        if self.sinks:
+        if self.use_sinks:
             self._sinks = self.add_weight(name="sinks", shape=(heads,), initializer="zeros")
         if self.position is not None:
             self.position.attach(width=width, num_heads=heads, key_dim=key_dim)
@@ -152,10 +152,10 @@ class CrossAttention(keras.layers.Layer):
         q, k, v = self._project(x, context, positions)
         y = attention(
             q, k, v, mask=mask, dropout_rate=self.dropout if training else 0.0,
-            seed=self._seed_generator, kernel=self.kernel, **self._options(q),
+            seed=self._seed_generator, implementation=self.implementation, **self._options(q),
         )  # fmt: skip
         y = ops.reshape(y, (*ops.shape(x)[:2], self._output.kernel.shape[0]))
-        if self.gate:
+        if self.use_gate:
             y = y * ops.sigmoid(self._gate(x))
         return self._output(projections.silence(y, padding))
 
@@ -220,7 +220,7 @@ class CrossAttention(keras.layers.Layer):
         q, kv = projections.split_heads(self._query(x), heads), self._key_value(context)
         k = projections.split_heads(kv[..., : key_heads * key_dim], key_heads)
         v = projections.split_heads(kv[..., key_heads * key_dim :], key_heads)
-        if self.qk_norm:
+        if self.use_qk_norm:
             q, k = self._query_norm(q), self._key_norm(k)
         if self.position is not None:
             pairs = zip((q, k), positions, strict=True)
@@ -241,5 +241,5 @@ class CrossAttention(keras.layers.Layer):
         allowed = score_mask(context_mask, "context_mask", "(B, S), (B, T, S) or (B, N, T, S)")
         implicit = self._mask_reader.read(context)
         if implicit is not None:
-            allowed = masking.both(allowed, masks.Padding(implicit))
+            allowed = masking.intersect(allowed, masks.Padding(implicit))
         return padding, allowed

@@ -26,7 +26,7 @@ ARGUMENTS = (
     "gate_rank",
     "temperature",
     "use_bias",
-    "form",
+    "implementation",
 )
 
 
@@ -50,7 +50,7 @@ class GatedLinearAttention(keras.layers.Layer):
         gate_rank: Columns of W_1.
         temperature: Positive; the larger, the slower the decay.
         use_bias: Whether queries, keys and values, the gates and the output have a bias.
-        form: "parallel", all pairs of steps at once; "chunked"; or "auto". Results agree.
+        implementation: "parallel", all pairs of steps at once; "chunked"; or "auto". Results agree.
         kernel_initializer: Of each projection on its own, though stored as one matrix.
         bias_initializer: Of the biases.
         kernel_regularizer: Of the projection matrices.
@@ -101,7 +101,7 @@ class GatedLinearAttention(keras.layers.Layer):
         gate_rank=16,
         temperature=16.0,
         use_bias=True,
-        form="auto",
+        implementation="auto",
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
         kernel_regularizer=None,
@@ -118,7 +118,7 @@ class GatedLinearAttention(keras.layers.Layer):
         self.gate_rank = gate_rank
         self.temperature = temperature
         self.use_bias = use_bias
-        self.form = form
+        self.implementation = implementation
         linear_parts.set_initializers(
             self,
             kernel_initializer=kernel_initializer,
@@ -166,7 +166,9 @@ class GatedLinearAttention(keras.layers.Layer):
         )
         x = linear_parts.embed(self, x, positions)
         q, k, v, log_decay = self._project(x, positions)
-        y = gated_linear_attention(q, k, v, log_decay, mask=padding, form=self.form)
+        y = gated_linear_attention(
+            q, k, v, log_decay, mask=padding, implementation=self.implementation
+        )
         return self._finish(x, y, padding)
 
     def init_cache(self, batch_size, length=None):
@@ -208,7 +210,7 @@ class GatedLinearAttention(keras.layers.Layer):
         positions = next_positions(cache, x.shape[1], padding)
         x = linear_parts.embed(self, x, positions)
         q, k, v, log_decay = self._project(x, positions)
-        options = {"mask": padding, "form": self.form}
+        options = {"mask": padding, "implementation": self.implementation}
         y, cache = decode_gated_linear_attention(q, k, v, log_decay, cache, **options)
         return self._finish(x, y, padding), cache
 
@@ -230,7 +232,7 @@ class GatedLinearAttention(keras.layers.Layer):
     def _check(self):
         linear_parts.check_integers(self, "num_heads", "key_dim", "value_dim", "gate_rank")
         linear_parts.check_choice(self, "decay", DECAYS)
-        linear_parts.check_choice(self, "form", chunks.FORMS)
+        linear_parts.check_choice(self, "implementation", chunks.IMPLEMENTATIONS)
         if not self.temperature > 0.0:
             raise ValueError(
                 f"`temperature` must be positive; received: temperature={self.temperature}"

@@ -28,9 +28,9 @@ ARGUMENTS = (
     "feature_map",
     "num_features",
     "causal",
-    "gate",
+    "use_gate",
     "use_bias",
-    "form",
+    "implementation",
     "seed",
 )
 
@@ -58,9 +58,9 @@ class LinearAttention(keras.layers.Layer):
         position: A position layer of the inputs, or one that turns queries and keys,
             `RotaryEmbedding()`: it then turns their features, in the weighted values but not in
             the sum of the weights. None for none.
-        gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
+        use_gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
         use_bias: Whether the projections add a bias.
-        form: "parallel", all pairs of steps at once; "chunked"; or "auto". Results agree.
+        implementation: "parallel", all pairs of steps at once; "chunked"; or "auto". Results agree.
         kernel_initializer: Of each projection on its own, though stored as one matrix.
         bias_initializer: Of the biases.
         kernel_regularizer: Of the projection matrices.
@@ -110,9 +110,9 @@ class LinearAttention(keras.layers.Layer):
         num_features=None,
         causal=False,
         position=None,
-        gate=False,
+        use_gate=False,
         use_bias=True,
-        form="auto",
+        implementation="auto",
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
         kernel_regularizer=None,
@@ -130,9 +130,9 @@ class LinearAttention(keras.layers.Layer):
         self.num_features = num_features
         self.causal = causal
         self.position = linear_parts.read_position(position)
-        self.gate = gate
+        self.use_gate = use_gate
         self.use_bias = use_bias
-        self.form = form
+        self.implementation = implementation
         self.seed = seed
         linear_parts.set_initializers(
             self,
@@ -151,7 +151,7 @@ class LinearAttention(keras.layers.Layer):
         self._sizes = (heads * self._key_dim, key_heads * self._key_dim, key_heads * value_dim)
         self._qkv = projections.dense(self, self._sizes, "qkv", width)
         self._output = projections.dense(self, (width,), "output", heads * value_dim)
-        if self.gate:
+        if self.use_gate:
             self._gate = projections.dense(self, (heads * value_dim,), "gate", width)
         if self.feature_map in RANDOM:
             self._projection = self.add_weight(
@@ -171,7 +171,7 @@ class LinearAttention(keras.layers.Layer):
         x = linear_parts.embed(self, x, positions)
         q, k, v = self._project(x)
         phi = self._feature_maps(padding)
-        options = {"mask": padding, "causal": self.causal, "form": self.form}
+        options = {"mask": padding, "causal": self.causal, "implementation": self.implementation}
         options["rotation"] = self._rotation(positions)
         return self._finish(x, linear_attention(q, k, v, feature_map=phi, **options), padding)
 
@@ -241,7 +241,11 @@ class LinearAttention(keras.layers.Layer):
         x = linear_parts.embed(self, x, positions)
         q, k, v = self._project(x)
         phi = self._feature_maps(padding)
-        options = {"mask": padding, "form": self.form, "rotation": self._rotation(positions)}
+        options = {
+            "mask": padding,
+            "implementation": self.implementation,
+            "rotation": self._rotation(positions),
+        }
         y, cache = decode_linear_attention(q, k, v, cache, feature_map=phi, **options)
         return self._finish(x, y, padding), cache
 
@@ -266,7 +270,7 @@ class LinearAttention(keras.layers.Layer):
                 f"num_heads={heads}, num_key_value_heads={key_heads}"
             )
         linear_parts.check_choice(self, "feature_map", FEATURE_MAPS)
-        linear_parts.check_choice(self, "form", chunks.FORMS)
+        linear_parts.check_choice(self, "implementation", chunks.IMPLEMENTATIONS)
         if self.num_features is not None and self.feature_map not in RANDOM:
             raise ValueError(
                 f"`num_features` is for random features ({', '.join(RANDOM)}); received: "
@@ -321,6 +325,6 @@ class LinearAttention(keras.layers.Layer):
 
     def _finish(self, x, y, padding):
         y = ops.reshape(y, (*ops.shape(x)[:2], self._output.kernel.shape[0]))
-        if self.gate:
+        if self.use_gate:
             y = y * ops.sigmoid(self._gate(x))
         return self._output(projections.silence(y, padding))

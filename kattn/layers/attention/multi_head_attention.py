@@ -261,7 +261,7 @@ class MultiHeadAttention(keras.layers.Layer):
         rate = self.dropout if training else 0.0
         y = attention(
             q, k, v, mask=mask, bias=bias, dropout_rate=rate, seed=self._seed_generator,
-            kernel=self._kernel,
+            implementation=self._implementation,
         )  # fmt: skip
         y = steps.unflatten(silence(y, None if padding is None else padding[..., None]))
         if self.use_gate:
@@ -335,7 +335,7 @@ class MultiHeadAttention(keras.layers.Layer):
                 f"built={self.built}, attention_axes={self.attention_axes}"
             )
         sizes = {"heads": self.num_heads, "key_dim": self.key_dim, "value_dim": self.value_dim}
-        pattern = masking.both(masks.Causal(), self._window)
+        pattern = masking.intersect(masks.Causal(), self._window)
         dtype = self.compute_dtype
         return schemes.make_cache(pattern, batch_size, length, dtype=dtype, **sizes)
 
@@ -364,7 +364,7 @@ class MultiHeadAttention(keras.layers.Layer):
             positions = next_positions(cache, x.shape[1], real)
             q, k = (self.position.rotate(part, positions) for part in (q, k))
             bias = self.position.bias(q)
-        allowed = masking.both(masking.both(masks.Causal(), self._window), mask)
+        allowed = masking.intersect(masking.intersect(masks.Causal(), self._window), mask)
         y, cache = decode(q, k, v, cache, real=real, mask=allowed, bias=bias)
         if self.use_gate:
             y = y * self._gate_dense(x)
@@ -395,16 +395,16 @@ class MultiHeadAttention(keras.layers.Layer):
         query, value, key = inputs
         found = [self._padding(x, mask) for x, mask in zip(inputs, explicit, strict=True)]
         padding = None if found[0] is None else steps.flatten(_stretch(found[0], query), 0)
-        allowed = masking.both(masks.Causal() if use_causal_mask else None, self._window)
+        allowed = masking.intersect(masks.Causal() if use_causal_mask else None, self._window)
         has_key_mask = key is not value or explicit[2] is not None
         for x, keep in ((value, found[1]), (key, found[2] if has_key_mask else None)):
             if keep is not None:
                 keep = steps.flatten(_stretch(keep, x), 0)
-                allowed = masking.both(allowed, masks.Padding(keep))
+                allowed = masking.intersect(allowed, masks.Padding(keep))
         if attention_mask is not None and not isinstance(attention_mask, masks.Mask):
             attention_mask = _boolean(attention_mask, "attention_mask")
             attention_mask = masks.Dense(steps.flatten_mask(attention_mask))
-        return padding, masking.both(allowed, attention_mask)
+        return padding, masking.intersect(allowed, attention_mask)
 
     def _padding(self, x, explicit):
         """The Keras mask of `x` and an explicit one, joined."""
@@ -416,7 +416,7 @@ class MultiHeadAttention(keras.layers.Layer):
         return ops.logical_and(_with_rank(explicit, rank), _with_rank(implicit, rank))
 
     @property
-    def _kernel(self):
+    def _implementation(self):
         wanted = self.flash_attention
         if wanted is None and keras.config.is_flash_attention_enabled() is False:
             wanted = False

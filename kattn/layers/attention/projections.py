@@ -10,13 +10,13 @@ ARGUMENTS = (
     "key_dim",
     "value_dim",
     "num_key_value_heads",
-    "qk_norm",
+    "use_qk_norm",
     "softcap",
-    "sinks",
-    "gate",
+    "use_sinks",
+    "use_gate",
     "dropout",
     "use_bias",
-    "kernel",
+    "implementation",
     "seed",
 )
 KERNELS = ("auto", "dense", "fused", "chunked", "banded")
@@ -40,9 +40,9 @@ def check(layer):
         raise ValueError(f"`dropout` must be in [0, 1); received: dropout={layer.dropout}")
     if layer.softcap is not None and not layer.softcap > 0.0:
         raise ValueError(f"`softcap` must be positive; received: softcap={layer.softcap}")
-    if layer.kernel not in KERNELS:
+    if layer.implementation not in KERNELS:
         raise ValueError(
-            f"`kernel` must be one of {', '.join(KERNELS)}; received: kernel={layer.kernel!r}"
+            f"`implementation` must be one of {', '.join(KERNELS)}; received: implementation={layer.implementation!r}"
         )
 
 

@@ -34,14 +34,14 @@ class SelfAttention(keras.layers.Layer):
         pattern: A `kattn.masks.Mask` without arrays, joined with the two above by `&`:
             `Window(256) | Global([0])`, or `Causal() | Prefix(16)`. None for none.
         position: A position layer, such as `RotaryEmbedding()` or `ALiBi()`, or None.
-        qk_norm: If True, queries and keys pass an RMS norm over D with learned scales.
+        use_qk_norm: If True, queries and keys pass an RMS norm over D with learned scales.
         softcap: If c, the scores s become c * tanh(s / c).
-        sinks: If True, each head learns a score that takes part in the softmax and has no value,
+        use_sinks: If True, each head learns a score that takes part in the softmax and has no value,
             so that a head can attend to nothing.
-        gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
+        use_gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
         dropout: Fraction of attention weights dropped in training, in [0, 1).
         use_bias: Whether the projections add a bias.
-        kernel: Which algorithm computes it: "auto" or a name `kattn.ops.attention` knows.
+        implementation: Which algorithm computes it: "auto" or a name `kattn.ops.attention` knows.
         kernel_initializer: Of each projection on its own, though stored as one matrix.
         bias_initializer: Of the biases.
         kernel_regularizer: Of the projection matrices.
@@ -91,13 +91,13 @@ class SelfAttention(keras.layers.Layer):
         window=None,
         pattern=None,
         position=None,
-        qk_norm=False,
+        use_qk_norm=False,
         softcap=None,
-        sinks=False,
-        gate=False,
+        use_sinks=False,
+        use_gate=False,
         dropout=0.0,
         use_bias=True,
-        kernel="auto",
+        implementation="auto",
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
         kernel_regularizer=None,
@@ -115,13 +115,13 @@ class SelfAttention(keras.layers.Layer):
         self.window = window
         self.pattern = schemes.read(pattern, "pattern", masks.Mask)
         self.position = schemes.read(position, "position", Position)
-        self.qk_norm = qk_norm
+        self.use_qk_norm = use_qk_norm
         self.softcap = softcap
-        self.sinks = sinks
-        self.gate = gate
+        self.use_sinks = use_sinks
+        self.use_gate = use_gate
         self.dropout = dropout
         self.use_bias = use_bias
-        self.kernel = kernel
+        self.implementation = implementation
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -130,8 +130,8 @@ class SelfAttention(keras.layers.Layer):
         projections.check(self)
         schemes.check_pattern(self.pattern)
         window = None if window is None else masks.Window(window)
-        self._pattern = masking.both(masks.Causal() if causal else None, window)
-        self._pattern = masking.both(self._pattern, self.pattern)
+        self._pattern = masking.intersect(masks.Causal() if causal else None, window)
+        self._pattern = masking.intersect(self._pattern, self.pattern)
         self._mask_reader = MaskReader(name="mask_reader", dtype=self.dtype_policy)
         self._seed_generator = keras.random.SeedGenerator(seed) if dropout else None
 
@@ -143,13 +143,13 @@ class SelfAttention(keras.layers.Layer):
         sizes = (maps * heads * key_dim, maps * key_heads * key_dim, key_heads * value_dim)
         self._qkv = projections.dense(self, sizes, "qkv", width)
         self._output = projections.dense(self, (width,), "output", heads * value_dim)
-        if self.gate:
+        if self.use_gate:
             self._gate = projections.dense(self, (heads * value_dim,), "gate", width)
-        if self.qk_norm:
+        if self.use_qk_norm:
             self._query_norm = projections.norm(self, "query_norm", key_dim)
             self._key_norm = projections.norm(self, "key_norm", key_dim)
         self._sinks = None
-        if self.sinks:
+        if self.use_sinks:
             self._sinks = self.add_weight(name="sinks", shape=(heads,), initializer="zeros")
         if self.position is not None:
             self.position.attach(width=width, num_heads=heads, key_dim=key_dim)
@@ -160,7 +160,11 @@ class SelfAttention(keras.layers.Layer):
         x = self._embed(x, positions := self._positions(positions, padding, mask))
         q, k, v = self._project(x, positions)
         rate = self.dropout if training else 0.0
-        options = {"dropout_rate": rate, "seed": self._seed_generator, "kernel": self.kernel}
+        options = {
+            "dropout_rate": rate,
+            "seed": self._seed_generator,
+            "implementation": self.implementation,
+        }
         return self._finish(x, self._attend(q, k, v, mask=mask, **options), padding)
 
     def init_cache(self, batch_size, length):
@@ -208,7 +212,7 @@ class SelfAttention(keras.layers.Layer):
         positions = schemes.new_positions(self.position, positions, mask)
         x = self._embed(x, positions)
         q, k, v = self._project(x, positions)
-        mask = masking.both(self._pattern, mask)
+        mask = masking.intersect(self._pattern, mask)
         y, cache = self._decode(q, k, v, cache, real=real, mask=mask)
         return self._finish(x, y, real), cache
 
@@ -280,7 +284,7 @@ class SelfAttention(keras.layers.Layer):
     def _finish(self, x, y, padding):
         """The gated output `(B, T, N, Dv)` of the heads, projected."""
         y = ops.reshape(y, (*ops.shape(x)[:2], self._output.kernel.shape[0]))
-        if self.gate:
+        if self.use_gate:
             y = y * ops.sigmoid(self._gate(x))
         return self._output(projections.silence(y, padding))
 
@@ -291,7 +295,7 @@ class SelfAttention(keras.layers.Layer):
         q, k, v = projections.split(self._qkv(x), sizes)
         q, k = projections.split_heads(q, heads), projections.split_heads(k, maps * key_heads)
         v = projections.split_heads(v, key_heads)
-        if self.qk_norm:
+        if self.use_qk_norm:
             q, k = self._query_norm(q), self._key_norm(k)
         if self.position is not None:
             q, k = (self.position.rotate(part, positions) for part in (q, k))
@@ -305,5 +309,5 @@ class SelfAttention(keras.layers.Layer):
             padding = implicit if padding is None else ops.logical_and(padding, implicit)
         allowed = score_mask(mask, "mask", "(B, T), (B, T, T) or (B, N, T, T)")
         if implicit is not None:
-            allowed = masking.both(allowed, masks.Padding(implicit))
-        return padding, masking.both(self._pattern, allowed)
+            allowed = masking.intersect(allowed, masks.Padding(implicit))
+        return padding, masking.intersect(self._pattern, allowed)

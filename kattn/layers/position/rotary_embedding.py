@@ -33,7 +33,7 @@ class RotaryEmbedding(Position):
             "linear" (position interpolation), "ntk" (a larger base), "yarn" (by the wavelength,
             with a factor of the scores), or None. See `kattn.ops.rotary_frequencies`.
         factor: s >= 1, by which the length grows; 1 without `scaling`.
-        original_length: Steps that the model was trained on; needed by "yarn", unused by others.
+        original_length: Span that the model was trained on; needed by "yarn", unused by others.
         beta_fast: "yarn" keeps pairs that turn so often or more in `original_length` steps.
         beta_slow: "yarn" slows pairs that turn so often or less by `factor`.
         interleaved: If True, a pair is channels (2i, 2i + 1) of an axis, as in RoFormer; if

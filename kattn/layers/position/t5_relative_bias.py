@@ -25,7 +25,7 @@ class T5RelativeBias(Position):
     Args:
         num_buckets: R. Half of a side's buckets are for one distance each, the other half for
             ranges that grow with their logarithm up to `max_distance`.
-        max_distance: Steps from which on all distances share the last bucket; more than there
+        max_distance: Span from which on all distances share the last bucket; more than there
             are buckets for one distance.
         bidirectional: If True, half of the buckets, an even number of at least 4, are for keys
             after the query; if False, as in a decoder, these share the bucket of distance 0.

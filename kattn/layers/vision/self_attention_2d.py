@@ -31,7 +31,7 @@ class SelfAttention2D(keras.layers.Layer):
         dropout: Fraction of attention weights dropped in training, in [0, 1).
         use_bias: If True, the four projections have biases.
         data_format: `"channels_last"`, `"channels_first"`, or None for Keras's default.
-        kernel: Kernel of `kattn.ops.attention`.
+        implementation: Kernel of `kattn.ops.attention`.
         kernel_initializer: Of the four projections' kernels.
         bias_initializer: Of their biases.
         kernel_regularizer: Of their kernels.
@@ -72,7 +72,7 @@ class SelfAttention2D(keras.layers.Layer):
         dropout=0.0,
         use_bias=True,
         data_format=None,
-        kernel="auto",
+        implementation="auto",
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
         kernel_regularizer=None,
@@ -102,7 +102,7 @@ class SelfAttention2D(keras.layers.Layer):
         self.dropout = dropout
         self.use_bias = use_bias
         self.data_format = data_format
-        self.kernel = kernel
+        self.implementation = implementation
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -144,7 +144,7 @@ class SelfAttention2D(keras.layers.Layer):
             bias=self._bias(q, x),
             dropout_rate=self.dropout if training else 0.0,
             seed=self._seed_generator,
-            kernel=self.kernel,
+            implementation=self.implementation,
         )  # (B, T, N, Dv)
         batch, height, width, _ = ops.shape(self._channels_last(x))
         mixed = ops.reshape(mixed, (batch, height, width, mixed.shape[2] * mixed.shape[3]))
@@ -230,7 +230,7 @@ class SelfAttention2D(keras.layers.Layer):
             "dropout": self.dropout,
             "use_bias": self.use_bias,
             "data_format": self.data_format,
-            "kernel": self.kernel,
+            "implementation": self.implementation,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),

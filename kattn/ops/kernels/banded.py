@@ -16,7 +16,7 @@ from kattn.biases import Bias
 from kattn.masks import Mask
 from kattn.ops import masking
 from kattn.ops.kernels import block, fused
-from kattn.steps import Steps
+from kattn.spans import Span
 
 # Blocks narrower than this cost more in small matrix products than they save in masked scores.
 NARROWEST = 64
@@ -24,7 +24,7 @@ NARROWEST = 64
 MANY = 2**20
 
 
-def refusal(call):
+def unsupported(call):
     """Why it cannot serve the call, or None."""
     before, after = call.reach
     if masks.UNBOUNDED in (before, after):
@@ -38,7 +38,7 @@ def refusal(call):
     return None
 
 
-def hesitation(call):
+def unprofitable(call):
     """It pays where a frame of keys is much shorter than the sequence."""
     frame, keys = _Frames.make(call).frame, call.key.shape[1]
     if 2 * frame > keys:
@@ -54,7 +54,7 @@ def attend(call):
     if _is_fused(call):
         return _attend_fused(call, frames)
     seed = block.draw_seed(call.seed) if call.dropout_rate else None
-    rules = masking.skeleton(call.mask), masking.skeleton(call.bias)
+    rules = masking.without_arrays(call.mask), masking.without_arrays(call.bias)
     plan = _Plan(frames, *rules, call.softcap, call.dropout_rate)
     arrays = {
         "q": frames.cut_queries(block.split_heads(call.query, call.groups) * call.scale),
@@ -69,7 +69,7 @@ def attend(call):
 
 
 def _is_fused(call):
-    return not (fused.refusal(call) or fused.hesitation(call))
+    return not (fused.unsupported(call) or fused.unprofitable(call))
 
 
 def _attend_fused(call, frames):
@@ -166,14 +166,14 @@ class _Frames:
         """`(B or 1, N or 1, size, frame)`, with the blocks in front where they differ."""
         offset = self.keys - self.queries
         if bias.is_stationary and not bias.is_by_query:
-            return bias.block(Steps(0, self.size), Steps(self.first_key, self.frame), offset)
+            return bias.block(Span(0, self.size), Span(self.first_key, self.frame), offset)
         rows, columns = self._steps()
         return bias.at(rows).block(rows, columns, offset)
 
     def _steps(self):
         """The queries and the keys of each frame."""
         starts = ops.arange(self.blocks, dtype="int32") * self.size
-        return Steps(starts, self.size), Steps(starts + self.first_key, self.frame)
+        return Span(starts, self.size), Span(starts + self.first_key, self.frame)
 
     def cut_queries(self, x):
         """`(B, ..., T, D)` to `(blocks, B, ..., size, D)`."""
@@ -306,7 +306,7 @@ def _bias_gradients(plan, bias, q, dz):
 
 
 def _fit(x, start, stop):
-    """Steps [start, stop) of axis -2, with zeros where there are none."""
+    """Span [start, stop) of axis -2, with zeros where there are none."""
     steps = x.shape[-2]
     x = x[..., max(start, 0) : min(stop, steps), :]
     ends = (max(-start, 0), max(stop - steps, 0))

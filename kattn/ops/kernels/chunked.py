@@ -20,7 +20,7 @@ from kattn.biases import Bias
 from kattn.masks import Mask
 from kattn.ops import masking
 from kattn.ops.kernels import block
-from kattn.steps import Steps
+from kattn.spans import Span
 
 # Measured on two CPU cores at T = 4096, D = 64: 512 beats 256 by 1.2x and 128 by 1.3x.
 BLOCK = 512
@@ -28,12 +28,12 @@ BLOCK = 512
 MOST = 0.9
 
 
-def refusal(call):
+def unsupported(call):
     """It serves every call."""
     return
 
 
-def hesitation(call):
+def unprofitable(call):
     """Where nothing is saved, or less time than the loop costs."""
     keys = call.key.shape[1]
     if keys is not None and keys <= BLOCK:
@@ -67,7 +67,7 @@ def attend(call):
     more_queries, more_keys = row_blocks * rows - queries, column_blocks * columns - keys
     mask = call.mask
     if _shows_keys_behind_the_last(mask, more_keys):
-        mask = masking.both(mask, _Length(keys))
+        mask = masking.intersect(mask, _Length(keys))
     if mask is not None:
         mask = mask.padded(more_queries, more_keys)
     parts = () if call.bias is None else call.bias.parts()
@@ -78,8 +78,8 @@ def attend(call):
         row_blocks=row_blocks,
         column_blocks=column_blocks,
         offset=keys - queries,
-        mask=masking.skeleton(mask),
-        parts=tuple(masking.skeleton(part) for part in parts),
+        mask=masking.without_arrays(mask),
+        parts=tuple(masking.without_arrays(part) for part in parts),
         softcap=call.softcap,
         dropout_rate=call.dropout_rate,
     )
@@ -267,7 +267,7 @@ class _Blocks:
 
     def _steps(self, i, j):
         plan = self.plan
-        return Steps(i * plan.rows, plan.rows), Steps(j * plan.columns, plan.columns)
+        return Span(i * plan.rows, plan.rows), Span(j * plan.columns, plan.columns)
 
     def _dropout(self, p, i, j):
         number = i * self.plan.column_blocks + j  # another pattern for each block
@@ -389,7 +389,7 @@ class _Length(Mask):
         return keys.along(-1) < self.length
 
     def coverage(self, rows, columns):
-        return masks.Sinks(self.length).coverage(rows, columns)
+        return masks.Prefix(self.length).coverage(rows, columns)
 
 
 def _shows_keys_behind_the_last(mask, more_keys):
@@ -435,7 +435,7 @@ def _clip(x, lower, upper):
 
 
 def _blocks(steps):
-    """Steps in a block, and the number of blocks; the blocks fill `steps` as well as they can."""
+    """Span in a block, and the number of blocks; the blocks fill `steps` as well as they can."""
     limit = BLOCK
     if not isinstance(steps, int):
         size = ops.minimum(steps, limit)

@@ -14,7 +14,7 @@ def attend(call, keys, values, queries, places, keep):
         keys: `(B, K, S, D)`, from the cache.
         values: `(B, K, S, Dv)`.
         queries: `Places` of the queries.
-        places: `Steps` or `Places` of the keys.
+        places: `Span` or `Places` of the keys.
         keep: bool, broadcasts to `(B, N, t, S)`.
     """
     heads, groups = call.key_heads, call.groups

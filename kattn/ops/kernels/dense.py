@@ -5,15 +5,15 @@ from keras import ops
 
 from kattn import backend
 from kattn.ops.kernels import block
-from kattn.steps import Steps
+from kattn.spans import Span
 
 
-def refusal(call):
+def unsupported(call):
     """It serves every call."""
     return
 
 
-def hesitation(call):
+def unprofitable(call):
     """It is the last choice: whatever the others pass over."""
     return
 
@@ -65,7 +65,7 @@ def _logits(call):
     queries, keys = ops.shape(call.query)[1], ops.shape(call.key)[1]
     q = block.split_heads(call.query, groups) * call.scale
     k = block.heads_first(call.key)
-    whole = Steps(0, queries), Steps(0, keys), keys - queries
+    whole = Span(0, queries), Span(0, keys), keys - queries
     keep = bias = None
     if call.mask is not None:
         keep = block.group_heads(call.mask.block(*whole), heads, groups)

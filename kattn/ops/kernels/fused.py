@@ -7,23 +7,23 @@ from keras import ops
 
 from kattn import backend
 from kattn.masks import And, Causal, Prefix, Window
-from kattn.steps import Steps
+from kattn.spans import Span
 
 # Keys above which a bias object is not made into an array: those of a block of `chunked`.
 MANY_KEYS = 512
 
 
-def refusal(call):
+def unsupported(call):
     """The framework's reason, or None."""
-    return backend.fused_refusal(call)
+    return backend.fused_unsupported(call)
 
 
-def hesitation(call):
+def unprofitable(call):
     """The framework's reason why another kernel is the better choice, or None."""
     keys = call.key.shape[1]
     if call.bias is not None and not call.bias.holds_scores and (keys is None or keys > MANY_KEYS):
         return "it would build the bias as an array of N x T x S"
-    return backend.fused_hesitation(call)
+    return backend.fused_unprofitable(call)
 
 
 def attend(call):
@@ -32,7 +32,7 @@ def attend(call):
     rules = native_rules(call)
     if rules is not None:
         return _attend_by_rules(call, rules)
-    whole = Steps(0, queries), Steps(0, keys), keys - queries
+    whole = Span(0, queries), Span(0, keys), keys - queries
     keep = None if call.mask is None else call.mask.block(*whole)
     if call.bias is None:
         return attend_where(call, keep)

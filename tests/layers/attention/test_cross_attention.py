@@ -17,11 +17,11 @@ FULL = {
     "key_dim": 6,
     "value_dim": 3,
     "num_key_value_heads": 2,
-    "qk_norm": True,
+    "use_qk_norm": True,
     "softcap": 2.0,
-    "sinks": True,
+    "use_sinks": True,
     "position": RotaryEmbedding(base=50.0, name="rotary"),
-    "gate": True,
+    "use_gate": True,
     "dropout": 0.4,
     "seed": 1,
     "kernel_regularizer": "l2",
@@ -61,7 +61,7 @@ def expected_output(layer, x, context, keep, options, positions=FROM_THE_FIRST):
     flat = context @ w["key_value/kernel"] + w.get("key_value/bias", 0.0)
     k, v = np.split(flat, [key_heads * width], axis=-1)
     k, v = k.reshape(3, 4, key_heads, width), v.reshape(3, 4, key_heads, value_width)
-    if options.get("qk_norm"):
+    if options.get("use_qk_norm"):
         q = q / np.sqrt((q**2).mean(-1, keepdims=True) + 1e-6) * w["query_norm/scale"]
         k = k / np.sqrt((k**2).mean(-1, keepdims=True) + 1e-6) * w["key_norm/scale"]
     if "position" in options:
@@ -73,7 +73,7 @@ def expected_output(layer, x, context, keep, options, positions=FROM_THE_FIRST):
         q, k, v, keep=keep, softcap=options.get("softcap"), sinks=w.get("sinks")
     )
     mixed = mixed.reshape(3, 5, heads * value_width)
-    if options.get("gate"):
+    if options.get("use_gate"):
         mixed = mixed / (1.0 + np.exp(-(x @ w["gate/kernel"] + w["gate/bias"])))
     return mixed @ w["output/kernel"] + w.get("output/bias", 0.0), weights
 
@@ -113,7 +113,7 @@ def test_implicit_masks_join_explicit_ones_and_objects(rng):
 
 @pytest.mark.parametrize("kernel", ["dense", "chunked"])
 def test_weights_do_not_depend_on_the_kernel(rng, kernel):
-    layer, x, context = build(rng, **CASES["default"], kernel=kernel)
+    layer, x, context = build(rng, **CASES["default"], implementation=kernel)
     expected, weights = expected_output(layer, x, context, True, CASES["default"])
     assert_close(run(layer, x, context), expected)
     assert_close(run(layer.attention_weights, x, context), weights)

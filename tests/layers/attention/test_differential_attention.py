@@ -17,12 +17,12 @@ FULL = {
     "num_key_value_heads": 2,
     "causal": True,
     "window": 3,
-    "qk_norm": True,
+    "use_qk_norm": True,
     "softcap": 2.0,
-    "sinks": True,
-    "pattern": masks.Window(4) | masks.Sinks(1),
+    "use_sinks": True,
+    "pattern": masks.Window(4) | masks.Prefix(1),
     "position": RotaryEmbedding(base=50.0, name="rotary"),
-    "gate": True,
+    "use_gate": True,
     "dropout": 0.4,
     "lambda_init": 0.3,
     "seed": 1,
@@ -51,7 +51,7 @@ def expected_output(layer, x, keep, options):
     q, k, v = np.split(flat, ends, axis=-1)
     q, k = q.reshape(3, 5, 2 * heads, width), k.reshape(3, 5, 2 * key_heads, width)
     v = v.reshape(3, 5, key_heads, value_width)
-    if options.get("qk_norm"):
+    if options.get("use_qk_norm"):
         q = q / np.sqrt((q**2).mean(-1, keepdims=True) + 1e-6) * w["query_norm/scale"]
         k = k / np.sqrt((k**2).mean(-1, keepdims=True) + 1e-6) * w["key_norm/scale"]
     if "position" in options:
@@ -70,7 +70,7 @@ def expected_output(layer, x, keep, options):
     y = y1 - factor * y2
     y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6) * w["norm/scale"] * (1 - start)
     y = y.reshape(3, 5, heads * value_width)
-    if options.get("gate"):
+    if options.get("use_gate"):
         y = y / (1.0 + np.exp(-(x @ w["gate/kernel"] + w["gate/bias"])))
     return y @ w["output/kernel"] + w.get("output/bias", 0.0), a1 - factor * a2
 

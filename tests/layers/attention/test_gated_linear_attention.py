@@ -19,7 +19,7 @@ FULL = {
     "position": RotaryEmbedding(base=50.0, name="rotary"),
     "gate_rank": 5,
     "temperature": 0.5,
-    "form": "chunked",
+    "implementation": "chunked",
     "kernel_regularizer": "l2",
     "bias_regularizer": "l1",
     "kernel_initializer": "he_normal",
@@ -35,7 +35,12 @@ CASES = {
         "position": RotaryEmbedding(base=50.0),
     },
     "sinusoidal": {"num_heads": 2, "position": SinusoidalPositions(base=50.0)},
-    "fixed, parallel": {"num_heads": 2, "value_dim": 3, "decay": "fixed", "form": "parallel"},
+    "fixed, parallel": {
+        "num_heads": 2,
+        "value_dim": 3,
+        "decay": "fixed",
+        "implementation": "parallel",
+    },
     "all": FULL,
 }
 DECAYS = ["all", "fixed"]
@@ -224,7 +229,10 @@ BAD = {
     "gate_rank": ({"gate_rank": 0}, "`gate_rank` must be an integer >= 1.*gate_rank=0"),
     "decay": ({"decay": "slow"}, "`decay` must be one of gated, fixed.*decay='slow'"),
     "temperature": ({"temperature": 0.0}, "`temperature` must be positive.*temperature=0.0"),
-    "form": ({"form": "dense"}, "`form` must be one of auto.*form='dense'"),
+    "implementation": (
+        {"implementation": "dense"},
+        "`implementation` must be one of auto.*implementation='dense'",
+    ),
     "position": ({"position": ALiBi()}, "no scores that a bias could be added to.*ALiBi"),
 }
 

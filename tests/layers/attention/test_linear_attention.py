@@ -20,8 +20,8 @@ FULL = {
     "num_features": 8,
     "causal": True,
     "position": RotaryEmbedding(base=50.0, name="rotary"),
-    "gate": True,
-    "form": "chunked",
+    "use_gate": True,
+    "implementation": "chunked",
     "seed": 1,
     "kernel_regularizer": "l2",
     "bias_regularizer": "l1",
@@ -31,10 +31,10 @@ FULL = {
 CASES = {
     "default": {"num_heads": 2},
     "causal": {"num_heads": 2, "causal": True},
-    "parallel": {"num_heads": 2, "causal": True, "form": "parallel"},
+    "parallel": {"num_heads": 2, "causal": True, "implementation": "parallel"},
     "grouped": {"num_heads": 4, "num_key_value_heads": 2, "key_dim": 3},
     "values": {"num_heads": 2, "key_dim": 3, "value_dim": 5, "use_bias": False},
-    "gate": {"num_heads": 2, "gate": True},
+    "gate": {"num_heads": 2, "use_gate": True},
     "softmax": {"num_heads": 2, "feature_map": "softmax"},
     "softmax, causal": {"num_heads": 2, "feature_map": "softmax", "causal": True},
     "performer": {"num_heads": 2, "feature_map": "performer", "seed": 3},
@@ -45,7 +45,7 @@ CASES = {
         "num_key_value_heads": 2,
         "key_dim": 2,
         "causal": True,
-        "form": "parallel",
+        "implementation": "parallel",
         "position": RotaryEmbedding(base=50.0),
     },
     "learned": {"num_heads": 2, "causal": True, "position": LearnedPositions(9, name="table")},
@@ -135,7 +135,7 @@ def expected_output(layer, x, keep, options):
         mixed, weights = oracle.attention(phi_q, phi_k, v, keep, causal=causal)
     mixed, weights = mixed * keep[:, :, None, None], weights * keep[:, None, :, None]
     mixed = mixed.reshape(batch, steps, heads * value_width)
-    if options.get("gate"):
+    if options.get("use_gate"):
         mixed = mixed / (1.0 + np.exp(-(x @ w["gate/kernel"] + w["gate/bias"])))
     return mixed @ w["output/kernel"] + w.get("output/bias", 0.0), weights
 
@@ -275,7 +275,10 @@ BAD = {
         {"num_features": 4},
         "`num_features` is for random features.*num_features=4, feature_map='elu'",
     ),
-    "form": ({"form": "dense"}, "`form` must be one of auto.*form='dense'"),
+    "implementation": (
+        {"implementation": "dense"},
+        "`implementation` must be one of auto.*implementation='dense'",
+    ),
     "position": ({"position": ALiBi()}, "no scores that a bias could be added to.*ALiBi"),
 }
 

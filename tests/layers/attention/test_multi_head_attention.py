@@ -403,7 +403,7 @@ def test_always_the_fused_kernel(rng, monkeypatch):
     layer = MultiHeadAttention(2, 3, flash_attention=True)
     inputs = [rng.normal(size=shape).astype("float32") for shape in ((3, 4, 6), (3, 5, 7))]
     if keras.backend.backend() == "tensorflow":
-        with pytest.raises(ValueError, match="kernel='fused' cannot serve this call: "):
+        with pytest.raises(ValueError, match="implementation='fused' cannot serve this call: "):
             layer(*inputs)
         return
     taken = kernels_taken(monkeypatch)

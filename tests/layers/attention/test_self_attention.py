@@ -19,12 +19,12 @@ FULL = {
     "num_key_value_heads": 2,
     "causal": True,
     "window": 3,
-    "qk_norm": True,
+    "use_qk_norm": True,
     "softcap": 2.0,
-    "sinks": True,
-    "pattern": masks.Window(4) | masks.Sinks(1),
+    "use_sinks": True,
+    "pattern": masks.Window(4) | masks.Prefix(1),
     "position": RotaryEmbedding(base=50.0, fraction=0.67, name="rotary"),
-    "gate": True,
+    "use_gate": True,
     "dropout": 0.4,
     "seed": 1,
     "kernel_regularizer": "l2",
@@ -39,13 +39,13 @@ CASES = {
     "grouped": {"num_heads": 4, "num_key_value_heads": 2, "key_dim": 3},
     "values": {"num_heads": 2, "key_dim": 3, "value_dim": 5},
     "no bias": {"num_heads": 2, "use_bias": False},
-    "norm": {"num_heads": 2, "qk_norm": True},
+    "norm": {"num_heads": 2, "use_qk_norm": True},
     "softcap": {"num_heads": 2, "softcap": 0.5},
-    "sinks": {"num_heads": 2, "sinks": True},
-    "pattern": {"num_heads": 2, "pattern": masks.Window(2) | masks.Sinks(1)},
+    "sinks": {"num_heads": 2, "use_sinks": True},
+    "pattern": {"num_heads": 2, "pattern": masks.Window(2) | masks.Prefix(1)},
     "rotary": {"num_heads": 2, "position": RotaryEmbedding(base=50.0)},
     "learned": {"num_heads": 2, "position": LearnedPositions(7, name="table")},
-    "gate": {"num_heads": 2, "gate": True},
+    "gate": {"num_heads": 2, "use_gate": True},
     "all": FULL,
 }
 
@@ -76,7 +76,7 @@ def expected_output(layer, x, keep, options, positions=None):
     q = q.reshape(3, 5, heads, width)
     k = k.reshape(3, 5, key_heads, width)
     v = v.reshape(3, 5, key_heads, value_width)
-    if options.get("qk_norm"):
+    if options.get("use_qk_norm"):
         q = q / np.sqrt((q**2).mean(-1, keepdims=True) + 1e-6) * w["query_norm/scale"]
         k = k / np.sqrt((k**2).mean(-1, keepdims=True) + 1e-6) * w["key_norm/scale"]
     if isinstance(position, RotaryEmbedding):
@@ -86,7 +86,7 @@ def expected_output(layer, x, keep, options, positions=None):
         q, k, v, keep=keep, softcap=options.get("softcap"), sinks=w.get("sinks")
     )
     mixed = mixed.reshape(3, 5, heads * value_width)
-    if options.get("gate"):
+    if options.get("use_gate"):
         mixed = mixed / (1.0 + np.exp(-(x @ w["gate/kernel"] + w["gate/bias"])))
     return mixed @ w["output/kernel"] + w.get("output/bias", 0.0), weights
 
@@ -173,7 +173,7 @@ def test_a_padded_step_gives_the_output_bias(rng):
 
 @pytest.mark.parametrize("kernel", ["dense", "chunked", "banded"])
 def test_weights_do_not_depend_on_the_kernel(rng, kernel):
-    options = {**CASES["window"], "kernel": kernel}
+    options = {**CASES["window"], "implementation": kernel}
     layer, x = build(rng, **options)
     expected, weights = expected_output(layer, x, whole(KEEP, 1), CASES["window"])
     assert_close(run(layer, x, mask=KEEP), expected)
@@ -240,7 +240,7 @@ class Relative(Position):
 
 DECODED = {
     "plain": {"causal": True},
-    "grouped": {"causal": True, "num_key_value_heads": 1, "gate": True, "qk_norm": True},
+    "grouped": {"causal": True, "num_key_value_heads": 1, "use_gate": True, "use_qk_norm": True},
     "window": {"causal": True, "window": 3},
     "rotary": {"causal": True, "position": RotaryEmbedding()},
     "rotary, window": {"causal": True, "window": 4, "position": RotaryEmbedding()},
@@ -249,8 +249,8 @@ DECODED = {
     "relative": {"causal": True, "position": Relative()},
     "relative, window": {"causal": True, "window": 3, "position": Relative()},
     "prefix": {"pattern": masks.Causal() | masks.Prefix(2)},
-    "streaming": {"causal": True, "pattern": masks.Window(2) | masks.Sinks(1)},
-    "dilated": {"causal": True, "pattern": masks.Dilated(2, 2), "sinks": True, "softcap": 2.0},
+    "streaming": {"causal": True, "pattern": masks.Window(2) | masks.Prefix(1)},
+    "dilated": {"causal": True, "pattern": masks.Dilated(2, 2), "use_sinks": True, "softcap": 2.0},
     "global": {"causal": True, "pattern": masks.Window(2) | masks.Global([3])},
 }
 
@@ -324,7 +324,10 @@ BAD = {
     "window": ({"window": 0}, "`window` must be an integer >= 1.*window=0"),
     "dropout": ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\).*dropout=1\.0"),
     "softcap": ({"softcap": -1.0}, r"`softcap` must be positive.*softcap=-1\.0"),
-    "kernel": ({"kernel": "flash"}, "`kernel` must be one of auto.*kernel='flash'"),
+    "kernel": (
+        {"implementation": "flash"},
+        "`implementation` must be one of auto.*implementation='flash'",
+    ),
     "position": ({"position": "rotary"}, "`position` must be a kattn.*Position or None.*'rotary'"),
     "pattern": ({"pattern": "causal"}, "`pattern` must be a kattn.masks.Mask or None.*'causal'"),
     "pattern of arrays": (

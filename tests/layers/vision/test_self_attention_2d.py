@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from kattn.layers import ALiBi, RelativeTable, RotaryEmbedding, SelfAttention2D, SinusoidalPositions
-from kattn.steps import Steps
+from kattn.spans import Span
 from tests import compute, rotary_oracle
 from tests import oracle as core_oracle
 from tests.checks import check_layer, shake
@@ -104,7 +104,7 @@ def test_matches_oracle(data_format, options):
 @pytest.mark.parametrize("kernel", ["dense", "chunked"])
 def test_kernel_does_not_change_the_result(kernel):
     x = images()
-    layer = build(x.shape, num_heads=2, key_dim=3, key_stride=2, kernel=kernel)
+    layer = build(x.shape, num_heads=2, key_dim=3, key_stride=2, implementation=kernel)
     expected, _ = oracle(x, weights_of(layer), 2, 2)
     np.testing.assert_allclose(run(layer, x), expected, rtol=1e-5, atol=1e-5)
 
@@ -195,7 +195,7 @@ def test_config_round_trip_keeps_every_field():
         "dropout": 0.1,
         "use_bias": False,
         "data_format": FIRST,
-        "kernel": "dense",
+        "implementation": "dense",
         "seed": 7,
     }
     layer = SelfAttention2D(
@@ -269,7 +269,7 @@ def test_bad_inputs(shape, message):
 
 def test_bad_kernel():
     with pytest.raises(ValueError, match="kernel"):
-        run(SelfAttention2D(kernel="quick", data_format=LAST), images())
+        run(SelfAttention2D(implementation="quick", data_format=LAST), images())
 
 
 def cells(sides, stride):
@@ -328,7 +328,7 @@ def test_relative_tables(rng, stride, by_query):
         keys = (-(-5 // stride), -(-6 // stride))
         bias = np.zeros((2, 2, 30, keys[0] * keys[1]))
         rule = table.bias(ops.convert_to_tensor(q, "float32"), sides=(5, 6))
-        whole = ops.convert_to_numpy(rule.block(Steps(0, 30), Steps(0, 30)))
+        whole = ops.convert_to_numpy(rule.block(Span(0, 30), Span(0, 30)))
         whole = np.broadcast_to(whole, (2, 2, 30, 30))  # of all cells
         for i, j in np.ndindex(keys):
             bias[..., i * keys[1] + j] = whole[..., i * stride * 6 + j * stride]
@@ -363,7 +363,7 @@ def make(**options):
         key_stride=2,
         position=RotaryEmbedding(axes=2, name="rotary"),
         dropout=0.4,
-        kernel="chunked",
+        implementation="chunked",
         kernel_regularizer="l2",
         bias_regularizer="l1",
         kernel_initializer="he_normal",

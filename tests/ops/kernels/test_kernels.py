@@ -9,7 +9,7 @@ import pytest
 from kattn import biases, masks
 from kattn.ops import attention, explain
 from kattn.ops.kernels import banded, chunked
-from kattn.steps import Steps
+from kattn.spans import Span
 from tests import oracle
 from tests.compute import assert_close, compiled, differentiate, run
 
@@ -63,7 +63,7 @@ def make_mask(name, queries, keys):
             window | each(lambda b, i, j: 7 in (i, j)),
         ),
         "streaming": lambda: (
-            masks.Causal() & (masks.Window(2) | masks.Sinks(1)),
+            masks.Causal() & (masks.Window(2) | masks.Prefix(1)),
             each(lambda b, i, j: j <= i and (i - j < 2 or j < 1)),
         ),
         "prefix": lambda: (
@@ -167,7 +167,7 @@ def make_inputs(sizes):
 
 def served(kernel, inputs, mask, options):
     try:
-        explain(*inputs, mask=mask, kernel=kernel, **options)
+        explain(*inputs, mask=mask, implementation=kernel, **options)
     except ValueError as error:
         assert "cannot serve" in str(error)  # noqa: PT017
         return False
@@ -201,14 +201,14 @@ def test_output_and_gradients(kernel, mask_name, option, sizes):
     learned = {name: x for name, x in options.items() if name in ("bias", "sinks")}
     fixed = {name: x for name, x in options.items() if name not in learned}
 
-    def call(q, k, v, *extra, kernel=kernel):
+    def call(q, k, v, *extra, implementation=kernel):
         more = dict(zip(learned, extra, strict=True))
-        return attention(q, k, v, mask=mask, kernel=kernel, **fixed, **more)
+        return attention(q, k, v, mask=mask, implementation=kernel, **fixed, **more)
 
     output, gradients = differentiate(call, [*inputs, *learned.values()], upstream)
     assert_close(output, expected)
     if kernel != "dense":  # which test_gradients_match_finite_differences holds to the oracle
-        reference = functools.partial(call, kernel="dense")
+        reference = functools.partial(call, implementation="dense")
         _, wanted = differentiate(reference, [*inputs, *learned.values()], upstream)
         for pair in zip(gradients, wanted, strict=True):
             assert_close(*pair, 1e-4)
@@ -232,11 +232,11 @@ def test_bias_objects(kernel, mask_name, bias_name):
     upstream = np.random.default_rng(6).normal(size=(2, 13, 4, 4)).astype("float32")
 
     def by_object(q, k, v, *arrays):
-        return attention(q, k, v, mask=mask, bias=make(*arrays), kernel=kernel)
+        return attention(q, k, v, mask=mask, bias=make(*arrays), implementation=kernel)
 
     def by_array(q, k, v, *arrays):
-        whole = make(*arrays).block(Steps(0, 13), Steps(0, 13))
-        return attention(q, k, v, mask=mask, bias=whole, kernel="dense")
+        whole = make(*arrays).block(Span(0, 13), Span(0, 13))
+        return attention(q, k, v, mask=mask, bias=whole, implementation="dense")
 
     expected, wanted = differentiate(by_array, [*inputs, *arrays], upstream)
     output, gradients = differentiate(by_object, [*inputs, *arrays], upstream)
@@ -258,7 +258,7 @@ def test_gradients_match_finite_differences(kernel, option):
     upstream = np.random.default_rng(6).normal(size=(2, 6, 2, 2))
     expected = oracle.gradients(*inputs, upstream, keep=keep, **options)
     _, found = differentiate(
-        lambda *x: attention(*x, mask=mask, kernel=kernel, **options), inputs, upstream
+        lambda *x: attention(*x, mask=mask, implementation=kernel, **options), inputs, upstream
     )
     for gradient, wanted in zip(found, expected, strict=True):
         assert_close(gradient, wanted, 1e-4)
@@ -271,7 +271,7 @@ def test_compiled(kernel):
     if not served(kernel, inputs, mask, {}):
         assert kernel == "fused"
         return
-    function = compiled(lambda *x: attention(*x, mask=mask, kernel=kernel))
+    function = compiled(lambda *x: attention(*x, mask=mask, implementation=kernel))
     tensors = [keras.ops.convert_to_tensor(x) for x in inputs]
     expected, _ = oracle.attention(*inputs, keep=np.broadcast_to(keep, (2, 4, 13, 13)))
     assert_close(run(function, *tensors), expected)
@@ -288,7 +288,7 @@ def test_half_precision(kernel, dtype):
         return
     rounded = [run(keras.ops.cast, x, "float32") for x in tensors]
     expected, _ = oracle.attention(*rounded, keep=np.broadcast_to(keep, (2, 4, 13, 13)))
-    found = attention(*tensors, mask=mask, kernel=kernel)
+    found = attention(*tensors, mask=mask, implementation=kernel)
     assert keras.backend.standardize_dtype(found.dtype) == dtype
     tolerance = {"float16": 2e-3, "bfloat16": 2e-2}[dtype]
     assert_close(run(keras.ops.cast, found, "float32"), expected, tolerance)
@@ -304,7 +304,7 @@ def test_infinite_biases_mask(kernel):
         return
     upstream = np.ones((2, 6, 2, 4))
     output, gradients = differentiate(
-        lambda *x: attention(*x, bias=bias, kernel=kernel), inputs, upstream
+        lambda *x: attention(*x, bias=bias, implementation=kernel), inputs, upstream
     )
     assert_close(output, oracle.attention(*inputs, keep=keep)[0])
     assert all(np.isfinite(x).all() for x in gradients)
@@ -319,7 +319,7 @@ def test_dropout(kernel, mask_name):
     if not served(kernel, inputs, mask, {"dropout_rate": 0.25}):
         assert kernel in ("banded", "fused")
         return
-    options = {"mask": mask, "kernel": kernel, "dropout_rate": 0.25}
+    options = {"mask": mask, "implementation": kernel, "dropout_rate": 0.25}
     expected, _ = oracle.attention(*inputs, keep=np.broadcast_to(keep, (2, 2, 13, 13)))
     generator = keras.random.SeedGenerator(7)
     drawn = [run(attention, *inputs, seed=generator, **options) for _ in range(200)]

@@ -57,7 +57,7 @@ MASKS = {
     "prefix": lambda: rules.either(rules.causal(), rules.prefix(np.array([4, 0], "int32"))),
     "static prefix": lambda: rules.both(rules.causal(), rules.prefix(2)),
     "global": lambda: rules.either(rules.window(1), rules.global_tokens([4])),
-    "sinks": lambda: rules.both(rules.causal(), rules.either(rules.window(2), rules.sinks(1))),
+    "sinks": lambda: rules.both(rules.causal(), rules.either(rules.window(2), rules.prefix(1))),
     "not": lambda: rules.both(rules.opposite(rules.dilated(2, 1)), rules.window(5)),
     "nothing": lambda: rules.both(rules.window(1), rules.opposite(rules.causal())),
 }
@@ -102,7 +102,7 @@ BIASES = {
 
 def serves(kernel, inputs, **options):
     try:
-        explain(*inputs, kernel=kernel, **options)
+        explain(*inputs, implementation=kernel, **options)
     except ValueError as error:
         assert "cannot serve" in str(error)  # noqa: PT017
         return False
@@ -189,7 +189,9 @@ def attend(rule, score, kernel, dtype, count, sinks, **options):
         bias = None if score is None else score.make(*rest[:count])
         tensors = [keras.ops.cast(x, dtype) for x in (q, k, v)]
         more = {"sinks": rest[count]} if sinks else {}
-        found = attention(*tensors, mask=rule.mask, bias=bias, kernel=kernel, **options, **more)
+        found = attention(
+            *tensors, mask=rule.mask, bias=bias, implementation=kernel, **options, **more
+        )
         return keras.ops.cast(found, "float32")
 
     return call

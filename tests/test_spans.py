@@ -1,19 +1,19 @@
 import numpy as np
 import pytest
 
-from kattn import steps
-from kattn.steps import Places, Steps
+from kattn import spans
+from kattn.spans import Places, Span
 from tests.compute import run
 
 ARRAY = np.arange(2 * 5 * 7).reshape(2, 5, 7).astype("float32")
 
 
 def test_steps_along_the_axes_of_scores():
-    assert run(Steps(2, 3).along, -2).tolist() == [[[[2], [3], [4]]]]
-    assert run(Steps(2, 3).along, -1).tolist() == [[[[2, 3, 4]]]]
-    several = Steps(np.array([0, 4], "int32"), 2)
+    assert run(Span(2, 3).along, -2).tolist() == [[[[2], [3], [4]]]]
+    assert run(Span(2, 3).along, -1).tolist() == [[[[2, 3, 4]]]]
+    several = Span(np.array([0, 4], "int32"), 2)
     assert run(several.along, -1).tolist() == [[[[[0, 1]]]], [[[[4, 5]]]]]
-    assert run(Steps(2, 3).shift(5).positions).tolist() == [7, 8, 9]
+    assert run(Span(2, 3).shift(5).positions).tolist() == [7, 8, 9]
 
 
 def test_places_along_the_axes_of_scores():
@@ -27,9 +27,9 @@ def test_places_along_the_axes_of_scores():
 def test_cuts(axis):
     at = axis % 3
     np.testing.assert_array_equal(
-        run(Steps(1, 3).cut, ARRAY, axis), np.take(ARRAY, range(1, 4), axis)
+        run(Span(1, 3).cut, ARRAY, axis), np.take(ARRAY, range(1, 4), axis)
     )
-    several = run(Steps(np.array([-1, 3], "int32"), 2).cut, ARRAY, axis)  # clipped at 0
+    several = run(Span(np.array([-1, 3], "int32"), 2).cut, ARRAY, axis)  # clipped at 0
     np.testing.assert_array_equal(several[0], np.take(ARRAY, [0, 0], axis))
     np.testing.assert_array_equal(several[1], np.take(ARRAY, [3, 4], axis))
     places = np.array([[4, 0, 2], [1, 1, 3]], "int32")
@@ -39,10 +39,10 @@ def test_cuts(axis):
 
 
 def test_cut_block_and_pad_block():
-    found = run(steps.cut_block, ARRAY, Steps(1, 3), Steps(2, 4))
+    found = run(spans.cut_block, ARRAY, Span(1, 3), Span(2, 4))
     np.testing.assert_array_equal(found, ARRAY[:, 1:4, 2:6])
-    one = run(steps.cut_block, ARRAY[:, :1], Steps(1, 3), Steps(2, 4))
+    one = run(spans.cut_block, ARRAY[:, :1], Span(1, 3), Span(2, 4))
     np.testing.assert_array_equal(one, ARRAY[:, :1, 2:6])
-    padded = run(steps.pad_block, ARRAY, 2, 3)
+    padded = run(spans.pad_block, ARRAY, 2, 3)
     np.testing.assert_array_equal(padded, np.pad(ARRAY, ((0, 0), (0, 2), (0, 3))))
-    assert run(steps.pad_block, ARRAY[:, :1], 2, 3).shape == (2, 1, 10)
+    assert run(spans.pad_block, ARRAY[:, :1], 2, 3).shape == (2, 1, 10)

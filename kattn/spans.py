@@ -1,6 +1,6 @@
 """Which queries and which keys a block of scores is about, and what arrays say of them.
 
-A mask or a bias is a rule over positions. `Steps` are a run of positions (a block of a kernel), or
+A mask or a bias is a rule over positions. `Span` are a run of positions (a block of a kernel), or
 a batch of runs of one length (all blocks at once); `Places` are positions that differ from item to
 item (a cache). Masks and biases are written once, in terms of `along` and `cut`.
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 
-class Steps(NamedTuple):
+class Span(NamedTuple):
     """A run of steps; a vector of starts gives n runs, which come as a leading axis.
 
     Args:
@@ -38,7 +38,7 @@ class Steps(NamedTuple):
 
     def shift(self, offset):
         """The steps `offset` later."""
-        return Steps(self.start + offset, self.size)
+        return Span(self.start + offset, self.size)
 
     def cut(self, array, axis):
         """The entries of `array` at these steps of `axis`, n in front; clipped to what there is.
@@ -66,7 +66,7 @@ class Places(NamedTuple):
     index: Any
 
     def along(self, axis):
-        """As `Steps.along`: `(B, 1, size, 1)` or `(B, 1, 1, size)`."""
+        """As `Span.along`: `(B, 1, size, 1)` or `(B, 1, 1, size)`."""
         return self.index[:, None, :, None] if axis == -2 else self.index[:, None, None, :]
 
     def shift(self, offset):
@@ -74,7 +74,7 @@ class Places(NamedTuple):
         return Places(self.index + offset)
 
     def cut(self, array, axis):
-        """As `Steps.cut`, item by item: `(B, ..., size, ...)`."""
+        """As `Span.cut`, item by item: `(B, ..., size, ...)`."""
         axis %= len(array.shape)
         index = ops.clip(self.index, 0, ops.shape(array)[axis] - 1)
         lead = ops.broadcast_to(array, (ops.shape(index)[0], *ops.shape(array)[1:]))
@@ -99,7 +99,7 @@ def cut_block(array, queries, keys):
         `(..., queries.size or 1, keys.size or 1)`.
 
     Example:
-        >>> cut_block(keras.ops.ones((2, 1, 9)), Steps(0, 4), Steps(3, 5)).shape
+        >>> cut_block(keras.ops.ones((2, 1, 9)), Span(0, 4), Span(3, 5)).shape
         (2, 1, 5)
     """
     for axis, steps in ((-2, queries), (-1, keys)):
