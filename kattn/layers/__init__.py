@@ -18,4 +18,4 @@ from kattn.layers.position.rotary_embedding import RotaryEmbedding as RotaryEmbe
 from kattn.layers.position.shaw_relative import ShawRelative as ShawRelative
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions as SinusoidalPositions
 from kattn.layers.position.t5_relative_bias import T5RelativeBias as T5RelativeBias
-from kattn.layers.vision.self_attention_2d import SelfAttention2D as SelfAttention2D
+from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D

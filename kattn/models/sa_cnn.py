@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from kattn.layers.vision.self_attention_2d import SelfAttention2D
+from kattn.layers.spatial.self_attention_2d import SelfAttention2D
 
 
 def sa_cnn(
