@@ -207,11 +207,11 @@ class CrossAttention(keras.layers.Layer):
         if self.position is None:
             return x, context
         pairs = zip((x, context), positions, strict=True)
-        return [self.position.embed(part, its) for part, its in pairs]
+        return [schemes.embed(self.position, part, where) for part, where in pairs]
 
     def _options(self, q):
         """What changes the scores beside the mask."""
-        bias = None if self.position is None else self.position.bias(q)
+        bias = schemes.bias(self.position, q)
         sinks = None if self._sinks is None else ops.convert_to_tensor(self._sinks)
         return {"bias": bias, "softcap": self.softcap, "sinks": sinks}
 
@@ -224,7 +224,7 @@ class CrossAttention(keras.layers.Layer):
             q, k = self._query_norm(q), self._key_norm(k)
         if self.position is not None:
             pairs = zip((q, k), positions, strict=True)
-            q, k = (self.position.rotate(part, its) for part, its in pairs)
+            q, k = (schemes.rotate(self.position, part, where) for part, where in pairs)
         return q, k, v
 
     def _masks(self, x, context, mask, context_mask):

@@ -244,7 +244,7 @@ class GatedLinearAttention(keras.layers.Layer):
         q, k, v = (projections.split_heads(part, self.num_heads) for part in parts)
         q = ops.cast(q, "float32") * self._key_dim**-0.5
         if self.position is not None:
-            q, k = (self.position.rotate(part, positions) for part in (q, k))
+            q, k = (schemes.rotate(self.position, part, positions) for part in (q, k))
         return q, k, v, self._log_decay(x)
 
     def _log_decay(self, x):

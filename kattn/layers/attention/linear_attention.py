@@ -8,7 +8,7 @@ from keras import ops
 
 from kattn.layers.attention import linear_parts, projections, schemes
 from kattn.layers.attention.mask_reader import MaskReader, padding_of
-from kattn.layers.position.position import Position
+from kattn.layers.position.head_position import HeadPosition
 from kattn.ops import chunks, feature_maps
 from kattn.ops.cache import next_positions
 from kattn.ops.linear import (
@@ -302,7 +302,7 @@ class LinearAttention(keras.layers.Layer):
         return projections.split_heads(q, self.num_heads), k, v
 
     def _rotation(self, positions):
-        if self.position is None or type(self.position).rotate is Position.rotate:
+        if not isinstance(self.position, HeadPosition):
             return None
         turn = functools.partial(self.position.rotate, positions=positions)
         return turn, turn

@@ -5,6 +5,7 @@ from keras import ops
 
 from kattn.layers.attention import schemes
 from kattn.layers.position.position import Position
+from kattn.layers.position.score_bias import ScoreBias
 from kattn.ops import chunks
 
 INITIALIZERS = ("kernel_initializer", "bias_initializer")
@@ -46,7 +47,7 @@ def read_padding(layer, x, mask, *, called):
 def read_position(position):
     """The argument `position`; raises ValueError for a bias, since there are no scores."""
     position = schemes.read(position, "position", Position)
-    if position is not None and type(position).bias is not Position.bias:
+    if isinstance(position, ScoreBias):
         raise ValueError(
             "`position` must be of the inputs, or of queries and keys: linear attention has no "
             f"scores that a bias could be added to. Received: position={position!r}"
@@ -62,7 +63,7 @@ def attach(layer, width, key_dim):
 
 def embed(layer, x, positions):
     """`x` with its positions, if they are of that kind."""
-    return x if layer.position is None else layer.position.embed(x, positions)
+    return schemes.embed(layer.position, x, positions)
 
 
 def set_initializers(layer, **given):

@@ -9,6 +9,7 @@ from kattn import masks
 from kattn.layers.attention import schemes
 from kattn.layers.attention.mask_reader import MaskReader, MaskWriter
 from kattn.layers.attention.projections import silence
+from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.position import Position
 from kattn.ops import masking
 from kattn.ops.attention import attention, attention_weights
@@ -159,7 +160,7 @@ class MultiHeadAttention(keras.layers.Layer):
                 "`flash_attention` must be True, False or None; "
                 f"received: flash_attention={self.flash_attention!r}"
             )
-        if self.position is not None and self.position.is_absolute:
+        if isinstance(self.position, InputPosition):
             raise ValueError(
                 "`position` must be of queries and keys or a bias; absolute positions are added "
                 f"to the inputs, before the layer. Received: position={self.position!r}"
@@ -362,8 +363,8 @@ class MultiHeadAttention(keras.layers.Layer):
         bias = None
         if self.position is not None:
             positions = next_positions(cache, x.shape[1], real)
-            q, k = (self.position.rotate(part, positions) for part in (q, k))
-            bias = self.position.bias(q)
+            q, k = (schemes.rotate(self.position, part, positions) for part in (q, k))
+            bias = schemes.bias(self.position, q)
         allowed = masking.intersect(masking.intersect(masks.Causal(), self._window), mask)
         y, cache = decode(q, k, v, cache, real=real, mask=allowed, bias=bias)
         if self.use_gate:
@@ -379,10 +380,10 @@ class MultiHeadAttention(keras.layers.Layer):
         index[0] = index[0] + (ops.shape(k)[1] - ops.shape(q)[1])
         default = len(self.attention_axes or query.shape[1:-1]) > 1  # the scheme knows its grid
         q, k = (
-            self.position.rotate(x, None if default else i)
+            schemes.rotate(self.position, x, None if default else i)
             for x, i in zip((q, k), index, strict=True)
         )
-        return q, k, self.position.bias(q)
+        return q, k, schemes.bias(self.position, q)
 
     def _scores(self, steps, q, k, padding, mask, bias):
         weights = attention_weights(q, k, mask=mask, bias=bias)

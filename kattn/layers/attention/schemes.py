@@ -6,7 +6,10 @@ import keras
 from keras import ops
 
 from kattn import masks
+from kattn.layers.position.head_position import HeadPosition
+from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.position import Position
+from kattn.layers.position.score_bias import ScoreBias
 from kattn.ops import masking
 from kattn.ops.cache import KVCache, RingCache, empty_cache
 
@@ -45,6 +48,26 @@ def write(value):
     return {**config, "shared_object_id": id(value)} if isinstance(value, Position) else config
 
 
+def embed(position, x, positions):
+    """The input `x` with its positions, where `position` is of that kind."""
+    return position.embed(x, positions) if isinstance(position, InputPosition) else x
+
+
+def rotate(position, x, positions):
+    """Queries or keys `x` with their positions, where `position` is of that kind."""
+    return position.rotate(x, positions) if isinstance(position, HeadPosition) else x
+
+
+def bias(position, query, grid=None):
+    """What is added to the scores, where `position` is of that kind; else None."""
+    return position.bias(query, grid) if isinstance(position, ScoreBias) else None
+
+
+def is_absolute(position):
+    """Whether a shift of all positions changes the result."""
+    return isinstance(position, InputPosition) and position.is_absolute
+
+
 def step_positions(position, explicit, padding, mask, *, shifts_matter=False):
     """What `embed` and `rotate` get: positions, or None for 0 to T - 1.
 
@@ -58,13 +81,13 @@ def step_positions(position, explicit, padding, mask, *, shifts_matter=False):
             that is not absolute by itself.
     """
     if explicit is not None:
-        if position is None or type(position).bias is not Position.bias:
+        if not isinstance(position, InputPosition | HeadPosition):
             raise ValueError(
                 "`positions` are for a `position` of the inputs, or of queries and keys; a bias "
                 f"goes by the order of the keys. Received: position={position!r}"
             )
         return explicit
-    if position is None or not (position.is_absolute or shifts_matter):
+    if position is None or not (is_absolute(position) or shifts_matter):
         return None
     restarts = masking.restarts(mask)
     if restarts is not None or padding is None:
@@ -78,7 +101,7 @@ def new_positions(position, positions, mask):
     """The same for new steps at `positions` `(B, t)` of a cache."""
     if position is None:
         return None
-    restarts = masking.restarts(mask) if position.is_absolute else None
+    restarts = masking.restarts(mask) if is_absolute(position) else None
     if restarts is None:
         return positions
     return ops.take_along_axis(restarts, positions, axis=1)

@@ -273,11 +273,11 @@ class SelfAttention(keras.layers.Layer):
         return schemes.step_positions(self.position, explicit, padding, mask)
 
     def _embed(self, x, positions):
-        return x if self.position is None else self.position.embed(x, positions)
+        return schemes.embed(self.position, x, positions)
 
     def _options(self, q):
         """What changes the scores beside the mask."""
-        bias = None if self.position is None else self.position.bias(q)
+        bias = schemes.bias(self.position, q)
         sinks = None if self._sinks is None else ops.convert_to_tensor(self._sinks)
         return {"bias": bias, "softcap": self.softcap, "sinks": sinks}
 
@@ -298,7 +298,7 @@ class SelfAttention(keras.layers.Layer):
         if self.use_qk_norm:
             q, k = self._query_norm(q), self._key_norm(k)
         if self.position is not None:
-            q, k = (self.position.rotate(part, positions) for part in (q, k))
+            q, k = (schemes.rotate(self.position, part, positions) for part in (q, k))
         return q, k, v
 
     def _masks(self, x, mask):

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from kattn.grid import Grid
 from kattn.layers.attention import schemes
 from kattn.layers.position.position import Position
 from kattn.ops.attention import attention, attention_weights
@@ -174,20 +175,20 @@ class SelfAttention2D(keras.layers.Layer):
         if self.position is not None:
             batch, height, width, channels = ops.shape(x)
             flat = ops.reshape(x, (batch, height * width, channels))
-            x = ops.reshape(self.position.embed(flat, _cells(sides, 1)), ops.shape(x))
+            x = ops.reshape(schemes.embed(self.position, flat, _cells(sides, 1)), ops.shape(x))
         q = self._split(self.query(x))  # (B, T, N, D)
         k = self._split(self._pool(self.key(x)))  # (B, S, N, D)
         v = self._split(self._pool(self.value(x)))  # (B, S, N, Dv)
         if self.position is not None:
-            q = self.position.rotate(q, _cells(sides, 1))
-            k = self.position.rotate(k, _cells(sides, self.key_stride))
+            q = schemes.rotate(self.position, q, _cells(sides, 1))
+            k = schemes.rotate(self.position, k, _cells(sides, self.key_stride))
         return q, k, v
 
     def _bias(self, q, x):
         if self.position is None:
             return None
         sides = x.shape[1:3] if self.data_format == "channels_last" else x.shape[2:4]
-        return self.position.map_bias(q, tuple(sides), self.key_stride)
+        return schemes.bias(self.position, q, Grid(tuple(sides), self.key_stride))
 
     def _projection(self, width, name):
         return keras.layers.Dense(
