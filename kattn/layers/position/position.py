@@ -48,7 +48,7 @@ class Position(keras.layers.Layer):
 
         An attention layer calls this when it is built, once for each layer that shares the
         position layer. A position layer that is called alone calls it itself, with None for the
-        sizes that it cannot know. Without weights there is nothing to override.
+        sizes that it cannot know. A position layer without weights need not override `attach`.
 
         Args:
             width: Number of channels C of the input of the attention layer, or None.

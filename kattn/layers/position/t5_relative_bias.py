@@ -10,7 +10,7 @@ from kattn.layers.position.score_bias import ScoreBias
 
 @keras.saving.register_keras_serializable("kattn")
 class T5RelativeBias(ScoreBias):
-    """Adds table[n, bucket(j - i)] to the scores; near distances have a bucket each, far ones share.
+    """Adds table[n, bucket(j - i)] to the scores; each near distance has a bucket, far ones share.
 
     T5 has one table for all layers of a stack. To do the same, pass one instance to all of them.
 

@@ -141,7 +141,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"`scores` must have rank 4.*\(3, 5, 5\)"):
         ShawRelative(2)(scores[0], q)
     for layer in (ShawRelative(2), attached()):
-        with pytest.raises(ValueError, match="`query` must be given, because.*query=None"):
+        with pytest.raises(ValueError, match=r"`query` must be given, because.*query=None"):
             layer(scores)
     with pytest.raises(ValueError, match=r"ShawRelative.*sequences only; use RelativeTable.*Grid"):
         attached().bias(q, Grid((1, 5)))
