@@ -74,7 +74,7 @@ def by_axis(positions, x, axes):
     return [positions] if axes == 1 else [positions[..., axis] for axis in range(axes)]
 
 
-def turns(frequencies):
+def angle_steps(frequencies):
     """What `angles` needs of frequencies, `(F,)` NumPy float64, radians a step.
 
     Made once and kept, as numbers of Python: TorchDynamo breaks its graph at arrays of NumPy.
@@ -88,7 +88,7 @@ def angles(positions, turns):
 
     Args:
         positions: `(...)` float32.
-        turns: What the function of this name makes of F frequencies.
+        turns: What `angle_steps` makes of F frequencies.
 
     Returns:
         `(..., F)` float32.

@@ -5,8 +5,8 @@ import pytest
 from kattn import biases, masks
 from kattn.layers import SelfAttention
 from kattn.layers.position.learned_positions import LearnedPositions
-from kattn.layers.position.position import Position
 from kattn.layers.position.rotary_embedding import RotaryEmbedding
+from kattn.layers.position.score_bias import ScoreBias
 from tests import oracle, rotary_oracle
 from tests.checks import check_layer, in_pieces, shake
 from tests.compute import assert_close, run
@@ -226,15 +226,15 @@ def test_packed_sequences_are_those_apart(rng, case):
         assert_close(found[b, start:stop], apart[0])
 
 
-class Slopes(Position):
-    def bias(self, query):
+class Slopes(ScoreBias):
+    def bias(self, query, grid=None):
         return biases.ALiBi((0.5, 0.25))
 
 
-class Relative(Position):
+class Relative(ScoreBias):
     """Numbers of each query's own."""
 
-    def bias(self, query):
+    def bias(self, query, grid=None):
         return biases.Clipped(keras.ops.transpose(query[..., :3], (0, 2, 1, 3)))
 
 

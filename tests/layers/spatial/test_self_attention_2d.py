@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from kattn.grid import Grid
 from kattn.layers import ALiBi, RelativeTable, RotaryEmbedding, SelfAttention2D, SinusoidalPositions
 from kattn.spans import Span
 from tests import compute, rotary_oracle
@@ -327,7 +328,7 @@ def test_relative_tables(rng, stride, by_query):
         q, k, v = heads("query", 1), heads("key", stride), heads("value", stride)
         keys = (-(-5 // stride), -(-6 // stride))
         bias = np.zeros((2, 2, 30, keys[0] * keys[1]))
-        rule = table.bias(ops.convert_to_tensor(q, "float32"), sides=(5, 6))
+        rule = table.bias(ops.convert_to_tensor(q, "float32"), Grid((5, 6)))
         whole = ops.convert_to_numpy(rule.block(Span(0, 30), Span(0, 30)))
         whole = np.broadcast_to(whole, (2, 2, 30, 30))  # of all cells
         for i, j in np.ndindex(keys):
@@ -340,7 +341,7 @@ def test_relative_tables(rng, stride, by_query):
 
 def test_a_bias_of_sequences_is_refused(rng):
     layer = SelfAttention2D(2, position=ALiBi())
-    with pytest.raises(ValueError, match=r"bias of a sequence knows no map.*sides=\(5, 6\)"):
+    with pytest.raises(ValueError, match=r"ALiBi has a bias for sequences only.*sides=\(5, 6\)"):
         layer(rng.normal(size=(2, 5, 6, 8)))
 
 
