@@ -8,8 +8,9 @@ from kattn.layers import CrossAttention, GatedLinearAttention, SelfAttention
 from kattn.layers.position.head_position import HeadPosition
 from kattn.layers.position.input_position import InputPosition
 from tests import position_checks
-from tests.checks import in_pieces, shake
+from tests.checks import shake
 from tests.compute import assert_close, run
+from tests.decode_checks import in_pieces
 
 
 @keras.saving.register_keras_serializable("tests")

@@ -10,8 +10,9 @@ from kattn.grid import Grid
 from kattn.layers import LinearAttention, SelfAttention, SelfAttention2D
 from kattn.layers.position.score_bias import ScoreBias
 from tests import position_checks
-from tests.checks import in_pieces, shake
+from tests.checks import shake
 from tests.compute import assert_close, run
+from tests.decode_checks import in_pieces
 
 
 @keras.saving.register_keras_serializable("tests")
