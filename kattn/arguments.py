@@ -54,6 +54,23 @@ def check_fractions(**values):
     check_numbers("a fraction in [0, 1)", lambda x: 0 <= x < 1, **values)
 
 
+def check_open_fractions(**values):
+    """Raises ValueError unless all are in (0, 1), as a share of something must be."""
+    check_numbers("a fraction in (0, 1)", lambda x: 0 < x < 1, **values)
+
+
+def check_factors(**values):
+    """Raises ValueError unless all are in (0, 1], as the factor of a decay must be."""
+    check_numbers("a factor in (0, 1]", lambda x: 0 < x <= 1, **values)
+
+
+def check_order(**values):
+    """Raises ValueError unless the first of two numbers is at most the second."""
+    (lower, low), (upper, high) = values.items()
+    if low > high:
+        raise error(f"`{lower}` must be at most `{upper}`", **values)
+
+
 def check_numbers(rule, holds, /, **values):
     """Raises ValueError unless all are finite numbers for which `holds`; `rule` says it in words.
 
