@@ -203,7 +203,8 @@ def test_what_training_needs_is_there_when_asked_for():
     code = (
         "import sys, kattn; before = 'kattn.callbacks' in sys.modules; "
         "kattn.callbacks.LearningRate(kattn.schedules.Constant(1.0)); "
-        "print(before, {'callbacks', 'schedules', 'visualize'} <= set(dir(kattn)), hasattr(kattn, 'x'))"
+        "named = {'callbacks', 'schedules', 'visualize'} <= set(dir(kattn)); "
+        "print(before, named, hasattr(kattn, 'x'))"
     )
     assert python(code) == ["False", "True", "False"]
 

@@ -56,7 +56,8 @@ class ExactResume(keras.callbacks.Callback):
             None otherwise.
 
     Attributes:
-        resumed_from: `(epoch, step)` from which the last `fit` went on; None if it began anew.
+        resumed_from: `(epoch, step)` from which the last `fit` went on; None if it started from the
+            beginning.
 
     Raises:
         ValueError: If an argument is out of range. When training begins, if this is not the last of

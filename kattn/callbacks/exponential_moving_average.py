@@ -120,7 +120,7 @@ class ExponentialMovingAverage(RuleCallback):
         rule = self.rule
         values = self._last if rule is None else rule.values()
         if values is None:
-            raise error("There must have been a training before there is an average", rule=None)
+            raise error("`fit` must have been called before there is an average", average=None)
         weights = _weights(self.model)
         self._raw = copies(weights)
         assign(weights, values)

@@ -13,7 +13,7 @@ POLICIES = ("inference", "train")
 class GradualUnfreezing(RuleCallback):
     """Keep weights unchanged until the epoch that is given for them.
 
-    The model computes with these weights as ever, and their gradients go into the moments of the
+    The model computes with these weights as usual, and their gradients go into the moments of the
     optimizer, which are warmed up when their epoch comes. Their norms do not count when the
     gradients of other weights are clipped. Nothing is compiled again, and `trainable` stays True.
     This costs a whole backward pass: weights that should never train are better frozen with

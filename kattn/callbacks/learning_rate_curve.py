@@ -42,7 +42,7 @@ class LearningRateCurve:
         points between them may be left out.
         """
         losses = self.smoothed[self.first :]
-        lengths = np.ones(len(losses), int)
+        lengths: np.ndarray = np.ones(len(losses), int)
         previous = np.full(len(losses), -1)
         for i, loss in enumerate(losses):
             above = np.where(losses[:i] > loss, lengths[:i], 0)

@@ -127,7 +127,7 @@ class LearningRateFinder:
             )
         finally:
             before.restore(model)
-            for rule in hook.rules:  # after an interruption, too, of which Keras tells no callback
+            for rule in hook.rules:  # Keras calls no callback after an interruption
                 rule.release()
                 rule.owner = None
             for rule, owner in owners:  # they may go on with the state of the rule

@@ -26,7 +26,7 @@ class SpikeGuard(RuleCallback):
     An update is skipped if the norm of its gradient is not finite, or more than `z_threshold`
     standard deviations above the running mean. This is decided inside the compiled step, before the
     weights change. After `patience` skipped updates in a row the large norms are taken as the new
-    normal, and the running mean begins anew.
+    normal, and the running mean starts over.
 
     Every `every` batches the mean loss since the last check is compared with the running mean of
     earlier checks. If it is not finite, or more than `loss_factor` times that mean, the model and

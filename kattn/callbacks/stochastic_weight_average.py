@@ -18,10 +18,10 @@ class StochasticWeightAverage(keras.callbacks.Callback):
     The mean is taken over the weights at the ends of epochs `start`, `start + every` and so on.
     During training nothing changes: validation and checkpoints see the weights as trained. At the
     end the trainable weights are set to the mean. The statistics of batch normalization do not fit
-    to these weights, so they are estimated anew, in training mode: those of a layer become the mean
-    over batches of the mean and the variance of each batch. If a layer is called several times for
-    a batch, its last call counts. Nothing else changes, seeds of dropout included. If training is
-    stopped before `start`, the model keeps its weights, and `count` is 0.
+    to these weights, so they are estimated again, in training mode: those of a layer become the
+    mean over batches of the mean and the variance of each batch. If a layer is called several times
+    for a batch, its last call counts. Nothing else changes, seeds of dropout included. If training
+    is stopped before `start`, the model keeps its weights, and `count` is 0.
 
     In the paper the learning rate is constant or cyclical from `start` on; use `LearningRate` for
     that.
@@ -96,7 +96,7 @@ class StochasticWeightAverage(keras.callbacks.Callback):
         if renormalized:
             raise error(
                 "The model must have no batch renormalization, whose statistics cannot be "
-                "estimated anew",
+                "estimated again",
                 layers=renormalized,
             )
         if layers and self.batch_norm_data is None:

@@ -30,7 +30,7 @@ class WarmupThenPlateau(RuleCallback):
 
     Whatever rate or schedule the optimizer was built with is not used, and applies again after
     `fit`. The logs of each epoch get `learning_rate`, the rate of the epoch's last update. A second
-    `fit` begins with the rate that the first one ended with, and waits anew.
+    `fit` begins with the rate that the first one ended with, and starts to wait from 0.
 
     Args:
         rate: Learning rate after the warm-up, above 0.

@@ -257,7 +257,7 @@ def test_wrong_arguments(options, message):
 def test_there_is_no_average_before_training():
     with (
         pytest.raises(
-            ValueError, match=r"There must have been a training before .*; received: rule=None"
+            ValueError, match=r"`fit` must have been called before .*; received: average=None"
         ),
         ExponentialMovingAverage().averaged(),
     ):

@@ -103,11 +103,12 @@ def check_callback(callback):
             "get_state() and set_state(state)",
             callback=callback,
         )
-    if getattr(callback, "save_freq", "epoch") != "epoch":
+    save_freq = getattr(callback, "save_freq", "epoch")
+    if save_freq != "epoch":
         raise error(
             "A ModelCheckpoint must save at the ends of epochs, as it would otherwise save in "
             "steps that are skipped",
-            save_freq=callback.save_freq,
+            save_freq=save_freq,
         )
 
 

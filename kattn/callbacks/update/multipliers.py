@@ -4,7 +4,7 @@ from kattn.callbacks.update.rule import Rule
 
 
 class Multipliers(Rule):
-    """Multiplies the changes of weights by factors that may be set anew while training.
+    """Multiplies the changes of weights by factors that may be changed during training.
 
     Args:
         factors: The first factors, a dict by the paths of weights. Other weights have no factor.

@@ -6,15 +6,15 @@ from typing import Any
 class Rule:
     """What one callback does in each update. Override the methods that it needs.
 
-    The methods run inside the compiled step, in the order in which they stand here: first `numbers`
-    of all rules, then `change_gradients` of all rules, and so on. All numbers and all state of a
-    rule must be variables made with `hook.add_variable`, so that a new value does not need a new
-    trace and JAX carries the state along. After `release` a rule must change nothing.
+    The methods run inside the compiled step, in the order in which they are listed here: first
+    `numbers` of all rules, then `change_gradients` of all rules, and so on. All numbers and all
+    state of a rule must be variables made with `hook.add_variable`, so that a new value does not
+    need a new trace and JAX carries the state along. After `release` a rule must change nothing.
 
     Attributes:
         order: Place among the rules of an optimizer: those with a smaller number come first.
         sees_gradients: Whether the rule reads gradients. Under `tf.distribute` these are the
-            gradients of one replica alone, so such a rule is refused there.
+            gradients of one replica only, so such a rule is refused there.
         sees_changes: Whether the rule reads `update.changes()` in `after_update`.
         signature: What the trace of the rule depends on. A released rule is used again for a
             callback with an equal signature.
