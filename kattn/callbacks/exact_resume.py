@@ -87,7 +87,7 @@ class ExactResume(keras.callbacks.Callback):
             raise error(
                 "`data` must have set_epoch(epoch), as EpochShuffled has; leave it out for other "
                 "data",
-                data=type(data),
+                data=type(data).__name__,
             )
         self.every, self.keep, self.data = every, keep, data
         self.callbacks = list(callbacks)
@@ -126,7 +126,7 @@ class ExactResume(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         state = self._backup
         if self._epoch is None:
-            self.model._initial_epoch = None  # which fit has read
+            self.model._initial_epoch = None  # fit has read it
             self._check_last(self.model)
         if state is not None:
             if epoch != state["epoch"]:
@@ -139,9 +139,8 @@ class ExactResume(keras.callbacks.Callback):
             if state["step"] == 0:
                 self._has_resumed()
             else:
-                training_state.set_random_state(
-                    state["random_at_epoch"]
-                )  # the order is drawn from it
+                # The order of the data is drawn from it.
+                training_state.set_random_state(state["random_at_epoch"])
                 self._skipper = StepSkipper(self.model, self._steps_per_execution)
         if self.data is not None:
             self.data.set_epoch(epoch)

@@ -73,7 +73,7 @@ class StochasticWeightAverage(keras.callbacks.Callback):
         if isinstance(batch_norm_data, tuple | dict):
             raise error(
                 "`batch_norm_data` must be an array or yield batches",
-                batch_norm_data=type(batch_norm_data),
+                batch_norm_data=type(batch_norm_data).__name__,
             )
         self.start, self.every = start, every
         self.batch_norm_data, self.batch_size = batch_norm_data, batch_size

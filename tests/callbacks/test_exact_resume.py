@@ -403,8 +403,8 @@ def resume_with(*callbacks, **options):
             "`directory` must not be a file; received: directory='.*.py'",
         ),
         (
-            lambda: resume_with(data=[1]),
-            "`data` must have set_epoch.*; received: data=<class 'list'>",
+            lambda: resume_with(data=np.ones(3)),
+            "`data` must have set_epoch.*; received: data='ndarray'",
         ),
         (
             lambda: resume_with(keras.callbacks.CSVLogger("x")),

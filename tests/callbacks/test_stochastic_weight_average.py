@@ -342,8 +342,14 @@ def test_saves_a_stock_model(tmp_path):
             {"batch_norm_steps": 0},
             "`batch_norm_steps` must be an integer >= 1; received: batch_norm_steps=0",
         ),
-        ({"batch_norm_data": (X, Y)}, "must be an array or yield batches; .*<class 'tuple'>"),
-        ({"batch_norm_data": {"x": X}}, "must be an array or yield batches; .*<class 'dict'>"),
+        (
+            {"batch_norm_data": (X, Y)},
+            "must be an array or yield batches; .*batch_norm_data='tuple'",
+        ),
+        (
+            {"batch_norm_data": {"x": X}},
+            "must be an array or yield batches; .*batch_norm_data='dict'",
+        ),
     ],
 )
 def test_wrong_arguments(options, message):
