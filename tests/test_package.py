@@ -49,6 +49,7 @@ def exports():
         "ops",
         "schedules",
         "spans",
+        "visualize",
     )
     for module in modules:
         space = importlib.import_module(f"kattn.{module}")
@@ -137,6 +138,7 @@ def test_exports_are_found():
         "masks.Causal",
         "models.sa_cnn",
         "callbacks.LearningRate",
+        "visualize.capture_attention",
     } <= set(NAMES)
 
 
@@ -201,7 +203,8 @@ def test_what_training_needs_is_there_when_asked_for():
     code = (
         "import sys, kattn; before = 'kattn.callbacks' in sys.modules; "
         "kattn.callbacks.LearningRate(kattn.schedules.Constant(1.0)); "
-        "print(before, {'callbacks', 'data', 'schedules'} <= set(dir(kattn)), hasattr(kattn, 'x'))"
+        "named = {'callbacks', 'schedules', 'visualize'} <= set(dir(kattn)); "
+        "print(before, named, hasattr(kattn, 'x'))"
     )
     assert python(code) == ["False", "True", "False"]
 

@@ -10,13 +10,14 @@ import pytest
 
 import kattn
 
-SPACES = (kattn.callbacks, kattn.data, kattn.schedules)
+SPACES = (kattn.callbacks, kattn.data, kattn.schedules, kattn.visualize)
 MODULES = sorted(
     {
         value.__module__
         for space in SPACES
         for value in vars(space).values()
-        if inspect.isclass(value) and value.__module__.startswith(space.__name__)
+        if inspect.isclass(value) or inspect.isfunction(value)
+        if value.__module__.startswith(space.__name__)
     }
 )
 

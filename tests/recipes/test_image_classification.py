@@ -165,7 +165,7 @@ def test_killed_in_an_epoch(dataset, tmp_path):
 
 KILLED = """
 import os, signal, sys
-import kattn.callbacks.backup_files as files
+import kattn.callbacks.backup.files as files
 write = files.write
 
 def die(directory, epoch, step, state, *, keep):

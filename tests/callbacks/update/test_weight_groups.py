@@ -1,6 +1,6 @@
 import keras
 
-from kattn.callbacks.weight_groups import depths
+from kattn.callbacks.update.weight_groups import depths
 
 
 def test_layers_of_models_in_a_model_count_one_by_one():

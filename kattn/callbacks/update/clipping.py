@@ -1,7 +1,4 @@
-"""How gradients are clipped: pure functions, and the state that two of them carry.
-
-A group is a set of weights that share a threshold; `members` are indices of its gradients.
-"""
+"""How gradients are clipped, as functions of tensors without any state."""
 
 import math
 
@@ -9,33 +6,42 @@ from keras import ops
 
 from kattn import backend
 
-NORM_FLOOR = 1e-6  # of a gradient, against division by 0
-WEIGHT_FLOOR = 1e-3  # of a unit of weights: Brock et al. 2021, eps
+NORM_FLOOR = 1e-6  # added to norms of gradients, against division by 0
+WEIGHT_FLOOR = 1e-3  # least norm of a unit's weights: eps of Brock et al. 2021
 
 
 def clip_values(gradients, threshold):
-    """Each number between -threshold and threshold."""
+    """Return gradients whose numbers are clipped to [-threshold, threshold]."""
     return [
         ops.clip(g, ops.cast(-threshold, g.dtype), ops.cast(threshold, g.dtype)) for g in gradients
     ]
 
 
 def clip_norms(gradients, norms, threshold):
-    """The norm of each gradient at most `threshold`: Pascanu et al. 2013, weight by weight."""
+    """Return gradients scaled to a norm of at most `threshold` each (Pascanu et al. 2013)."""
     factors = _factor(norms, threshold)
     return backend.scaled(gradients, [factors[i] for i in range(len(gradients))])
 
 
 def clip_joint_norm(gradients, norm, threshold):
-    """The norm of all together, `norm`, at most `threshold`: Pascanu et al. 2013, algorithm 1."""
+    """Return gradients scaled by one factor, to a joint norm of at most `threshold`.
+
+    `norm` is the joint norm of the gradients before. Pascanu et al. 2013, algorithm 1.
+    """
     return backend.scaled(gradients, [_factor(norm, threshold)] * len(gradients))
 
 
 def clip_units(gradients, weights, axes, threshold):
-    """Each unit's gradient at most `threshold` times its weights: Brock et al. 2021, eq. 3.
+    """Return gradients whose units have at most `threshold` times the norm of their weights.
+
+    Brock et al. 2021, eq. 3.
 
     Args:
-        axes: For each weight, those that one unit's numbers lie along; see `unit_axes`.
+        gradients: List of gradients.
+        weights: List of weights, one for each gradient.
+        axes: For each weight, the axes along which the numbers of one unit lie, as `unit_axes`
+            returns them.
+        threshold: Scalar tensor.
     """
     clipped = []
     for gradient, weight, axis in zip(gradients, weights, axes, strict=True):
@@ -51,12 +57,18 @@ def clip_units(gradients, weights, axes, threshold):
 
 
 def joint_norm(norms):
-    """Of all tensors together, from the norm of each."""
+    """Return the norm of all tensors together, given the norm of each."""
     return ops.sqrt(ops.sum(ops.square(norms)))
 
 
 def percentile(values, count, percent):
-    """Of the first `count` of `values`, `(H,)`, by linear interpolation; count >= 1."""
+    """Return a percentile of the first `count` of `values`, by linear interpolation.
+
+    Args:
+        values: Float tensor, shape `(H,)`.
+        count: How many of the values count, int32 scalar from 1 to H.
+        percent: Which percentile, a number in (0, 100].
+    """
     values = ops.where(ops.arange(values.shape[0], dtype="int32") < count, values, math.inf)
     ordered = ops.sort(values)
     place = ops.cast(count - 1, "float32") * (percent / 100.0)
@@ -67,7 +79,14 @@ def percentile(values, count, percent):
 
 
 def zclip_target(norm, mean, variance, most):
-    """The norm that a gradient of norm `norm` is brought to: Kumar et al. 2025, eq. 4 to 6."""
+    """Return the norm to which a gradient of norm `norm` is scaled (Kumar et al. 2025, eq. 4 to 6).
+
+    Args:
+        norm: Norm of the gradient, scalar.
+        mean: Running mean of the norms before.
+        variance: Running variance of the norms before.
+        most: Standard deviations above the mean from which on a norm is brought down.
+    """
     deviation = ops.sqrt(variance)
     z = (norm - mean) / (deviation + NORM_FLOOR)
     lower = mean + most * deviation * (most / ops.maximum(z, most))

@@ -1,8 +1,8 @@
 import keras
 import numpy as np
 
-from kattn.callbacks.optimizer_hook import OptimizerHook
-from kattn.callbacks.recorder import Recorder, rows_needed
+from kattn.callbacks.update.optimizer_hook import OptimizerHook
+from kattn.callbacks.update.recorder import Recorder, rows_needed
 from tests.training import weight_model
 
 

@@ -11,7 +11,7 @@ from kattn.callbacks import (
     LearningRate,
     SpikeGuard,
 )
-from kattn.callbacks.optimizer_hook import Rule, RuleCallback, Update
+from kattn.callbacks.update import Rule, RuleCallback
 from tests.checks import BACKENDS, FIXTURES
 from tests.training import Watch, changes, train, weight_model
 
@@ -23,7 +23,9 @@ def test_models_that_no_rule_can_act_on():
     x = np.zeros((2, 1), "float32")
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD()), "mse")
-    with pytest.raises(ValueError, match=r"need one optimizer, .*optimizer=MultiOptimizer"):
+    with pytest.raises(
+        ValueError, match=r"need one optimizer, .*; received: optimizer='MultiOptimizer'"
+    ):
         model.fit(x, x, verbose=0, callbacks=[callback])
 
 
@@ -32,18 +34,10 @@ def test_models_that_are_not_built():
     model = keras.Sequential([keras.layers.Dense(1)], name="unbuilt")
     model.compile("sgd", "mse")
     x = np.zeros((2, 1), "float32")
-    with pytest.raises(ValueError, match=r"must be built before fit: .*model='unbuilt'"):
+    with pytest.raises(
+        ValueError, match=r"must be built before fit: .*; received: model='unbuilt', built=False"
+    ):
         model.fit(x, x, verbose=0, callbacks=[LearningRate(schedules.Constant(0.5))])
-
-
-@pytest.mark.parametrize("bad", [0, 1, None])
-def test_gradients_are_finite_if_all_are(bad):
-    update = Update(None, [1, 2], [], None)
-    gradients = [np.ones(3, "float32"), np.ones((2, 2), "float32")]
-    if bad is not None:
-        gradients[bad].flat[-1] = np.inf
-    update.gradients = [keras.ops.convert_to_tensor(g) for g in gradients]
-    assert bool(update.is_finite()) == (bad is None)
 
 
 class Faulty(RuleCallback):

@@ -1,8 +1,9 @@
-"""Backups as files that are whole or not there.
+"""Backups as files that are either complete or not there.
 
-A file is a line with the version of the format, records of NumPy's `.npy` format, and the SHA-256
-of all that. The first record is JSON text, in which arrays stand by their number; nothing in a file
-is ever executed. Whoever is killed while it writes leaves a file of another name.
+A file consists of a line with the version of the format, records in NumPy's `.npy` format, and the
+SHA-256 of all that. The first record is JSON text, in which arrays are given by their number, so
+nothing in a file is ever executed. A file has another name until it is complete: a process that is
+killed while it writes leaves no backup that is damaged.
 """
 
 import hashlib
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from kattn.arguments import error
+
 FIRST_LINE = b"kattn backup 1\n"
 NAME = re.compile(r"backup-(\d+)-(\d+)\.kattn")
 UNFINISHED = re.compile(r"backup-\d+-\d+\.unfinished")
@@ -22,18 +25,18 @@ CHUNK = 2**20
 
 
 def write(directory, epoch, step, state, *, keep):
-    """Save a state as the newest backup, and remove all but the last few.
+    """Save a state as the newest backup, and remove all backups but the last few.
 
     Args:
-        directory: A `pathlib.Path`. It is made if need be.
-        epoch: The epoch to go on in.
-        step: The step of that epoch to go on with.
-        state: Dicts (with strings as keys), lists, tuples, NumPy arrays and numbers, bool, int,
-            float, str and None.
-        keep: How many backups to keep, 1 or more.
+        directory: Directory of the backups, a `pathlib.Path`. It is made if it does not exist.
+        epoch: Epoch in which training is to go on.
+        step: Step of that epoch with which training is to go on.
+        state: The state: dicts with strings as keys, lists, tuples, NumPy arrays and numbers,
+            bool, int, float, str and None.
+        keep: Number of backups to keep, an integer >= 1.
 
     Raises:
-        ValueError: If something in the state is of another type.
+        ValueError: If something in the state has another type.
     """
     arrays: list[np.ndarray] = []
     text = json.dumps(_packed(state, arrays, "state"))
@@ -55,17 +58,20 @@ def write(directory, epoch, step, state, *, keep):
 
 
 def paths(directory):
-    """The backups in a directory, the oldest first."""
-    found = directory.iterdir() if directory.exists() else ()
-    numbered = [(NAME.fullmatch(path.name), path) for path in found]
+    """Return the paths of the backups in a directory, the oldest first."""
+    files = directory.iterdir() if directory.exists() else ()
+    numbered = [(NAME.fullmatch(path.name), path) for path in files]
     return [path for match, path in sorted((_position(m), p) for m, p in numbered if m)]
 
 
 def read(path):
-    """The state in a backup.
+    """Return the state in a backup.
+
+    Args:
+        path: Path of the backup, a `pathlib.Path`.
 
     Raises:
-        ValueError: If the file is not as it was written, or of another version.
+        ValueError: If the file is damaged, or was written in another version of the format.
     """
     with path.open("rb") as file:
         _check(path, file)
@@ -78,14 +84,14 @@ def read(path):
 
 
 def remove_unfinished(directory):
-    """Remove what killed processes have left."""
+    """Remove the unfinished files that killed processes have left in a directory."""
     for path in list(directory.iterdir()) if directory.exists() else ():
         if UNFINISHED.fullmatch(path.name):
             path.unlink()
 
 
 class _Hashing(io.RawIOBase):
-    """Writes into a file, and hashes on the way."""
+    """Writes into a file and computes the SHA-256 of what it writes."""
 
     def __init__(self, file):
         super().__init__()
@@ -102,7 +108,7 @@ def _position(match):
 
 
 def _sync(directory):
-    """Make the names in a directory last, where the system can."""
+    """Have the names in a directory written to the disk, where the system can do that."""
     if os.name == "posix":
         handle = os.open(directory, os.O_RDONLY)
         try:
@@ -119,22 +125,27 @@ def _check(path, file):
         first = first or chunk[: len(FIRST_LINE)]
         sha.update(chunk)
         left -= len(chunk)
-    written, found = file.read().hex(), sha.hexdigest()
-    if written != found:
-        raise ValueError(
-            "A backup must be as it was written; this one is damaged, and left as it is. If it is "
-            "taken away, training goes on from the one before: "
-            f"file={str(path)!r}, sha256 written={written!r}, found={found!r}"
+    written, computed = file.read().hex(), sha.hexdigest()
+    if written != computed:
+        raise error(
+            "The backup must be as it was written, but it is damaged. It is left as it is; if you "
+            "remove it, training goes on from the backup before it",
+            file=str(path),
+            sha256_written=written,
+            sha256_computed=computed,
         )
     if first != FIRST_LINE:
-        raise ValueError(
-            "A backup must be of the version of this kattn, and is left as it is: "
-            f"file={str(path)!r}, version={first!r}, expected={FIRST_LINE!r}"
+        raise error(
+            "The backup must be of the format that this version of kattn writes. It is left as it "
+            "is",
+            file=str(path),
+            version=first,
+            expected=FIRST_LINE,
         )
 
 
 def _packed(value: Any, arrays, where):
-    """As JSON can hold it; what JSON has not is a dict of one entry, which says what it is."""
+    """The value as JSON can hold it. Other types become a dict with the name of the type."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, np.generic):
@@ -146,14 +157,15 @@ def _packed(value: Any, arrays, where):
         return {"tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, dict) and all(type(key) is str for key in value):
         return {"dict": {k: _packed(item, arrays, f"{where}[{k!r}]") for k, item in value.items()}}
-    raise ValueError(
-        "A state must be made of dicts with strings as keys, lists, tuples, NumPy arrays, numbers, "
-        f"strings and None: {where}={value!r}"
+    raise error(
+        "A state must consist of dicts with strings as keys, lists, tuples, NumPy arrays of "
+        "numbers, numbers, strings and None",
+        **{where: value},
     )
 
 
 def _place(array, arrays):
-    """Where it is put; with the name of its type, if a file of NumPy does not know that."""
+    """The place of an array; with the name of its type, if a NumPy file does not know the type."""
     arrays.append(array)
     place = len(arrays) - 1
     return place if array.dtype.kind != "V" else [place, array.dtype.name]
@@ -175,7 +187,7 @@ def _unpacked(packed, arrays):
 
 
 def _count(packed):
-    """Of arrays."""
+    """The number of arrays."""
     if isinstance(packed, list):
         return sum(map(_count, packed))
     if not isinstance(packed, dict):

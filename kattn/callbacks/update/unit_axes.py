@@ -1,4 +1,4 @@
-"""Along which axes of a weight the numbers of one output unit lie."""
+"""The axes of a weight along which the numbers of one output unit lie."""
 
 from collections.abc import Iterator
 
@@ -6,25 +6,31 @@ import keras
 
 
 def unit_axes(model):
-    """Axes by the path of each weight, for norms unit by unit (Brock et al. 2021, sec. 4.1).
+    """Return axes by the path of each weight, for norms unit by unit (Brock et al. 2021, sec. 4.1).
 
-    A unit is what feeds one output: a column of a Dense kernel, a filter of a convolution, a head's
-    feature in the kernels of attention. The row of a token in an embedding; a bias or scale as a
-    whole.
+    A unit is what feeds one output: a column of a Dense kernel, a filter of a convolution, or the
+    feature of a head in the kernels of attention. In an embedding the row of a token is a unit. A
+    bias or a scale is one unit as a whole.
+
+    Args:
+        model: A model that has been built.
+
+    Returns:
+        A dict from paths to tuples of axes.
     """
-    found = {weight.path: _plain_axes(weight) for weight in model.weights}
+    axes_of = {weight.path: _plain_axes(weight) for weight in model.weights}
     for layer in model._flatten_layers():
-        found.update({weight.path: axes for weight, axes in _special(layer)})
-    return found
+        axes_of.update({weight.path: axes for weight, axes in _special(layer)})
+    return axes_of
 
 
 def _plain_axes(weight):
-    """Kernels whose last axis is that of the outputs."""
+    """Axes of a unit in a weight whose last axis is that of the outputs."""
     return tuple(range(max(len(weight.shape) - 1, 1))) if len(weight.shape) else ()
 
 
 def _special(layer) -> Iterator:
-    """Weights whose outputs lie along other axes."""
+    """Weights whose outputs lie along other axes, each with the axes of a unit."""
     layers = keras.layers
     if isinstance(layer, layers.EinsumDense):
         inputs, kernel = layer.equation.split("->")[0].replace(" ", "").split(",")

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from kattn.callbacks import training_state
+from kattn.callbacks.backup import training_state
+from kattn.callbacks.update.values import copies
 
 
 def draw():
@@ -29,11 +30,11 @@ def test_random_state():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])
 def test_variables(dtype):
     variable = keras.Variable([[0.0, 1.0, 3.0]], dtype=dtype, trainable=False)
-    (array,) = training_state.read([variable])
+    (array,) = copies([variable])
     expected = np.array([[0.0, 1.0, 3.0]]).astype("bool" if dtype == "bool" else "float32")
     variable.assign(keras.ops.zeros((1, 3), dtype))
     np.testing.assert_array_equal(array.astype(expected.dtype), expected)  # it is a copy
-    training_state.assign("model", [variable], [array])
+    training_state.set_variables("model", [variable], [array])
     found = keras.ops.convert_to_numpy(keras.ops.cast(variable, expected.dtype.name))
     np.testing.assert_array_equal(found, expected)
 
@@ -41,9 +42,9 @@ def test_variables(dtype):
 def test_other_shapes_are_refused():
     variable = keras.Variable(np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"metrics\[0\]=\(3, 2\) in the backup, \(2, 3\) here"):
-        training_state.assign("metrics", [variable], [np.zeros((3, 2))])
+        training_state.set_variables("metrics", [variable], [np.zeros((3, 2))])
     with pytest.raises(ValueError, match=r"metrics\[1\]=\(\) .*, None here \(of 2 and 1\)"):
-        training_state.assign("metrics", [variable], [np.zeros((2, 3)), np.zeros(())])
+        training_state.set_variables("metrics", [variable], [np.zeros((2, 3)), np.zeros(())])
 
 
 STOPPING = ("wait", "stopped_epoch", "best", "best_epoch", "best_weights")
@@ -62,16 +63,3 @@ def test_callbacks_of_keras(make, names):
         setattr(one, name, i + 7)
     training_state.set_state(other, training_state.state_of(one))
     assert [getattr(other, name) for name in names] == list(range(7, 7 + len(names)))
-
-
-def test_labels_are_without_counters():
-    def origin():
-        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-        model.compile("adam", "mse")
-        model.optimizer.build(model.trainable_variables)
-        return training_state.origin(model, [], None, 5)
-
-    one, other = origin(), origin()
-    assert training_state.differences(one, other) == ""
-    assert one["model_variables"][0].endswith("/kernel [2, 3] float32")
-    assert training_state.differences(one | {"steps": 4}, other) == "steps=4 in the backup, 5 here"

@@ -2,22 +2,22 @@
 
 from keras import ops
 
-from kattn.callbacks import clipping
-from kattn.callbacks.optimizer_hook import Rule
-from kattn.callbacks.recorder import Recorder
-from kattn.callbacks.weight_groups import group_of
+from kattn.callbacks.update import clipping
+from kattn.callbacks.update.recorder import Recorder
+from kattn.callbacks.update.rule import Rule
+from kattn.callbacks.update.weight_groups import group_of
 
-ROUNDING = 1e-6  # of a norm that is summed in another order
-LEFT_OUT = -1.0  # the threshold of weights that are not clipped, whatever the history says
+ROUNDING = 1e-6  # relative error of a norm that is summed in another order
+LEFT_OUT = -1.0  # threshold of weights that are not clipped at all, not by a history either
 
 
 class ClipRule(Rule):
-    """Clips gradients group by group.
+    """Clips gradients group by group, and skips updates whose gradients are not finite.
 
     Args:
-        settings: The `GradientClipping`, for its settings: this keeps no reference to it.
-        axes: Of a unit, by the path of a weight.
-        rows: Of the recorder.
+        settings: The `GradientClipping` that has the settings. No reference to it is kept.
+        axes: Axes of a unit by the path of a weight, as `unit_axes` returns them.
+        rows: Rows of the recorder.
     """
 
     order = 10
@@ -47,9 +47,9 @@ class ClipRule(Rule):
     def release(self):
         self.is_active.assign(0.0)
 
-    def gradients(self, update):
+    def change_gradients(self, update):
         is_active = ops.convert_to_tensor(self.is_active) > 0
-        # Those of all gradients as they came, unless another rule has clipped them before.
+        # Norms of the gradients as they came, unless another rule has clipped them before.
         norms = update.norms()
         if update.clipped_norm is not None:
             norms = update.norms_of(update.gradients, range(len(update.variables)))
@@ -61,11 +61,11 @@ class ClipRule(Rule):
         clipped, squares = list(update.gradients), []
         for group, members in enumerate(self._members(update.variables)):
             if members:
-                found, after = self._clip(
+                gradients, norm_after = self._clip(
                     update, norms, group, members, thresholds[group], is_active
                 )
-                squares.append(ops.square(after))
-                for i, gradient in zip(members, found, strict=True):
+                squares.append(ops.square(norm_after))
+                for i, gradient in zip(members, gradients, strict=True):
                     clipped[i] = gradient
         update.gradients = clipped
         is_skipped = ops.logical_not(is_finite) if self.skip_nonfinite else False
@@ -73,47 +73,48 @@ class ClipRule(Rule):
         self.recorder.write({"norm": norm, "clipped_norm": clipped_norm, "is_skipped": is_skipped})
 
     def _thresholds(self, update, is_active):
-        """`(groups,)`; `LEFT_OUT` while the callback is not in use."""
-        found = ops.convert_to_tensor(self.thresholds)
+        """Thresholds, `(groups,)` float32; `LEFT_OUT` while the callback is not in use."""
+        thresholds = ops.convert_to_tensor(self.thresholds)
         scheduled = update.numbers.get("clip_threshold")
         if scheduled is not None:
             is_first = ops.arange(len(self.patterns) + 1) == 0
             is_set = ops.logical_and(is_first, scheduled > 0)
-            found = ops.where(is_set, scheduled, found)
-        return ops.where(is_active, found, LEFT_OUT)
+            thresholds = ops.where(is_set, scheduled, thresholds)
+        return ops.where(is_active, thresholds, LEFT_OUT)
 
     def _members(self, variables):
-        """Indices of the weights of each group; the first group is that of all others."""
+        """Indices of the weights of each group; the first group has the weights of no pattern."""
         groups: list[list[int]] = [[] for _ in range(1 + len(self.patterns))]
         for i, variable in enumerate(variables):
-            found = group_of(variable.path, self.patterns)
-            groups[0 if found is None else 1 + found].append(i)
+            group = group_of(variable.path, self.patterns)
+            groups[0 if group is None else 1 + group].append(i)
         return groups
 
     def _clip(self, update, norms, group, members, threshold, is_active):
-        """The members' gradients, clipped, and their joint norm then."""
+        """The clipped gradients of a group, and their joint norm after clipping."""
         gradients = [update.gradients[i] for i in members]
         own = ops.take(norms, ops.convert_to_tensor(members, "int32"))
         if self.mode in ("value", "norm", "agc"):
             threshold = ops.where(threshold == LEFT_OUT, float("inf"), threshold)
         if self.mode == "value":
-            found = clipping.clip_values(gradients, threshold)
+            clipped = clipping.clip_values(gradients, threshold)
         elif self.mode == "norm":
-            found = clipping.clip_norms(gradients, own, threshold)
-            return found, clipping.joint_norm(ops.minimum(own, threshold))
+            clipped = clipping.clip_norms(gradients, own, threshold)
+            return clipped, clipping.joint_norm(ops.minimum(own, threshold))
         elif self.mode == "agc":
             weights = [update.variables[i] for i in members]
             axes = [self.axes[weight.path] for weight in weights]
-            found = clipping.clip_units(gradients, weights, axes, threshold)
+            clipped = clipping.clip_units(gradients, weights, axes, threshold)
         else:
             norm = clipping.joint_norm(own)
             target = ops.minimum(self._target(group, norm, is_active), threshold)
             target = ops.where(threshold == LEFT_OUT, norm, target)
-            return clipping.clip_joint_norm(gradients, norm, target), ops.minimum(norm, target)
-        return found, clipping.joint_norm(update.norms_of(found, members))
+            clipped = clipping.clip_joint_norm(gradients, norm, target)
+            return clipped, ops.minimum(norm, target)
+        return clipped, clipping.joint_norm(update.norms_of(clipped, members))
 
     def _target(self, group, norm, is_active):
-        """The norm that the history of a group asks for, which then counts this one."""
+        """The norm that the history of a group allows; this norm then counts in the history."""
         if self.mode == "global_norm":
             return norm
         counts = ops.logical_and(is_active, ops.isfinite(norm))
