@@ -32,9 +32,11 @@ from recipes.harness.machine import machine as machine
 from recipes.harness.machine import versions as versions
 from recipes.harness.metrics import cross_entropy_and_accuracy as cross_entropy_and_accuracy
 from recipes.harness.progress import Progress as Progress
+from recipes.harness.report import Results as Results
 from recipes.harness.report import bullets as bullets
 from recipes.harness.report import closing_sections as closing_sections
 from recipes.harness.report import table as table
+from recipes.harness.report import time_spent as time_spent
 from recipes.harness.run_folder import RunFolder as RunFolder
 from recipes.harness.run_folder import open_run as open_run
 from recipes.harness.statistics import PairedDifference as PairedDifference

@@ -102,6 +102,16 @@ def layers_table(costs: Sequence["LayerCost"]) -> str:
     return table(["Layer", "Kind", "Output", "Parameters", "FLOPs"], rows)
 
 
+def time_spent(results: Results) -> str:
+    """A remark on how long all fits took."""
+    seconds = [
+        sum(epoch["seconds"] for epoch in run["epochs"])
+        for runs in results.values()
+        for run in runs
+    ]
+    return f"Training took {sum(seconds):.0f} s in {len(seconds)} fits, with compilation."
+
+
 def closing_sections(settings: RunFlags, backend: str) -> str:
     """The sections on machine, versions and settings, with which every report ends."""
     facts = machine() | {"backend": backend} | versions("kattn", "keras", "numpy", backend)
