@@ -252,8 +252,8 @@ def write_report(
         f"An MLP with two hidden layers of {settings.hidden}, AdamW, {one['steps']} updates of "
         f"{settings.batch_size} images, the same peak rate {one['peak']:.3g} for all. Runs of a "
         "seed start from the same weights and see the same images in the same order. Another peak "
-        "rate, or a longer training, may give another order. A test loss may be high although few images "
-        "are taken for others, where the model is too sure of these.",
+        "rate, or a longer training, may give another order. A test loss may be high although few "
+        "images are taken for others, where the model is too sure of these.",
         f"The test images ({len(data.x_test)}) were used once per run, after training.",
         harness.time_spent(results),
     )
