@@ -214,7 +214,7 @@ def schedules_figure(names: Sequence[str], peak: float, steps: int) -> Figure:
             twin.set_ylim(0.8, 1.0)
             twin.spines["top"].set_visible(False)
             twin.tick_params(labelsize=6, colors=RED)
-    figure.supylabel("learning rate; beta_1 in red", fontsize=8)
+    figure.supylabel("rate; red: beta_1", fontsize=8)
     figure.supxlabel("step", fontsize=8)
     return figure
 
