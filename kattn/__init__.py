@@ -15,20 +15,21 @@ from kattn import ops as ops
 if TYPE_CHECKING:
     from kattn import callbacks as callbacks
     from kattn import data as data
+    from kattn import profile as profile
     from kattn import schedules as schedules
     from kattn import visualize as visualize
 
 __version__ = "0.2.0"
 
 # Imported when first asked for, as a model in use needs none of them.
-ON_FIRST_USE = ("callbacks", "data", "schedules", "visualize")
+ON_DEMAND = ("callbacks", "data", "profile", "schedules", "visualize")
 
 
 def __getattr__(name):
-    if name in ON_FIRST_USE:
+    if name in ON_DEMAND:
         return importlib.import_module(f"kattn.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *ON_FIRST_USE})
+    return sorted({*globals(), *ON_DEMAND})

@@ -34,6 +34,11 @@ class ImageData:
         """`(H, W, C)`."""
         return self.x_train.shape[1:]
 
+    def one_of_each_class(self, count: int) -> np.ndarray:
+        """Index of the first test image of each class, for up to `count` classes that have one."""
+        present = np.unique(self.y_test)[:count]
+        return np.array([np.argmax(self.y_test == label) for label in present])
+
 
 def load(
     dataset: str, *, data_dir: Path | None = None, image_size: int | None = None, seed: int = 0
