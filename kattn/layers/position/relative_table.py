@@ -179,7 +179,7 @@ def _rule(values, sides, axes, stride):
     """On one axis, that which also serves T unlike S, and both unlike the table."""
     if len(sides) == 1 and stride == 1:
         return biases.Clipped(values)
-    return biases.Grid(values, sides, axes, stride)
+    return biases.GridTable(values, sides, axes, stride)
 
 
 def _resize(table, old, new):

@@ -183,5 +183,5 @@ def test_bad_input():
         T5RelativeBias()(np.ones((3, 4, 5), "float32"))
     with pytest.raises(ValueError, match=r"weights after it was attached.*'early'"):
         T5RelativeBias(name="early").bias(np.ones((1, 2, 3, 4)))
-    with pytest.raises(ValueError, match=r"`values` of a bias.*N=2.*received: 3"):
+    with pytest.raises(ValueError, match=r"`values` of a bias.*N=2.*received: .*3"):
         attached(True)(np.ones((1, 2, 5, 5), "float32"))
