@@ -170,7 +170,7 @@ def _rule(values, grid, axes):
     # On one axis there is a rule that also serves T unlike S, and either unlike the table.
     if len(grid.sides) == 1 and grid.key_stride == 1:
         return biases.Clipped(values)
-    return biases.Grid(values, grid.sides, axes, grid.key_stride)
+    return biases.GridTable(values, grid.sides, axes, grid.key_stride)
 
 
 def _resize(table, old, new):
