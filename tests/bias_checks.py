@@ -12,7 +12,7 @@ from keras import ops
 from kattn import masks
 from kattn.grid import Grid
 from kattn.ops import attention
-from kattn.ops.kernels import banded, chunked
+from kattn.ops.kernels import banded, frames, tiles
 from tests import oracle
 from tests.checks import shake
 from tests.compute import assert_close, compiled, differentiate, run
@@ -23,8 +23,8 @@ WINDOW = 4
 
 def small_blocks(monkeypatch):
     """Blocks of a few steps, so that small inputs have many."""
-    monkeypatch.setattr(chunked, "BLOCK", 3)
-    monkeypatch.setattr(banded, "NARROWEST", 3)
+    monkeypatch.setattr(tiles, "BLOCK", 3)
+    monkeypatch.setattr(frames, "NARROWEST", 3)
     monkeypatch.setattr(banded, "MANY", 1)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kattn import masks
 from kattn.ops import KVCache, RingCache, attention, decode, empty_cache, explain
-from kattn.ops.kernels import banded, chunked
+from kattn.ops.kernels import banded, frames, tiles
 from kattn.spans import Places, Span
 from tests import oracle, rules
 from tests.compute import assert_close, run
@@ -56,8 +56,8 @@ DTYPES = list(TOLERANCE)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of a few steps and parts of one head, so that small inputs have many."""
-    monkeypatch.setattr(chunked, "BLOCK", 5)
-    monkeypatch.setattr(banded, "NARROWEST", 3)
+    monkeypatch.setattr(tiles, "BLOCK", 5)
+    monkeypatch.setattr(frames, "NARROWEST", 3)
     monkeypatch.setattr(banded, "MANY", 1)
 
 

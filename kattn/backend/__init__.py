@@ -16,8 +16,10 @@
     custom_gradient(f, g)         f with the gradient g
     recomputed(f)                 f, run again for its gradient
     vjp(f, inputs, gradient)      f's gradient for each input, given that of its output
-    uniform(shape, seed)          float32 in [0, 1), a function of shape and two int32 numbers
-    dense_pays(scores)            whether dense is faster at so many; dropout
+    drop(rows, columns, t, *x)    each x, 0 where a hash of row and column is below t
+    exp_difference(x, level)      exp(x - level); x may be changed in place
+    softmax_gradient(p, dp, d)    p * (dp - d); dp may be changed in place
+    dense_pays(scores)            whether dense is faster at so many
     fused_unsupported(call)           why the framework's own attention cannot take a call, or None
     fused_unprofitable(call)        why it would not pay here, or None
     fused_attention(call, mask, rules)
@@ -68,7 +70,9 @@ concrete = _framework.concrete
 custom_gradient = _framework.custom_gradient
 recomputed = _framework.recomputed
 vjp = _framework.vjp
-uniform = _framework.uniform
+drop = _framework.drop
+exp_difference = _framework.exp_difference
+softmax_gradient = _framework.softmax_gradient
 dense_pays = _framework.dense_pays
 fused_unsupported = _framework.fused_unsupported
 fused_unprofitable = _framework.fused_unprofitable

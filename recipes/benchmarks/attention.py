@@ -84,7 +84,7 @@ def make_ours(case: Case) -> tuple[Any, Callable]:
         causal=case.mask in ("causal", "window 256"),
         window=256 if case.mask == "window 256" else None,
         dropout=0.1 if case.mask == "dropout 0.1" else 0.0,
-        implementation=case.kernel,
+        implementation=case.implementation,
         seed=0,
     )
     training, mask = case.mask == "dropout 0.1", padding(case)

@@ -10,7 +10,6 @@ With s = q k^T, z = softcap(s) + bias and p = softmax(z), o = p v, and for the g
     dv = p^T do      dp = do v^T      dz = p * (dp - sum(do * o))      dq = ds k      dk = ds^T q
 """
 
-import keras
 from keras import ops
 
 from kattn import backend
@@ -87,11 +86,15 @@ def logits(q, k, keep, bias, softcap):
     return z, slope
 
 
-def finish(level, total, mixed):
-    """Output and log-sum-exp of rows from their sums; 0 and a huge level where nothing is seen."""
+def finish(level, total, mixed, dropout_rate=0.0):
+    """Output and log-sum-exp of rows from their sums; 0 and a huge level where nothing is seen.
+
+    Weights that dropout has left are scaled here, where the array is smaller than the scores.
+    """
     seen = total > 0.0
     total = ops.where(seen, total, 1.0)
-    return mixed / total, ops.where(seen, level + ops.log(total), -NEVER)
+    kept = total * (1.0 - dropout_rate) if dropout_rate else total
+    return mixed / kept, ops.where(seen, level + ops.log(total), -NEVER)
 
 
 def by_head(call):
@@ -104,14 +107,3 @@ def by_head(call):
 def gradient_of_sinks(sinks, level, delta):
     """A sink's weight is exp(sink - level), its value 0: `(blocks, B, K, G, t, 1)` to by-head."""
     return -ops.sum(ops.exp(sinks - level) * delta, axis=(0, 1, 4), keepdims=True)[0]
-
-
-def dropout_scale(shape, rate, seed):
-    """1 / (1 - rate) where an attention weight stays, 0 where it is dropped."""
-    keep = backend.uniform(shape, seed) >= rate
-    return ops.cast(keep, "float32") / (1.0 - rate)
-
-
-def draw_seed(seed):
-    """Two int32 numbers from what `keras.random` takes as a seed."""
-    return keras.random.randint((2,), 0, 2**31 - 1, dtype="int32", seed=seed)

@@ -1,10 +1,9 @@
 """`dense`: softmax over the whole T x S matrix. The reference, and the only one with weights."""
 
-import keras
 from keras import ops
 
 from kattn import backend
-from kattn.ops.kernels import block
+from kattn.ops.kernels import block, dropout
 from kattn.spans import Span
 
 
@@ -22,7 +21,7 @@ def attend(call):
     """`(B, T, N, Dv)`."""
     p, seen = _weights(call)
     if call.dropout_rate:
-        p = keras.random.dropout(p, call.dropout_rate, seed=call.seed)
+        p = dropout.dropped(*dropout.counters(call), call.dropout_rate, p)
     o = block.weights_by_values(p, block.heads_first(call.value))
     if seen is not None:
         o = ops.where(seen, o, 0.0)

@@ -8,7 +8,7 @@ import pytest
 
 from kattn import biases, masks
 from kattn.ops import attention, explain
-from kattn.ops.kernels import banded, chunked
+from kattn.ops.kernels import banded, frames, tiles
 from kattn.spans import Span
 from tests import oracle
 from tests.compute import assert_close, compiled, differentiate, run
@@ -21,8 +21,8 @@ SIZES = [(13, 13, 4, 2, 4, 6), (6, 11, 3, 1, 5, 2), (11, 6, 2, 2, 4, 4)]
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of a few steps and parts of one head, so that small inputs have many."""
-    monkeypatch.setattr(chunked, "BLOCK", 5)
-    monkeypatch.setattr(banded, "NARROWEST", 3)
+    monkeypatch.setattr(tiles, "BLOCK", 5)
+    monkeypatch.setattr(frames, "NARROWEST", 3)
     monkeypatch.setattr(banded, "MANY", 1)
 
 

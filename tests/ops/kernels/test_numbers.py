@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kattn.ops import attention, explain
-from kattn.ops.kernels import banded, chunked
+from kattn.ops.kernels import banded, frames, tiles
 from tests import oracle, rules
 from tests.compute import assert_close, differentiate, run
 
@@ -22,8 +22,8 @@ SIDES = (3, 2)  # of a grid of 6 cells
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of a few steps and parts of one head, so that small inputs have many."""
-    monkeypatch.setattr(chunked, "BLOCK", 4)
-    monkeypatch.setattr(banded, "NARROWEST", 2)
+    monkeypatch.setattr(tiles, "BLOCK", 4)
+    monkeypatch.setattr(frames, "NARROWEST", 2)
     monkeypatch.setattr(banded, "MANY", 1)
 
 

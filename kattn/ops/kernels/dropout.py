@@ -1,0 +1,95 @@
+"""Attention dropout by counter: which weights are dropped is computed, never stored.
+
+Each query and each key of a head gets an integer, a hash of seed, batch item, head and position.
+The two integers of a pair, multiplied and mixed once more, decide whether the pair's weight stays.
+So the mask of any block can be made again from two short vectors, forward and gradient agree by
+construction, and the mask depends neither on the kernel nor on how it cuts the scores.
+
+Reference: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405 (random numbers by counter);
+the hash is `lowbias32` of Wellons 2018, https://nullprogram.com/blog/2018/07/31/
+"""
+
+import keras
+from keras import ops
+
+from kattn import backend
+
+
+def draw_seed(seed):
+    """Two random int32 numbers, `(2,)`, that stand for all draws of one call.
+
+    Args:
+        seed: Integer, `keras.random.SeedGenerator` or None, as `keras.random` takes it.
+    """
+    return keras.random.randint((2,), 0, 2**31 - 1, dtype="int32", seed=seed)
+
+
+def counters(call):
+    """The integers of the queries, `(B, K, G, T, 1)`, and of the keys, `(B, K, G, S, 1)`.
+
+    They are odd int32 numbers, of which `drop` makes the mask of a block. They are None for a
+    call without dropout.
+    """
+    if not call.dropout_rate:
+        return None, None
+    seed = draw_seed(call.seed)
+    batch, queries, heads = ops.shape(call.query)[:3]
+    keys = ops.shape(call.key)[1]
+    index = ops.arange(batch * heads, dtype="int32")
+    head = _mix(ops.bitwise_xor(_mix(index + seed[0]), seed[1]))
+    head = ops.reshape(head, (batch, call.key_heads, call.groups, 1, 1))
+    # Even numbers count queries and odd numbers keys, so that none is hashed like another.
+    steps = [2 * ops.arange(queries, dtype="int32"), 2 * ops.arange(keys, dtype="int32") + 1]
+    index = ops.concatenate(steps)[:, None]
+    # Mixed twice: else two heads could have the same numbers a few steps apart.
+    numbers = ops.bitwise_or(_mix(_mix(index + head) + head), 1)
+    return numbers[..., :queries, :], numbers[..., queries:, :]
+
+
+def drop(rows, columns, rate, *weights):
+    """Each of `weights` with zeros where the pair's weight is dropped; the rest is not scaled.
+
+    Kernels scale by `kept(rate)` where an array is smaller than the scores.
+
+    Args:
+        rows: Counters of the queries of the block, `(..., t, 1)`.
+        columns: Counters of its keys, `(..., s, 1)`.
+        rate: Fraction of the weights that are dropped, in [0, 1).
+        *weights: float32 arrays `(..., t, s)`, all of which lose the same entries.
+
+    Returns:
+        A tuple with as many arrays as there are `weights`.
+    """
+    # Counters are compared as signed numbers, of which the smallest is -2^31.
+    threshold = min(round(rate * 2**32), 2**32 - 1) - 2**31
+    return backend.drop(rows, columns, threshold, *weights)
+
+
+def dropped(rows, columns, rate, weights):
+    """As `drop`, for one array of weights, scaled by 1 / (1 - rate), and with a gradient."""
+
+    def forward(weights, rows, columns):
+        return drop(rows, columns, rate, weights)[0] / kept(rate), ()
+
+    def backward(inputs, residuals, gradient):
+        _, rows, columns = inputs
+        return forward(gradient, rows, columns)[0], None, None
+
+    return backend.custom_gradient(forward, backward)(weights, rows, columns)
+
+
+def kept(rate):
+    """The fraction of the weights that stay."""
+    return 1.0 - rate
+
+
+def _mix(x):
+    """`lowbias32`: each bit of an int32 number changes each bit of the result half of the time."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
+        x = ops.bitwise_xor(x, _shift_right(x, shift)) * factor
+    return ops.bitwise_xor(x, _shift_right(x, 16))
+
+
+def _shift_right(x, bits):
+    """A logical shift: the sign bit of an int32 number is moved like the others."""
+    return ops.bitwise_and(ops.right_shift(x, bits), 2 ** (32 - bits) - 1)
