@@ -49,7 +49,7 @@ class AttentionLayer(keras.layers.Layer):
         self.position = where.read_position(position)
         self._projections = projections
         self._seed_generator = keras.random.SeedGenerator(self.seed) if self.dropout else None
-        self._gate = self._sinks = self._query_norm = self._key_norm = None
+        self._gate = self._sinks = None
 
     def compute_mask(self, x, previous_mask):
         """Padding of the input is padding of the output, whatever else is given."""

@@ -188,7 +188,7 @@ def test_bad_decoding(rng):
     x, context = rng.normal(size=(3, 5, 8)), rng.normal(size=(3, 4, 8))
     layer = CrossAttention(2, position=ALiBi())
     layer(x, context)
-    with pytest.raises(ValueError, match="with a bias cannot decode step by step.*ALiBi"):
+    with pytest.raises(ValueError, match=r"with a bias cannot decode step by step.*ALiBi"):
         layer.init_cache(3, 5, context=context)
     layer = CrossAttention(2)
     layer(x, context)

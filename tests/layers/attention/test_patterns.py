@@ -52,5 +52,5 @@ def test_a_config_comes_back():
 def test_bad_patterns():
     with pytest.raises(ValueError, match=r"`pattern` must be a kattn.masks.Mask.*pattern='causal'"):
         read_pattern("causal")
-    with pytest.raises(ValueError, match="`pattern` must be a mask without arrays.*Prefix"):
+    with pytest.raises(ValueError, match=r"`pattern` must be a mask without arrays.*Prefix"):
         read_pattern(masks.Prefix(np.array([1, 2])))
