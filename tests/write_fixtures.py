@@ -7,7 +7,7 @@ import importlib
 
 import numpy as np
 
-from tests.callbacks.test_optimizer_hook import write_trained
+from tests.callbacks.update.test_optimizer_hook import write_trained
 from tests.checks import write_fixture
 
 # Each of these test modules has `make`, and inputs of these shapes.

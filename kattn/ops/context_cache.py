@@ -16,7 +16,7 @@ class ContextCache(NamedTuple):
         keys: Keys of the context, shape `(B, K, S, D)`.
         values: Values of the context, shape `(B, K, S, Dv)`.
         mask: Bool, shape `(B, S)`; True = real step of the context, False = padding.
-        length: int32, shape `(B,)`; number of steps that each item has decoded so far.
+        length: Number of steps that each item has decoded so far, int32, shape `(B,)`.
     """
 
     keys: Any
@@ -60,8 +60,8 @@ def decode_context(query, cache, *, real=None, softcap=None, sinks=None):
         real: Bool, shape `(B, t)`; True = real step, False = padding, which is not counted. None
             if all new steps are real.
         softcap: Positive number c; the scaled scores s become c * tanh(s / c). None for no cap.
-        sinks: float, shape `(N,)`: a score for each head that takes part in the softmax and has
-            no value. None for no sinks.
+        sinks: Score of each head that takes part in the softmax and has no value, float, shape
+            `(N,)`. None for no sinks.
 
     Returns:
         `(output, cache)`: the output, shape `(B, t, N, Dv)`, 0 where an item's context has no real

@@ -63,7 +63,7 @@ class Position(keras.layers.Layer):
         """Whether these sizes are the first ones, so that `attach` must make the weights now.
 
         Args:
-            **sizes: Those of `width`, `num_heads` and `key_dim` that the weights depend on.
+            **sizes: Sizes that the weights depend on, among `width`, `num_heads` and `key_dim`.
 
         Returns:
             True the first time, False each time that the sizes are the same again.

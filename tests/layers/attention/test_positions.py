@@ -74,5 +74,5 @@ def test_reading_the_argument():
     assert position_config(None) is None
     with pytest.raises(ValueError, match=r"`position` must be a position layer.*'rotary'"):
         read_position("rotary")
-    with pytest.raises(ValueError, match="linear attention has no scores.*ALiBi"):
+    with pytest.raises(ValueError, match=r"linear attention has no scores.*ALiBi"):
         read_position(ALiBi(), scores=False)
