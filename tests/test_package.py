@@ -41,8 +41,10 @@ def exports():
     found = []
     modules = (
         "biases",
+        "block_rule",
         "callbacks",
         "data",
+        "grid",
         "layers",
         "masks",
         "models",
@@ -104,6 +106,8 @@ def wanted_sections(value):
     wanted = {"Args": parameters(value)} if parameters(value) else {}
     if value.__module__.startswith(("kattn.callbacks", "kattn.data", "kattn.schedules")):
         wanted |= {"Example": None} if wanted else {}
+    if value.__module__.startswith(("kattn.masks", "kattn.biases", "kattn.grid")):
+        wanted["Example"] = None
     if issubclass(value, keras.callbacks.Callback):
         wanted["Raises"] = None
     return wanted
