@@ -1,11 +1,13 @@
 """A figure of where the positions of an image look."""
 
+import textwrap
+
 import keras
 import numpy as np
 
 from kattn import arguments
 
-ROWS = ("from high contrast", "from the same, far off", "from low contrast")
+ROWS = ("from high contrast", "the same, far off", "from low contrast")
 
 
 def attention_figure(model, layer, images, *, positions=None, titles=None):
@@ -72,7 +74,7 @@ def attention_figure(model, layer, images, *, positions=None, titles=None):
     axes[0, 0].set_ylabel("image", fontsize=9)
     for row, name in enumerate(ROWS[:rows] if rows == len(ROWS) else (), start=1):
         axes[row, 0].set_ylabel(name, fontsize=9)
-    figure.suptitle(_heading(layer, maps.shape[2:], len(images)), fontsize=10)
+    figure.suptitle(_heading(layer, maps.shape[2:], figure.get_figwidth()), fontsize=10)
     return figure
 
 
@@ -148,13 +150,14 @@ def _extent(height, width, stride):
     return left, right, bottom, top
 
 
-def _heading(layer, keys, count):
-    heading = f"Where the circled position looks ({layer.name}, mean of {layer.num_heads} heads"
-    if count >= 4:  # else the figure is too narrow
-        gain = float(keras.ops.convert_to_numpy(layer.gamma))
-        heading += f", {keys[0]} x {keys[1]} keys, gamma = {gain:.2f}"
-        return f"{heading}); bright = much, each map for itself"
-    return f"{heading})".replace(" (", "\n(")
+def _heading(layer, keys, width):
+    """What is drawn, in lines that fit the width of the figure in inches."""
+    gain = float(keras.ops.convert_to_numpy(layer.gamma))
+    heading = (
+        f"Where the circled position looks ({layer.name}, mean of {layer.num_heads} heads, "
+        f"{keys[0]} x {keys[1]} keys, gamma {gain:.2f}); bright = much, each map for itself"
+    )
+    return textwrap.fill(heading, max(int(11 * width), 20))
 
 
 def _show(axes, picture):

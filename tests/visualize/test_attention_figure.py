@@ -64,7 +64,9 @@ def test_positions_and_rows_by_default(rng):
     i, j = query_positions(images[1], 6, 4)[0]
     assert (circle.get_xdata()[0], circle.get_ydata()[0]) == ((j + 0.5) / 4, (i + 0.5) / 6)
     assert [panel.get_ylabel() for panel in axes[:, 0]][:2] == ["image", "from high contrast"]
-    assert "maps, mean of 2 heads" in figure.get_suptitle()
+    heading = figure.get_suptitle()
+    assert "(maps, mean of 2 heads, 6 x 4 keys, gamma 0.00)" in " ".join(heading.split())
+    assert max(map(len, heading.splitlines())) < 40  # as narrow as the figure
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_different_sizes_are_resized_on_demand(tmp_path):
     }
     dataset = folder(tmp_path, files)
     rule = (
-        r"must hold images of one size, or image_size \(--image-size\) be given: .*"
+        r"must hold images of one size, or image_size \(--image-size\) be given; .*"
         r"'a/1.jpg' is \(4, 7\), 'a/2.jpg' is \(4, 8\)"
     )
     with pytest.raises(ValueError, match=rule):
@@ -114,7 +114,8 @@ def test_different_sizes_are_resized_on_demand(tmp_path):
 def test_corrupt_image(tmp_path, make, content):
     dataset = make(tmp_path, {**WITH_SPLITS, "train/dog/bad.png": content})
     with pytest.raises(
-        ValueError, match=r"readable images only: dataset='.*image='train/dog/bad.png', reason="
+        ValueError,
+        match=r"readable images only; received: dataset='.*image='train/dog/bad.png', reason=",
     ):
         images.load(dataset)
 
@@ -126,7 +127,7 @@ def test_corrupt_zip_member(tmp_path):
     stored = path.read_bytes()
     start = stored.index(b"train/dog/bad.png") + len("train/dog/bad.png")
     path.write_bytes(stored[: start + 30] + b"\0\0" + stored[start + 32 :])  # the checksum is off
-    with pytest.raises(ValueError, match=r"readable images only: .*image='train/dog/bad.png'"):
+    with pytest.raises(ValueError, match=r"readable images only; .*image='train/dog/bad.png'"):
         images.load(dataset)
 
 
@@ -134,14 +135,18 @@ def test_corrupt_zip_member(tmp_path):
     "dataset", ["cifar10", "ftp:mnist", "folder:", "zip:", "tfds:", "", "digits:8"]
 )
 def test_unknown_dataset(dataset):
-    with pytest.raises(ValueError, match=f"dataset must be digits, tfds:.*: dataset='{dataset}'"):
+    with pytest.raises(
+        ValueError, match=f"`dataset` must be digits, tfds:.*; received: dataset='{dataset}'"
+    ):
         images.load(dataset)
 
 
 @pytest.mark.parametrize("scheme", ["folder", "zip"])
 def test_path_does_not_exist(tmp_path, scheme):
     dataset = f"{scheme}:{tmp_path / 'absent'}"
-    with pytest.raises(FileNotFoundError, match=r"dataset must name a .* that exists: dataset="):
+    with pytest.raises(
+        FileNotFoundError, match=r"`dataset` must name a .* that exists; received: dataset="
+    ):
         images.load(dataset)
 
 
@@ -155,7 +160,7 @@ def test_path_does_not_exist(tmp_path, scheme):
 )
 def test_path_of_the_wrong_kind(tmp_path, dataset, message):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ValueError, match=f"dataset must name .*{message}.*: dataset="):
+    with pytest.raises(ValueError, match=f"`dataset` must name .*{message}.*; received: dataset="):
         images.load(dataset.format(tmp_path))
 
 
@@ -168,17 +173,17 @@ def test_path_of_the_wrong_kind(tmp_path, dataset, message):
         ({**WITH_SPLITS, "extra/cat/1.png": picture(1)}, "must be laid out .*'extra'"),
         (
             {**WITH_SPLITS, "test/cow/1.png": picture((1, 2, 3))},
-            "every class: .*only in test=.'cow'",
+            "every class; .*only in test=.'cow'",
         ),
-        ({"cat/1.png": picture(1), "cat/2.png": picture(2)}, r"two classes: .*classes=\('cat',\)"),
+        ({"cat/1.png": picture(1), "cat/2.png": picture(2)}, r"two classes; .*classes=\('cat',\)"),
         (
             {"cat/1.png": picture(1), "dog/1.png": picture(2)},
-            "two images of each class: .*'cat', images=1",
+            "two images of each class; .*'cat', images=1",
         ),
     ],
 )
 def test_unusable_layout(tmp_path, make, files, message):
-    with pytest.raises(ValueError, match=f"dataset .*{message}"):
+    with pytest.raises(ValueError, match=f"`dataset` .*{message}"):
         images.load(make(tmp_path, files))
 
 
@@ -188,13 +193,15 @@ def test_empty_folder(tmp_path):
 
 
 def test_image_size_below_one():
-    with pytest.raises(ValueError, match="image_size must be at least 1 pixel: image_size=0"):
+    with pytest.raises(
+        ValueError, match="`image_size` must be at least 1 pixel; received: image_size=0"
+    ):
         images.load("digits", image_size=0)
 
 
 def test_missing_extra(monkeypatch):
     monkeypatch.setattr(images, "find_spec", lambda name: None)
-    rule = r"pip install 'kattn\[datasets\]'\): dataset='tfds:mnist', missing=\['tensorflow', "
+    rule = r"'kattn\[datasets\]'\); received: dataset='tfds:mnist', missing=\['tensorflow', "
     with pytest.raises(ValueError, match=rule):
         images.load("tfds:mnist")
 
@@ -266,7 +273,11 @@ def test_tensorflow_datasets_of_different_sizes_and_without_a_test_split(prepare
 
 
 def test_tensorflow_datasets_that_is_unknown_or_holds_no_images(tfds, tmp_path):
-    with pytest.raises(ValueError, match="TensorFlow Datasets knows: dataset='tfds:mnits'"):
+    with pytest.raises(
+        ValueError, match="TensorFlow Datasets knows; received: dataset='tfds:mnits'"
+    ):
         images.load("tfds:mnits", data_dir=tmp_path)
-    with pytest.raises(ValueError, match="features image and label: dataset='tfds:ag_news_subset'"):
+    with pytest.raises(
+        ValueError, match="features image and label; received: dataset='tfds:ag_news_subset'"
+    ):
         images.load("tfds:ag_news_subset", data_dir=tmp_path)
