@@ -112,3 +112,24 @@ def test_models_without_attention():
     assert attention_layers(model) == []
     with pytest.raises(ValueError, match=r"must have attention layers .*; received: model='plain'"):
         capture_attention(model, X)
+
+
+class Around(keras.layers.Layer):
+    """Adds a `SelfAttention` to something that it says to attend to itself."""
+
+    def __init__(self):
+        super().__init__(name="around")
+        self.inner = SelfAttention(2, name="inner")
+
+    def call(self, x):
+        return x + self.inner(x)
+
+    def attention_weights(self, x):
+        return ops.ones((1, 1, 1, 1))
+
+
+def test_a_layer_inside_another_has_its_own_logit():
+    inputs = keras.Input((5, 8))
+    calls = capture_attention(keras.Model(inputs, Around()(inputs)), X)
+    logits = {path: [call.largest_logit is None for call in each] for path, each in calls.items()}
+    assert logits == {"around/inner": [False], "around": [True]}
