@@ -130,7 +130,7 @@ def _self_attention_2d(layer):
     height, width, channels = shape[1:] if last else (*shape[2:], shape[1])
     queries = height * width
     keys = math.ceil(height / layer.key_stride) * math.ceil(width / layer.key_stride)
-    key_width, value_width = layer.key.units, layer.value.units
+    key_width, value_width = layer.head_sizes.query_width, layer.head_sizes.output_width
     projections = queries * channels * 2 * (key_width + value_width)  # Q, K; V, output
     products = queries * keys * (key_width + value_width)  # Q K^T; weights times V
     return 2 * (projections + products)

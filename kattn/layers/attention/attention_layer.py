@@ -68,7 +68,7 @@ class AttentionLayer(keras.layers.Layer):
 
     def _build_around_core(self, sizes: HeadSizes, width):
         """The weights of all that stands around the core, for inputs of `width` channels."""
-        self._sizes = sizes
+        self.head_sizes = sizes
         self._output = self._dense("output", sizes.output_width, width)
         if self.use_gate:
             self._gate = self._dense("gate", width, sizes.output_width)

@@ -260,13 +260,13 @@ class CrossAttention(AttentionLayer):
     def _project_query(self, x, positions):
         """The input `(B, T, C)` with its positions, and the queries `(B, T, N, D)`."""
         x = embed(self.position, x, positions)
-        q = self._sizes.split_query(self._query(x))
+        q = self.head_sizes.split_query(self._query(x))
         q = self._query_norm(q) if self.use_qk_norm else q
         return x, rotate(self.position, q, positions)
 
     def _project_context(self, context, positions):
         """Keys `(B, S, K, D)` and values `(B, S, K, Dv)` of a context."""
         context = embed(self.position, context, positions)
-        k, v = self._sizes.split_key_value(self._key_value(context))
+        k, v = self.head_sizes.split_key_value(self._key_value(context))
         k = self._key_norm(k) if self.use_qk_norm else k
         return rotate(self.position, k, positions), v

@@ -208,7 +208,9 @@ class DifferentialAttention(AttentionLayer):
                 or if there is a context.
         """
         check_decodes(self, batch_size, length, context, causal=is_causal(self._pattern))
-        return empty_cache_of(self._pattern, batch_size, length, self._sizes, self.compute_dtype)
+        return empty_cache_of(
+            self._pattern, batch_size, length, self.head_sizes, self.compute_dtype
+        )
 
     def decode(self, x, cache, mask=None):
         """The output for new steps of a sequence, of which the cache holds the steps before.
@@ -279,7 +281,7 @@ class DifferentialAttention(AttentionLayer):
 
     def _project(self, x, positions):
         """Queries and keys of each map, `(B, T, N, D)` and `(B, T, K, D)`, and the values."""
-        q, k, v = self._sizes.split_qkv(self._qkv(x))
+        q, k, v = self.head_sizes.split_qkv(self._qkv(x))
         q, k = self._normalize(q, k)
         q, k = rotate(self.position, q, positions), rotate(self.position, k, positions)
         return ops.split(q, 2, axis=2), ops.split(k, 2, axis=2), v

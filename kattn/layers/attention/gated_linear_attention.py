@@ -150,7 +150,7 @@ class GatedLinearAttention(keras.layers.Layer):
         check_sequence("x", x_shape)
         width = x_shape[-1]
         dense = functools.partial(self._projections.dense, dtype=self.dtype_policy)
-        self._sizes = sizes = HeadSizes.of(self, width)
+        self.head_sizes = sizes = HeadSizes.of(self, width)
         arguments.check_integers(2, value_dim=sizes.value_dim)  # its heads are normalised over it
         self._qkv = dense("qkv", width, sizes.query_width, sizes.key_width, sizes.value_width)
         self._gate = dense("gate", width, sizes.output_width)
@@ -193,7 +193,7 @@ class GatedLinearAttention(keras.layers.Layer):
                 a context.
         """
         check_decodes(self, batch_size, length, context)
-        sizes = self._sizes
+        sizes = self.head_sizes
         return initial_gated_linear_state(batch_size, sizes.heads, sizes.key_dim, sizes.value_dim)
 
     def decode(self, x, cache, mask=None):
@@ -240,8 +240,8 @@ class GatedLinearAttention(keras.layers.Layer):
 
     def _project(self, x, positions):
         """Queries in float32, as the sums over steps are to stay; keys, values, log decays."""
-        q, k, v = self._sizes.split_qkv(self._qkv(x))
-        q = ops.cast(q, "float32") * self._sizes.key_dim**-0.5
+        q, k, v = self.head_sizes.split_qkv(self._qkv(x))
+        q = ops.cast(q, "float32") * self.head_sizes.key_dim**-0.5
         q, k = rotate(self.position, q, positions), rotate(self.position, k, positions)
         return q, k, v, self._log_decay(x)
 
@@ -251,7 +251,7 @@ class GatedLinearAttention(keras.layers.Layer):
             rates = [math.log1p(-(2.0 ** (-5 - n))) for n in range(self.num_heads)]
             return ops.convert_to_tensor(rates, dtype="float32")
         z = ops.cast(self._decay_up(self._decay_down(x)), "float32")
-        return self._sizes.split_query(ops.log_sigmoid(z) / self.temperature)
+        return self.head_sizes.split_query(ops.log_sigmoid(z) / self.temperature)
 
     def _finish(self, x, mixed, padding):
         """Norm, gate and output of the mixed values, `(B, T, N, Dv)` float32."""

@@ -166,7 +166,7 @@ class LinearAttention(keras.layers.Layer):
         check_sequence("x", x_shape)
         width = x_shape[-1]
         dense = functools.partial(self._projections.dense, dtype=self.dtype_policy)
-        self._sizes = sizes = HeadSizes.of(self, width)
+        self.head_sizes = sizes = HeadSizes.of(self, width)
         self._qkv = dense("qkv", width, sizes.query_width, sizes.key_width, sizes.value_width)
         self._output = dense("output", sizes.output_width, width)
         if self.use_gate:
@@ -190,7 +190,9 @@ class LinearAttention(keras.layers.Layer):
         padding = read_padding(x, mask)
         positions = step_positions(self.position, positions, padding)
         x = embed(self.position, x, positions)  # (B, T, C)
-        q, k, v = self._sizes.split_qkv(self._qkv(x))  # (B, T, N, D), (B, T, K, D), (B, T, K, Dv)
+        q, k, v = self.head_sizes.split_qkv(
+            self._qkv(x)
+        )  # (B, T, N, D), (B, T, K, D), (B, T, K, Dv)
         y = linear_attention(
             q,
             k,
@@ -220,7 +222,7 @@ class LinearAttention(keras.layers.Layer):
                 or if there is a context.
         """
         check_decodes(self, batch_size, length, context, causal=self.causal)
-        sizes = self._sizes
+        sizes = self.head_sizes
         return initial_linear_state(batch_size, sizes.key_heads, self._features, sizes.value_dim)
 
     def decode(self, x, cache, mask=None):
@@ -246,7 +248,9 @@ class LinearAttention(keras.layers.Layer):
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         positions = next_positions(cache, x.shape[1], padding)
         x = embed(self.position, x, positions)  # (B, t, C)
-        q, k, v = self._sizes.split_qkv(self._qkv(x))  # (B, t, N, D), (B, t, K, D), (B, t, K, Dv)
+        q, k, v = self.head_sizes.split_qkv(
+            self._qkv(x)
+        )  # (B, t, N, D), (B, t, K, D), (B, t, K, Dv)
         y, cache = decode_linear_attention(
             q,
             k,
@@ -276,7 +280,7 @@ class LinearAttention(keras.layers.Layer):
         padding = read_padding(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         positions = step_positions(self.position, positions, padding)
-        q, k, _ = self._sizes.split_qkv(self._qkv(embed(self.position, x, positions)))
+        q, k, _ = self.head_sizes.split_qkv(self._qkv(embed(self.position, x, positions)))
         weights = linear_attention_weights(
             q,
             k,

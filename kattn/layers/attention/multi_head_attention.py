@@ -190,8 +190,8 @@ class MultiHeadAttention(keras.layers.Layer):
         mixed_shape = (*query_shape[:-1], heads, value_size)
         sizes = self._output_sizes or (query_shape[-1],)
         self.output_dense = self._project("attention_output", mixed_shape, 2, sizes)
-        self._sizes = HeadSizes(heads, heads, key_size, value_size)
-        attach(self.position, query_shape[-1], self._sizes)
+        self.head_sizes = HeadSizes(heads, heads, key_size, value_size)
+        attach(self.position, query_shape[-1], self.head_sizes)
         self.built = True
 
     def _project(self, name, shape, summed, sizes, activation=None):
@@ -325,7 +325,7 @@ class MultiHeadAttention(keras.layers.Layer):
                 attention_axes=self.attention_axes,
             )
         pattern = intersect(masks.Causal(), self._window)
-        return empty_cache_of(pattern, batch_size, length, self._sizes, self.compute_dtype)
+        return empty_cache_of(pattern, batch_size, length, self.head_sizes, self.compute_dtype)
 
     def decode(self, x, cache, mask=None):
         """Causal self-attention of new steps, of which the cache holds the steps before.

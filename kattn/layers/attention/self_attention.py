@@ -182,7 +182,9 @@ class SelfAttention(AttentionLayer):
                 or if there is a context.
         """
         check_decodes(self, batch_size, length, context, causal=is_causal(self._pattern))
-        return empty_cache_of(self._pattern, batch_size, length, self._sizes, self.compute_dtype)
+        return empty_cache_of(
+            self._pattern, batch_size, length, self.head_sizes, self.compute_dtype
+        )
 
     def decode(self, x, cache, mask=None):
         """The output for new steps of a sequence, of which the cache holds the steps before.
@@ -249,6 +251,6 @@ class SelfAttention(AttentionLayer):
 
     def _project(self, x, positions):
         """Queries `(B, T, N, D)`, keys `(B, T, K, D)` and values `(B, T, K, Dv)` at positions."""
-        q, k, v = self._sizes.split_qkv(self._qkv(x))
+        q, k, v = self.head_sizes.split_qkv(self._qkv(x))
         q, k = self._normalize(q, k)
         return rotate(self.position, q, positions), rotate(self.position, k, positions), v

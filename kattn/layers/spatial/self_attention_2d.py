@@ -147,7 +147,7 @@ class SelfAttention2D(keras.layers.Layer):
         heads = self.num_heads
         key_dim = self.key_dim or max(channels // 8 // heads, 1)
         value_dim = self.value_dim or max(channels // 2 // heads, 1)
-        self._sizes = sizes = HeadSizes(heads, heads, key_dim, value_dim)
+        self.head_sizes = sizes = HeadSizes(heads, heads, key_dim, value_dim)
         parts = sizes.query_width, sizes.key_width, sizes.value_width
         self._qkv = self._projections.dense("qkv", channels, *parts, dtype=self.dtype_policy)
         self._output = self._projections.dense(
@@ -204,10 +204,10 @@ class SelfAttention2D(keras.layers.Layer):
         grid = Grid.of_map(x, self.key_stride)
         x = grid.flatten(x)  # (B, T, C)
         if self.position is None:
-            q, k, v = self._sizes.split_qkv(self._qkv(x))
+            q, k, v = self.head_sizes.split_qkv(self._qkv(x))
             return q, self._pool(k, grid), self._pool(v, grid), None, grid
         cells = grid.cells()
-        q, k, v = self._sizes.split_qkv(self._qkv(embed(self.position, x, cells)))
+        q, k, v = self.head_sizes.split_qkv(self._qkv(embed(self.position, x, cells)))
         q = rotate(self.position, q, cells)
         k = rotate(self.position, self._pool(k, grid), grid.key_positions())
         bias = score_bias(self.position, q, grid)

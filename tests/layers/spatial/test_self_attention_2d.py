@@ -32,6 +32,7 @@ def pool(x, stride):
 
 def oracle(x, weights, num_heads, stride):
     """x + gamma * softmax(q k^T / sqrt(D)) v W, one query at a time, x being `(B, H, W, C)`."""
+    weights = apart(weights)
     kernels = {name: weights[f"{name}/kernel"] for name in ("query", "key", "value", "output")}
     biases = {name: weights.get(f"{name}/bias", 0.0) for name in kernels}
     y, maps = np.empty_like(x), []
@@ -56,6 +57,19 @@ def oracle(x, weights, num_heads, stride):
 
 def weights_of(layer):
     return {w.path.partition("/")[2]: np.float64(ops.convert_to_numpy(w)) for w in layer.weights}
+
+
+def apart(weights):
+    """The weights, with those of query, key and value apart."""
+    value_width = len(weights["output/kernel"])
+    key_width = (weights["qkv/kernel"].shape[1] - value_width) // 2
+    weights, ends = dict(weights), [key_width, 2 * key_width]
+    for part in ("kernel", "bias"):
+        whole = weights.pop(f"qkv/{part}", None)
+        if whole is not None:
+            pieces = zip(("query", "key", "value"), np.split(whole, ends, axis=-1), strict=True)
+            weights |= {f"{name}/{part}": piece for name, piece in pieces}
+    return weights
 
 
 def randomize(layer, seed=1):
@@ -129,12 +143,8 @@ def test_default_widths_and_weight_names():
     shapes = {name: weight.shape for name, weight in weights_of(layer).items()}
     assert shapes == {
         "gamma": (),
-        "query/kernel": (32, 4),  # 2 heads of 32 // 8 // 2
-        "query/bias": (4,),
-        "key/kernel": (32, 4),
-        "key/bias": (4,),
-        "value/kernel": (32, 16),  # 2 heads of 32 // 2 // 2
-        "value/bias": (16,),
+        "qkv/kernel": (32, 24),  # 2 heads of 32 // 8 // 2 twice, and of 32 // 2 // 2
+        "qkv/bias": (24,),
         "output/kernel": (16, 32),
         "output/bias": (32,),
     }
@@ -143,7 +153,7 @@ def test_default_widths_and_weight_names():
 def test_unseeded_initializer_draws_anew_for_each_projection():
     layer = SelfAttention2D(data_format=LAST)
     layer.build((None, 5, 7, 32))
-    weights = weights_of(layer)
+    weights = apart(weights_of(layer))
     assert not np.array_equal(weights["query/kernel"], weights["key/kernel"])
 
 
@@ -208,10 +218,12 @@ def test_config_round_trip_keeps_every_field():
     )
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert copy.get_config() == layer.get_config()
-    assert {name: getattr(copy, name) for name in options} == options
-    assert type(copy.kernel_initializer) is keras.initializers.HeNormal
-    assert type(copy.bias_initializer) is keras.initializers.Ones
-    assert type(copy.bias_regularizer) is keras.regularizers.L1
+    config = copy.get_config()
+    assert {name: config[name] for name in options} == options
+    assert config["kernel_initializer"]["class_name"] == "HeNormal"
+    assert config["bias_initializer"]["class_name"] == "Ones"
+    assert config["kernel_regularizer"]["config"]["l2"] == pytest.approx(0.1)
+    assert config["bias_regularizer"]["class_name"] == "L1"
 
 
 def test_regularizers_and_initializers_reach_the_projections():
@@ -243,12 +255,15 @@ def test_saved_model_predicts_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_heads": 0}, "num_heads must be at least 1: num_heads=0"),
-        ({"key_dim": 0}, "key_dim must be at least 1: key_dim=0"),
-        ({"value_dim": -1}, "value_dim must be at least 1: value_dim=-1"),
-        ({"key_stride": 0}, "key_stride must be at least 1: key_stride=0"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\): dropout=1.0"),
-        ({"data_format": "rows"}, "data_format must be .*: data_format='rows'"),
+        ({"num_heads": 0}, "`num_heads` must be an integer >= 1; received: num_heads=0"),
+        ({"key_dim": 0}, "`key_dim` must be an integer >= 1; received: key_dim=0"),
+        ({"value_dim": -1}, "`value_dim` must be an integer >= 1; received: value_dim=-1"),
+        ({"key_stride": 0}, "`key_stride` must be an integer >= 1; received: key_stride=0"),
+        ({"dropout": 1.0}, r"`dropout` must be a fraction in \[0, 1\); received: dropout=1\.0"),
+        (
+            {"data_format": "rows"},
+            "`data_format` must be one of channels_last, channels_first; received.*'rows'",
+        ),
     ],
 )
 def test_bad_arguments(options, message):
@@ -259,8 +274,11 @@ def test_bad_arguments(options, message):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 5, 6), r"x must be of rank 4, .*: x.shape=\(2, 5, 6\)"),
-        ((2, 5, 7, None), r"known number of channels: x.shape=\(2, 5, 7, None\), data_format="),
+        ((2, 5, 6), r"`x` must have rank 4.* write x\[None\]; received: x.shape=\(2, 5, 6\)"),
+        (
+            (2, 5, 7, None),
+            r"known number of channels; received: x.shape=\(2, 5, 7, None\), data_format=",
+        ),
     ],
 )
 def test_bad_inputs(shape, message):
@@ -269,8 +287,8 @@ def test_bad_inputs(shape, message):
 
 
 def test_bad_kernel():
-    with pytest.raises(ValueError, match="kernel"):
-        run(SelfAttention2D(implementation="quick", data_format=LAST), images())
+    with pytest.raises(ValueError, match=r"`implementation` must be one of auto, .*'quick'"):
+        SelfAttention2D(implementation="quick")
 
 
 def cells(sides, stride):
@@ -293,12 +311,13 @@ def test_rotary_positions(rng, stride):
         part.path.split("/", 1)[1]: compute.run(ops.convert_to_tensor, part)
         for part in layer.weights
     }
+    w = apart(w)
     turns = np.stack([rotary_oracle.frequencies(2, base=9.0)] * 2)
 
     def heads(name, stride):
-        found = x @ w[f"{name}/kernel"] + w[f"{name}/bias"]
-        found = np.stack([pool(image, stride) for image in found])
-        return found.reshape(2, -1, 2, found.shape[-1] // 2)
+        projected = x @ w[f"{name}/kernel"] + w[f"{name}/bias"]
+        pooled = np.stack([pool(image, stride) for image in projected])
+        return pooled.reshape(2, -1, 2, pooled.shape[-1] // 2)
 
     q, k, v = heads("query", 1), heads("key", stride), heads("value", stride)
     q = rotary_oracle.rotate(q, cells((5, 6), 1), turns)
@@ -318,7 +337,7 @@ def test_relative_tables(rng, stride, by_query):
         layer = SelfAttention2D(2, 4, key_stride=stride, position=table)
         x = rng.normal(size=(2, 5, 6, 8)).astype("float32")
         shake(layer, [x])
-        w = weights_of(layer)
+        w = apart(weights_of(layer))
 
         def heads(name, side, w=w, x=x):
             found = x @ w[f"{name}/kernel"] + w[f"{name}/bias"]
