@@ -122,7 +122,6 @@ def leaves(sizes, *, arrays_of_scores=True):
     found = [
         st.builds(rules.causal),
         bands(keys),
-        st.integers(1, keys).map(rules.sinks),
         st.integers(1, keys).map(rules.prefix),
         generators.map(lambda rng: rules.prefix(rng.integers(0, keys + 1, B, "int32"))),
         st.lists(st.integers(0, keys), min_size=1, max_size=3).map(rules.global_tokens),
