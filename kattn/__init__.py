@@ -15,19 +15,21 @@ from kattn import ops as ops
 if TYPE_CHECKING:
     from kattn import callbacks as callbacks
     from kattn import data as data
+    from kattn import profile as profile
     from kattn import schedules as schedules
+    from kattn import visualize as visualize
 
 __version__ = "0.2.0"
 
-# For training alone: imported when first asked for, as a model in use needs none of them.
-TRAINING = ("callbacks", "data", "schedules")
+# Imported when first asked for, as a model in use needs none of them.
+ON_DEMAND = ("callbacks", "data", "profile", "schedules", "visualize")
 
 
 def __getattr__(name):
-    if name in TRAINING:
+    if name in ON_DEMAND:
         return importlib.import_module(f"kattn.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *TRAINING})
+    return sorted({*globals(), *ON_DEMAND})

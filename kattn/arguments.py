@@ -1,9 +1,10 @@
 """Checks of arguments. Every message has one form: "`name` must be ...; received: name=value"."""
 
 import math
+import numbers
 
 
-def error(rule, **values):
+def error(rule, /, **values):
     """The ValueError for a broken rule: the rule, then each value involved as `name=value`.
 
     Args:
@@ -54,6 +55,23 @@ def check_fractions(**values):
     check_numbers("a fraction in [0, 1)", lambda x: 0 <= x < 1, **values)
 
 
+def check_open_fractions(**values):
+    """Raises ValueError unless all are in (0, 1), as a share of something must be."""
+    check_numbers("a fraction in (0, 1)", lambda x: 0 < x < 1, **values)
+
+
+def check_factors(**values):
+    """Raises ValueError unless all are in (0, 1], as the factor of a decay must be."""
+    check_numbers("a factor in (0, 1]", lambda x: 0 < x <= 1, **values)
+
+
+def check_order(**values):
+    """Raises ValueError unless the first of two numbers is at most the second."""
+    (lower, low), (upper, high) = values.items()
+    if low > high:
+        raise error(f"`{lower}` must be at most `{upper}`", **values)
+
+
 def check_numbers(rule, holds, /, **values):
     """Raises ValueError unless all are finite numbers for which `holds`; `rule` says it in words.
 
@@ -69,7 +87,7 @@ def check_numbers(rule, holds, /, **values):
         >>> check_numbers("a factor in (0, 1]", lambda x: 0 < x <= 1, decay=0.9)
     """
     for name, value in values.items():
-        is_number = hasattr(value, "__float__") and not isinstance(value, bool)
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or not holds(value):
             raise error(f"`{name}` must be {rule}", **{name: value})
 

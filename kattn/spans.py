@@ -1,8 +1,9 @@
-"""Which queries and which keys a block of scores is about, and what arrays say of them.
+"""The queries and keys that a block of scores is about, and what arrays say of them.
 
-A mask or a bias is a rule over positions. `Span` are a run of positions (a block of a kernel), or
-a batch of runs of one length (all blocks at once); `Places` are positions that differ from item to
-item (a cache). Masks and biases are written once, in terms of `along` and `cut`.
+A mask or a bias is a rule over positions. A `Span` is a run of positions (one block of a kernel),
+or several runs of one length (all blocks at once). `Places` are positions that differ from item to
+item (those of a cache). Masks and biases are written once, in terms of `along` and `cut`, which
+the two classes share.
 """
 
 from typing import Any, NamedTuple
@@ -11,11 +12,16 @@ from keras import ops
 
 
 class Span(NamedTuple):
-    """A run of steps; a vector of starts gives n runs, which come as a leading axis.
+    """A run of consecutive steps, or several runs of the same length.
 
     Args:
-        start: The first step, an integer or a scalar tensor, or `(n,)` of them.
-        size: The number of steps.
+        start: First step of the run, an integer or a scalar tensor; or the first steps of n runs,
+            an integer tensor `(n,)`. Results for n runs have a leading axis of size n.
+        size: Number of steps in a run.
+
+    Example:
+        >>> kattn.spans.Span(2, 3).positions()
+        [2, 3, 4]
     """
 
     start: Any
@@ -23,29 +29,52 @@ class Span(NamedTuple):
 
     @property
     def is_several(self):
-        """Whether these are n runs."""
+        """Whether these are n runs (`start` is a vector) and not one."""
         return len(getattr(self.start, "shape", ())) == 1
 
     def positions(self):
-        """int32, `(size,)`, or `(n, size)` for n runs."""
+        """The positions of the steps.
+
+        Returns:
+            int32, `(size,)`; `(n, size)` for n runs.
+        """
         index = ops.arange(self.size, dtype="int32")
         return (ops.expand_dims(self.start, -1) if self.is_several else self.start) + index
 
     def along(self, axis):
-        """Positions along an axis of the scores, -2 or -1: `(1, 1, size, 1)` or so, n in front."""
+        """The positions, shaped to broadcast along one axis of the scores.
+
+        Args:
+            axis: -2 for the axis of queries, -1 for the axis of keys.
+
+        Returns:
+            int32, `(1, 1, size, 1)` for queries or `(1, 1, 1, size)` for keys; with a leading
+            axis of size n for n runs.
+        """
         index = self.positions()[..., None, None, :]
         return index[..., None] if axis == -2 else index[..., None, :]
 
     def shift(self, offset):
-        """The steps `offset` later."""
+        """The same run, `offset` steps later.
+
+        Args:
+            offset: Number of steps, an integer or a scalar tensor.
+
+        Returns:
+            A `Span`.
+        """
         return Span(self.start + offset, self.size)
 
     def cut(self, array, axis):
-        """The entries of `array` at these steps of `axis`, n in front; clipped to what there is.
+        """The entries of an array at these steps.
 
         Args:
-            array: `(B, ..., S, ...)`.
-            axis: The axis of S, negative.
+            array: Array with an axis of steps that is not its first axis.
+            axis: That axis, negative.
+
+        Returns:
+            The array with `size` entries on the axis. For n runs it has a leading axis of size n,
+            and steps outside of the array give its first or its last entry.
         """
         axis %= len(array.shape)
         if self.is_several:
@@ -57,24 +86,51 @@ class Span(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Positions item by item.
+    """Positions that differ from item to item, as those of the keys in a cache.
 
     Args:
-        index: `(B, size)` int32; negative for a place that holds nothing.
+        index: Positions of each item, int32 `(B, size)`; negative for a place that holds no step.
+
+    Example:
+        >>> kattn.spans.Places(keras.ops.array([[3, 4], [0, 1]])).along(-1)
+        [[[[3, 4]]], [[[0, 1]]]]
     """
 
     index: Any
 
     def along(self, axis):
-        """As `Span.along`: `(B, 1, size, 1)` or `(B, 1, 1, size)`."""
+        """The positions, shaped to broadcast along one axis of the scores.
+
+        Args:
+            axis: -2 for the axis of queries, -1 for the axis of keys.
+
+        Returns:
+            int32, `(B, 1, size, 1)` for queries or `(B, 1, 1, size)` for keys.
+        """
         return self.index[:, None, :, None] if axis == -2 else self.index[:, None, None, :]
 
     def shift(self, offset):
-        """The places `offset` later."""
+        """The same places, `offset` steps later.
+
+        Args:
+            offset: Number of steps, an integer or an integer tensor.
+
+        Returns:
+            `Places`.
+        """
         return Places(self.index + offset)
 
     def cut(self, array, axis):
-        """As `Span.cut`, item by item: `(B, ..., size, ...)`."""
+        """The entries of an array at these places, item by item.
+
+        Args:
+            array: Array `(B or 1, ...)` with an axis of steps that is not its first axis.
+            axis: That axis, negative.
+
+        Returns:
+            `(B, ...)`, the array with `size` entries on the axis. Places outside of the array give
+            its first or its last entry.
+        """
         axis %= len(array.shape)
         index = ops.clip(self.index, 0, ops.shape(array)[axis] - 1)
         lead = ops.broadcast_to(array, (ops.shape(index)[0], *ops.shape(array)[1:]))
@@ -88,19 +144,20 @@ class Places(NamedTuple):
 
 
 def cut_block(array, queries, keys):
-    """The block of an array with an axis of queries and an axis of keys.
+    """The block of an array that has an axis of queries and an axis of keys.
 
     Args:
-        array: `(..., T or 1, S or 1)`; an axis of length 1 stays as it is.
-        queries: The rows of the block.
-        keys: Its columns.
+        array: Array `(..., T or 1, S or 1)`. An axis of length 1 stays as it is.
+        queries: `Span` or `Places`, the rows of the block.
+        keys: `Span` or `Places`, the columns of the block.
 
     Returns:
         `(..., queries.size or 1, keys.size or 1)`.
 
     Example:
-        >>> cut_block(keras.ops.ones((2, 1, 9)), Span(0, 4), Span(3, 5)).shape
-        (2, 1, 5)
+        >>> array = np.arange(6).reshape(1, 2, 3)
+        >>> kattn.spans.cut_block(array, kattn.spans.Span(1, 1), kattn.spans.Span(0, 2))
+        [[[3, 4]]]
     """
     for axis, steps in ((-2, queries), (-1, keys)):
         if array.shape[axis] != 1:
@@ -109,19 +166,19 @@ def cut_block(array, queries, keys):
 
 
 def pad_block(array, queries, keys):
-    """An array with zeros (False) behind its axes of queries and of keys.
+    """An array with zeros (False) added behind its axis of queries and its axis of keys.
 
     Args:
-        array: `(..., T or 1, S or 1)`; an axis of length 1 stays as it is.
-        queries: How many more rows.
-        keys: How many more columns.
+        array: Array `(..., T or 1, S or 1)`. An axis of length 1 stays as it is.
+        queries: Number of rows to add.
+        keys: Number of columns to add.
 
     Returns:
         `(..., T + queries or 1, S + keys or 1)`.
 
     Example:
-        >>> pad_block(keras.ops.ones((2, 1, 9)), 3, 3).shape
-        (2, 1, 12)
+        >>> kattn.spans.pad_block(np.array([[1, 2], [3, 4]]), 1, 2)
+        [[1, 2, 0, 0], [3, 4, 0, 0], [0, 0, 0, 0]]
     """
     ends = [(0, 0)] * (len(array.shape) - 2)
     for axis, more in ((-2, queries), (-1, keys)):

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from kattn import masks
+from kattn.grid import Grid
 from kattn.ops import attention
 from kattn.ops.kernels import banded, frames, tiles
 from tests import oracle
@@ -110,18 +111,22 @@ def _expected(rule, sizes, weights, shapes):
 class BiasHost(keras.layers.Layer):
     """Attends as an attention layer does, of `(B, T, C)` by N = 2 heads, without projections."""
 
-    def __init__(self, position, options=None, **kwargs):
+    def __init__(self, position, sides=None, **kwargs):
         super().__init__(**kwargs)
         self.position = position
-        self.options = options or {}
+        self.sides = sides
 
     def build(self, x_shape):
         self.position.attach(width=x_shape[-1], num_heads=2, key_dim=x_shape[-1] // 2)
         self.built = True
 
+    @property
+    def grid(self):
+        return None if self.sides is None else Grid(tuple(self.sides))
+
     def call(self, x):
         heads = ops.reshape(x, (*ops.shape(x)[:2], 2, x.shape[-1] // 2))
-        bias = self.position.bias(heads, **self.options)
+        bias = self.position.bias(heads, self.grid)
         return ops.reshape(attention(heads, heads, heads, bias=bias), ops.shape(x))
 
     def compute_output_shape(self, x_shape):
@@ -132,13 +137,12 @@ class BiasHost(keras.layers.Layer):
         # first of them later, when it sees the second: here the second is written at once.
         for _ in range(2):
             position = keras.saving.serialize_keras_object(self.position)
-        return {**super().get_config(), "position": position, "options": self.options}
+        return {**super().get_config(), "position": position, "sides": self.sides}
 
     @classmethod
     def from_config(cls, config):
         position = keras.saving.deserialize_keras_object(config.pop("position"))
-        options = keras.saving.deserialize_keras_object(config.pop("options"))
-        return cls(position, options, **config)
+        return cls(position, **config)
 
 
 def host_oracle(x, rule, weights):
@@ -153,7 +157,7 @@ class Probe(BiasHost):
 
     def call(self, x):
         heads = ops.reshape(x, (*x.shape[:2], 2, x.shape[-1] // 2))
-        return self.position.bias(heads, **self.options)[0 : x.shape[1], 0 : x.shape[1]]
+        return self.position.bias(heads, self.grid)[0 : x.shape[1], 0 : x.shape[1]]
 
 
 def check_inside(position, rule, steps, policy, tolerance=1e-5):

@@ -14,16 +14,18 @@ output it had there; they are read on all of them. To write those of the backend
 """
 
 import inspect
-import itertools
 import pathlib
 import tempfile
 
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend import get_keras_mask, set_keras_mask
 
-from kattn.layers.position.position import Position
-from tests.compute import assert_close, compiled, no_gradients, run
+import kattn
+from kattn.layers import HeadPosition, InputPosition, Position
+from tests.compute import assert_close, compiled, run
+from tests.decode_checks import check_decodes
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -55,7 +57,7 @@ def check_layer(
         equivariant: Whether permuted steps give permuted outputs.
         masked: Whether the layer takes masks.
         dropout: Whether `make` asks for dropout.
-        decodes: Whether the layer has a cache.
+        decodes: Whether the layer decodes step by step: see `tests.decode_checks`.
     """
     inputs = [np.asarray(x, "float32") for x in inputs]
     check_config(make, inputs)
@@ -68,10 +70,11 @@ def check_layer(
         check_dropout: dropout,
         check_unknown_sizes: sequence,
         check_masks: masked,
+        check_ways_in: masked,
         check_padding: masked,
         check_future: causal,
         check_permutation: equivariant,
-        check_decode: decodes,
+        check_decoding: decodes,
     }
     for check, fits in optional.items():
         if fits:
@@ -218,6 +221,85 @@ def check_masks(make, inputs):
     assert_close(found[keep], implicit[keep])
 
 
+def check_ways_in(make, inputs):
+    """An implicit mask means an explicit one in every way into the layer, and for every input."""
+    layer = ready(make, inputs)
+    explicit, implicit = masked_inputs(layer, inputs)
+    plain = [ops.convert_to_tensor(x) for x in inputs]
+    names = mask_names(layer, inputs)
+    ways = {"call": layer, "attention_weights": getattr(layer, "attention_weights", None)}
+    for way, function in ways.items():
+        if function is None:
+            continue
+        free = run(function, *plain)
+        for i, name in enumerate(names):
+            mixed = [implicit[j] if j == i else x for j, x in enumerate(plain)]
+            wanted = run(function, *plain, **{name: explicit[i]})
+            assert np.abs(wanted - free).max() > 0, f"{name} has no effect in {way}"
+            assert_close(run(function, *mixed), wanted)
+            everything = ops.ones(explicit[i].shape, "bool")
+            assert_close(run(function, *mixed, **{name: everything}), wanted)
+    if uses_positions(layer):  # a second tensor, with which Keras hands on no mask
+        positions = ops.arange(inputs[0].shape[1], dtype="int32")
+        wanted = run(layer, *plain, positions=positions, **{names[0]: explicit[0]})
+        assert_close(run(layer, implicit[0], *plain[1:], positions=positions), wanted)
+    _check_output_mask(layer, plain, implicit, explicit, names[0])
+
+
+def _check_output_mask(layer, plain, implicit, explicit, name):
+    """Padding of the first input is padding of the output, whatever else is given."""
+    keep = run(ops.copy, explicit[0])
+    other = np.ones_like(keep)
+    other[0, 0] = False
+    steps = keep.shape[1]
+    assert_output_mask(layer(implicit[0], *plain[1:]), keep)
+    assert_output_mask(layer(*plain, **{name: explicit[0]}), keep)
+    both = layer(implicit[0], *plain[1:], **{name: ops.convert_to_tensor(other)})
+    assert_output_mask(both, keep & other)
+    if len(plain) == 1 and hasattr(layer, "softcap"):  # which takes masks of query by key
+        square = ops.ones((len(keep), steps, steps), "bool")
+        assert_output_mask(layer(implicit[0], **{name: square}), keep)
+        assert_output_mask(layer(implicit[0], **{name: kattn.masks.Causal()}), keep)
+
+
+def assert_output_mask(output, expected):
+    """The mask that Keras keeps for an output is this one."""
+    mask = get_keras_mask(output)
+    assert mask is not None, "the output has no mask"
+    np.testing.assert_array_equal(run(ops.copy, mask), expected)
+
+
+def mask_names(layer, inputs):
+    """The names of the mask arguments of the inputs."""
+    parameters = list(inspect.signature(layer.call).parameters)
+    first = "mask" if "mask" in parameters else f"{parameters[0]}_mask"
+    return [first, *(f"{name}_mask" for name in parameters[1 : len(inputs)])]
+
+
+def masked_inputs(layer, inputs):
+    """A mask for each input, and the inputs with that mask kept by Keras."""
+    masks = [ops.convert_to_tensor(some_padding(x)) for x in inputs]
+    tensors = [ops.convert_to_tensor(x) for x in inputs]
+    pairs = zip(tensors, masks, strict=True)
+    return masks, [keep_mask(ops.copy(x), mask) for x, mask in pairs]
+
+
+def keep_mask(x, mask):
+    """The tensor, for which Keras keeps a mask."""
+    set_keras_mask(x, mask)
+    return x
+
+
+def uses_positions(layer):
+    """Whether the layer's `position` looks at positions that are given."""
+    return isinstance(getattr(layer, "position", None), InputPosition | HeadPosition)
+
+
+def check_decoding(make, inputs):
+    """What decodes passes the conformance test."""
+    check_decodes(lambda: ready(make, inputs), inputs)
+
+
 def check_padding(make, inputs):
     """What stands at padding steps, and how many there are, changes nothing."""
     layer = ready(make, inputs)
@@ -261,82 +343,6 @@ def check_permutation(make, inputs):
     order = np.random.default_rng(2).permutation(inputs[0].shape[1])
     found = run(layer, inputs[0][:, order], *inputs[1:])
     assert_close(found, run(layer, *inputs)[:, order])
-
-
-def check_decode(make, inputs):
-    """Step by step, in pieces, and padded at either side: what the call gives for the whole."""
-    layer, x = ready(make, inputs), inputs[0]
-    full, steps = run(layer, x), x.shape[1]
-    for cuts in (range(steps + 1), (0, 3, *range(4, steps + 1))):
-        assert_close(run(in_pieces, layer, x, list(cuts), steps), full)
-    lengths = 1 + np.arange(len(x)) % 2
-    for left in (True, False):
-        _check_padded_prompts(layer, x, full, lengths, left=left)
-    _check_one_trace(layer, x, full)
-    _check_loop(layer, x, full)
-
-
-def _check_padded_prompts(layer, x, full, lengths, *, left):
-    """Prompts of these lengths in pieces of three, then two steps."""
-    size = 3
-    prompt, real = (
-        np.full((len(x), size, x.shape[2]), 9.0, "float32"),
-        np.zeros((len(x), size), bool),
-    )
-    for b, count in enumerate(lengths):
-        at = slice(size - count, size) if left else slice(0, count)
-        prompt[b, at], real[b, at] = x[b, :count], True
-    cache = layer.init_cache(len(x), x.shape[1])
-    y, cache = layer.decode(prompt, cache, mask=ops.convert_to_tensor(real))
-    y = run(ops.stop_gradient, y)
-    for b, count in enumerate(lengths):
-        assert_close(y[b, real[b]], full[b, :count])
-    for t in range(2):
-        step = np.stack([x[b, n + t] for b, n in enumerate(lengths)])[:, None]
-        y, cache = layer.decode(step, cache)
-        wanted = np.stack([full[b, n + t] for b, n in enumerate(lengths)])
-        assert_close(run(ops.stop_gradient, y)[:, 0], wanted)
-
-
-def _check_one_trace(layer, x, full):
-    """One compilation serves all steps."""
-    traces, found, cache = [], [], layer.init_cache(len(x), x.shape[1])
-
-    def step(x, cache):
-        if keras.backend.backend() != "torch":  # whose tracer would compile anew for a longer list
-            traces.append(1)
-        return layer.decode(x, cache)
-
-    step = compiled(step)
-    with no_gradients():
-        for t in range(x.shape[1]):
-            y, cache = step(ops.convert_to_tensor(x[:, t : t + 1]), cache)
-            found.append(run(ops.copy, y))
-    assert_close(np.concatenate(found, axis=1), full)
-    assert len(traces) <= 1, f"{len(traces)} traces"
-
-
-def _check_loop(layer, x, full):
-    """Inside `keras.ops.while_loop`."""
-    batch, steps, width = x.shape
-
-    def body(t, cache, output):
-        now = ops.slice(ops.convert_to_tensor(x), (0, t, 0), (batch, 1, width))
-        y, cache = layer.decode(now, cache)
-        return t + 1, cache, ops.slice_update(output, (0, t, 0), y)
-
-    start = ops.convert_to_tensor(0), layer.init_cache(batch, steps), ops.zeros(full.shape)
-    looped = ops.while_loop(lambda t, *_: t < steps, body, start)
-    assert_close(run(ops.stop_gradient, looped[2]), full)
-
-
-def in_pieces(layer, x, cuts, length, **options):
-    """The outputs of `decode` for x cut into pieces."""
-    cache, found = layer.init_cache(len(x), length), []
-    for start, stop in itertools.pairwise(cuts):
-        y, cache = layer.decode(x[:, start:stop], cache, **options)
-        found.append(y)
-    return ops.concatenate(found, axis=1)
 
 
 def check_fixture(make, name):

@@ -3,8 +3,8 @@
     python tests/environment.py NAME FOLDER
 
 Installs the backend that environment NAME needs: its GPU build where an NVIDIA GPU is present, its
-CPU build where none is. FOLDER becomes a copy of `tests` and `recipes` without `kattn`, so that
-what the tests import is the installed wheel.
+CPU build where none is. FOLDER becomes a copy of `tests`, `recipes` and the README without `kattn`,
+so that what the tests import is the installed wheel.
 """
 
 import json
@@ -58,11 +58,12 @@ def check_gpu(backend):
 
 
 def copy_suite(root, folder):
-    """Lays out tests, recipes and the settings of pytest in `folder`."""
+    """Lays out tests, recipes, the README and the settings of pytest in `folder`."""
     for name in ("tests", "recipes"):
         shutil.rmtree(folder / name, ignore_errors=True)
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(root / "pyproject.toml", folder)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(root / name, folder)
 
 
 def main(name, folder):

@@ -139,7 +139,7 @@ def grid(values, sides, axes):
         ranges = [2 * sides[a] - 1 for a in axes]
         return _row(arrays[0], b, n, i)[np.ravel_multi_index(place, ranges)]
 
-    return Score(functools.partial(biases.Grid, sides=sides, axes=axes), (values,), adds)
+    return Score(functools.partial(biases.GridTable, sides=sides, axes=axes), (values,), adds)
 
 
 def array(values):

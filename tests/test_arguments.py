@@ -16,6 +16,9 @@ GOOD = {
     "positive": lambda: arguments.check_positive(base=1e-9),
     "optional positive": lambda: arguments.check_optional_positive(softcap=None, scale=2),
     "fractions": lambda: arguments.check_fractions(dropout=0, other=0.99),
+    "open fractions": lambda: arguments.check_open_fractions(flat=1e-9, warmup=0.999),
+    "factors": lambda: arguments.check_factors(decay=1, gamma=0.5),
+    "order": lambda: arguments.check_order(low=1, high=1.0),
     "choice": lambda: arguments.check_choice(("a", "b"), mode="b"),
 }
 BAD = {
@@ -62,6 +65,30 @@ BAD = {
     "all of it": (
         lambda: arguments.check_fractions(dropout=1.0),
         "`dropout` must be a fraction in [0, 1); received: dropout=1.0",
+    ),
+    "an array": (
+        lambda: arguments.check_rates(end=np.ones(2)),
+        "`end` must be a finite number >= 0; received: end.shape=(2,)",
+    ),
+    "none of it": (
+        lambda: arguments.check_open_fractions(flat=0),
+        "`flat` must be a fraction in (0, 1); received: flat=0",
+    ),
+    "all of an open fraction": (
+        lambda: arguments.check_open_fractions(flat=1.0),
+        "`flat` must be a fraction in (0, 1); received: flat=1.0",
+    ),
+    "a factor of zero": (
+        lambda: arguments.check_factors(decay=0.0),
+        "`decay` must be a factor in (0, 1]; received: decay=0.0",
+    ),
+    "a factor above one": (
+        lambda: arguments.check_factors(decay=1.5),
+        "`decay` must be a factor in (0, 1]; received: decay=1.5",
+    ),
+    "wrong order": (
+        lambda: arguments.check_order(low=0.5, high=0.1),
+        "`low` must be at most `high`; received: low=0.5, high=0.1",
     ),
     "unknown choice": (
         lambda: arguments.check_choice(("a", None), mode="c"),

@@ -41,14 +41,18 @@ def exports():
     found = []
     modules = (
         "biases",
+        "block_rule",
         "callbacks",
         "data",
+        "grid",
         "layers",
         "masks",
         "models",
         "ops",
+        "profile",
         "schedules",
         "spans",
+        "visualize",
     )
     for module in modules:
         space = importlib.import_module(f"kattn.{module}")
@@ -70,9 +74,18 @@ def sections(docstring):
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
-def documented(text):
-    """Names with an entry `name: ...` in a section."""
-    return set(re.findall(r"^ {4}\**(\w+): ", text, flags=re.MULTILINE))
+def entries(text):
+    """The entries `name: text` of a section, by name."""
+    parts = re.split(r"^ {4}\**(\w+): ", text, flags=re.MULTILINE)
+    words = [" ".join(part.split()) for part in parts[2::2]]
+    return dict(zip(parts[1::2], words, strict=True))
+
+
+def is_sentence(text):
+    """Whether an entry makes sense alone: no telegraph style, and no word of another place."""
+    if re.match(r"(Of|As|See|The same|Likewise|Those) ", text) or text.startswith("As in"):
+        return False
+    return bool(re.match(r"[A-Z`\"(\d]", text)) and text.endswith((".", "`.", ":")) and " " in text
 
 
 def parameters(function):
@@ -93,6 +106,8 @@ def wanted_sections(value):
     wanted = {"Args": parameters(value)} if parameters(value) else {}
     if value.__module__.startswith(("kattn.callbacks", "kattn.data", "kattn.schedules")):
         wanted |= {"Example": None} if wanted else {}
+    if value.__module__.startswith(("kattn.masks", "kattn.biases", "kattn.grid")):
+        wanted["Example"] = None
     if issubclass(value, keras.callbacks.Callback):
         wanted["Raises"] = None
     return wanted
@@ -107,8 +122,34 @@ def faults(value):
     for title, names in wanted_sections(value).items():
         if title not in text:
             found.append(f"no section {title!r}")
-        elif names and names - documented(text[title]):
-            found.append(f"{title!r} lacks {sorted(names - documented(text[title]))}")
+        elif names and names - set(entries(text[title])):
+            found.append(f"{title!r} lacks {sorted(names - set(entries(text[title])))}")
+    for title in ("Args", "Call args"):
+        for name, words in entries(text.get(title, "")).items():
+            if not is_sentence(words):
+                found.append(f"{title!r} has no sentence for {name!r}: {words!r}")
+    return found
+
+
+def methods(value):
+    """The public methods that a class defines itself, and that have a docstring."""
+    if not inspect.isclass(value):
+        return
+    for name, method in vars(value).items():
+        function = inspect.unwrap(getattr(method, "__func__", method))
+        if not name.startswith("_") and inspect.isfunction(function) and function.__doc__:
+            yield name, function
+
+
+def faults_of_methods(value):
+    """What the docstrings of methods lack: each argument that is named has a sentence."""
+    found = []
+    for name, function in methods(value):
+        text = sections(function.__doc__)
+        given = entries(text.get("Args", ""))
+        if given and parameters(function) - set(given):
+            found.append(f"{name} lacks {sorted(parameters(function) - set(given))}")
+        found += [f"{name}: {word}: {x!r}" for word, x in given.items() if not is_sentence(x)]
     return found
 
 
@@ -121,6 +162,7 @@ def mirror(value):
 @pytest.mark.parametrize(("module", "name", "value"), EXPORTS, ids=NAMES)
 def test_docstrings_are_complete(module, name, value):
     assert not faults(value)
+    assert not faults_of_methods(value)
 
 
 @pytest.mark.parametrize(("module", "name", "value"), EXPORTS, ids=NAMES)
@@ -137,6 +179,7 @@ def test_exports_are_found():
         "masks.Causal",
         "models.sa_cnn",
         "callbacks.LearningRate",
+        "visualize.capture_attention",
     } <= set(NAMES)
 
 
@@ -159,6 +202,10 @@ def test_a_poor_docstring_is_found():
     assert "'Args' lacks ['other']" in found
     assert "no section 'Call args'" in found
     assert "no section 'Reference'" in found
+    assert is_sentence("Number of attention heads.")
+    assert is_sentence("`name`, `dtype` and `trainable`, as for any Keras layer.")
+    for poor in ("Of queries.", "As in the call.", "See `attention`.", "N.", "number of heads."):
+        assert not is_sentence(poor)
 
 
 def imports(path):
@@ -201,7 +248,7 @@ def test_what_training_needs_is_there_when_asked_for():
     code = (
         "import sys, kattn; before = 'kattn.callbacks' in sys.modules; "
         "kattn.callbacks.LearningRate(kattn.schedules.Constant(1.0)); "
-        "print(before, {'callbacks', 'data', 'schedules'} <= set(dir(kattn)), hasattr(kattn, 'x'))"
+        "print(before, set(kattn.ON_DEMAND) <= set(dir(kattn)), hasattr(kattn, 'x'))"
     )
     assert python(code) == ["False", "True", "False"]
 

@@ -8,7 +8,7 @@ from tests.compute import run
 ARRAY = np.arange(2 * 5 * 7).reshape(2, 5, 7).astype("float32")
 
 
-def test_steps_along_the_axes_of_scores():
+def test_spans_along_the_axes_of_scores():
     assert run(Span(2, 3).along, -2).tolist() == [[[[2], [3], [4]]]]
     assert run(Span(2, 3).along, -1).tolist() == [[[[2, 3, 4]]]]
     several = Span(np.array([0, 4], "int32"), 2)

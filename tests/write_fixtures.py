@@ -7,7 +7,7 @@ import importlib
 
 import numpy as np
 
-from tests.callbacks.test_optimizer_hook import write_trained
+from tests.callbacks.update.test_optimizer_hook import write_trained
 from tests.checks import write_fixture
 
 # Each of these test modules has `make`, and inputs of these shapes.
@@ -40,7 +40,7 @@ LAYERS = {
     ),
     "learned_positions": ("tests.layers.position.test_learned_positions", [(3, 5, 4)]),
     "rotary_embedding": ("tests.layers.position.test_rotary_embedding", [(3, 6, 2, 12)]),
-    "self_attention_2d": ("tests.layers.vision.test_self_attention_2d", [(2, 5, 6, 8)]),
+    "self_attention_2d": ("tests.layers.spatial.test_self_attention_2d", [(2, 5, 6, 8)]),
 }
 
 if __name__ == "__main__":

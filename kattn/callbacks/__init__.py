@@ -1,7 +1,22 @@
-"""Callbacks for training: schedules, clipping, watching, fine-tuning and resuming.
+"""Callbacks for training: schedules, clipping, monitoring, fine-tuning and resuming.
 
-They act on TensorFlow, JAX and PyTorch alike, and inside of the compiled step where they act on
-updates. A model trained with them saves and loads as Keras's own.
+They do the same on TensorFlow, JAX and PyTorch. A model that was trained with them is saved and
+loaded as any other Keras model.
+
+What a callback may touch:
+
+- The model, through `self.model` only, and between two steps. A callback never keeps a reference to
+  a variable: while `fit` runs on JAX, variables are empty until `self.model` brings them up to
+  date.
+- An update of the weights, by a `Rule` that runs inside the compiled step. `kattn.callbacks.update`
+  says what a rule may change, and how.
+- `logs` at the end of an epoch, to which it may add numbers.
+- Its own state. `get_state` and `set_state` hand it to `ExactResume`, for which
+  `kattn.callbacks.backup` writes and reads files.
+
+No callback changes attributes of the optimizer or `layer.trainable` while `fit` runs: on some
+backends that has no effect, on others it breaks the training. A callback that must change a layer
+(`DropoutSchedule`, `GradualUnfreezing`) has the step traced again.
 """
 
 from kattn.callbacks.dropout_schedule import DropoutSchedule as DropoutSchedule
@@ -17,7 +32,7 @@ from kattn.callbacks.layerwise_learning_rates import (
     LayerwiseLearningRates as LayerwiseLearningRates,
 )
 from kattn.callbacks.learning_rate import LearningRate as LearningRate
-from kattn.callbacks.learning_rate_finder import LearningRateCurve as LearningRateCurve
+from kattn.callbacks.learning_rate_curve import LearningRateCurve as LearningRateCurve
 from kattn.callbacks.learning_rate_finder import LearningRateFinder as LearningRateFinder
 from kattn.callbacks.spike_guard import SpikeGuard as SpikeGuard
 from kattn.callbacks.stochastic_weight_average import (

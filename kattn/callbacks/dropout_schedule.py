@@ -1,29 +1,33 @@
-"""Dropout rates that are a function of the step, epoch by epoch."""
+"""Dropout rates that are a function of the step and change with epochs."""
 
 import re
 
 import keras
 
-from kattn.callbacks.optimizer_hook import hook_of, number
-from kattn.callbacks.step_function import StepFunction
+from kattn.arguments import error
+from kattn.callbacks.update.optimizer_hook import hook_of
+from kattn.callbacks.update.step_function import StepFunction
+from kattn.callbacks.update.values import number
 
 
 class DropoutSchedule(keras.callbacks.Callback):
-    """Dropout rates of an epoch = schedule(updates before it).
+    """Set the dropout rates of an epoch to schedule(number of updates before the epoch).
 
-    A rate is part of the compiled step: each new one costs a trace of it, so that it changes with
-    epochs, and a schedule of few steps is cheaper than a smooth one. After `fit` the layers have
-    the rates that they were made with. The logs of an epoch get `dropout`.
+    A rate is part of the compiled step, so each new rate costs a new trace of the step. Therefore
+    rates change between epochs only, and a schedule of few levels is cheaper than a smooth one.
+    After `fit` the layers have the rates that they were built with. The logs of each epoch get
+    `dropout`, the rate of the epoch.
 
     Args:
-        schedule: A function of the number of updates before an epoch; see `LearningRate`. Values in
-            [0, 1).
-        pattern: Layers whose path this regular expression is found in; None for all that drop.
+        schedule: Function that takes the number of updates made before the epoch and returns the
+            dropout rate, in [0, 1): a schedule of `kattn.schedules`, or a function of your own.
+        pattern: Regular expression that is searched for in the paths of layers. Only layers that
+            match are changed. None for all layers that have a dropout rate above 0.
 
     Raises:
-        ValueError: If `schedule` is not a function, or does not give one number for step 0; if
-            `pattern` is not a regular expression. When training begins, if no layer drops at a rate
-            above 0, or none of them matches; at an epoch, if a rate is not in [0, 1).
+        ValueError: If `schedule` is not a function, or does not return one number for step 0; if
+            `pattern` is not a regular expression. When training begins, if no layer that matches
+            has a dropout rate above 0. At the beginning of an epoch, if a rate is not in [0, 1).
 
     Example:
         >>> model = keras.Sequential(
@@ -44,11 +48,11 @@ class DropoutSchedule(keras.callbacks.Callback):
         self.schedule = schedule
         try:
             self._pattern = re.compile(pattern or "")
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f"pattern must be a regular expression: pattern={pattern!r}, error={error}"
-            ) from error
-        self._stock: list[tuple] = []  # layer, attribute, rate
+        except (re.error, TypeError) as fault:
+            raise error(
+                f"`pattern` must be a regular expression ({fault})", pattern=pattern
+            ) from fault
+        self._stock: list[tuple] = []  # layer, name of the attribute, first rate
         self._rate: float | None = None  # of this epoch
 
     def on_train_begin(self, logs=None):
@@ -62,25 +66,26 @@ class DropoutSchedule(keras.callbacks.Callback):
             if isinstance(rate, float) and rate > 0 and not is_shown:
                 self._stock.append((layer, attribute, rate))
         if not self._stock:
-            raise ValueError(
-                "There must be layers that drop and match `pattern`: "
-                f"pattern={self._pattern.pattern!r}, layers={[_path(layer) for layer in layers]}"
+            raise error(
+                "The model must have a layer with a dropout rate above 0 that matches `pattern`",
+                pattern=self._pattern.pattern,
+                layers=[_path(layer) for layer in layers],
             )
 
     def on_epoch_begin(self, epoch, logs=None):
         step = number(hook_of(self.model).optimizer.iterations)
         rate = float(self.schedule(step))
         if not 0 <= rate < 1:
-            raise ValueError(f"schedule must give rates in [0, 1): schedule({step})={rate}")
+            raise error("`schedule` must return rates in [0, 1)", **{f"schedule({step})": rate})
         self._rate = rate
         self._set({id(layer): rate for layer, _, _ in self._stock})
 
     def get_state(self):
-        """What a resumed training needs: `ExactResume` wants it among its `callbacks`."""
+        """Return what a resumed training needs. List the callback in those of `ExactResume`."""
         return {"rate": self._rate}
 
     def set_state(self, state):
-        """Take up a state, once training has begun."""
+        """Set the state that `get_state` has returned, after training has begun."""
         self._rate = state["rate"]
         if self._rate is not None:
             self._set({id(layer): self._rate for layer, _, _ in self._stock})
@@ -93,7 +98,7 @@ class DropoutSchedule(keras.callbacks.Callback):
         self.release()
 
     def release(self):
-        """Give the layers their own rates again: for the end of a `fit` that raised."""
+        """Give the layers their own rates again. Call it if `fit` has raised an error."""
         self._set({id(layer): rate for layer, _, rate in self._stock})
         self._stock = []
 

@@ -1,4 +1,4 @@
-"""A training that is killed at any moment ends as if it had not been."""
+"""Resume an interrupted training so that it ends as if it had not been interrupted."""
 
 import os
 import pathlib
@@ -7,52 +7,62 @@ from typing import Any
 import keras
 
 from kattn import backend
-from kattn.callbacks import backup_files, training_state
+from kattn.arguments import check_integers, error
+from kattn.callbacks.backup import files, training_state
+from kattn.callbacks.backup.origin import differences, origin
+from kattn.callbacks.backup.step_skipper import StepSkipper
+from kattn.callbacks.update.values import copies
 
 
 class ExactResume(keras.callbacks.Callback):
-    """Save the whole state of a training; the same script, started again, goes on from there.
+    """Save the whole state of a training, and resume from it when the script is started again.
 
-    It ends in the same bytes as without the interruption: weights, optimizer, metrics, seeds,
-    history, states of callbacks, order of the data. Span of the epoch that had been done are read
-    again and skipped, which costs the reading of their data. A training that had ended trains
-    nothing more, and has its end state again; with more `epochs` it goes on.
+    The resumed training ends with the same bytes as one without the interruption: weights,
+    optimizer, metrics, seeds, history, states of callbacks, and the order of the data. In the epoch
+    in which it was interrupted, the steps that had been done are read again and skipped, which
+    costs the reading of their data. A training that had ended trains no more and has its final
+    state again; with more `epochs` it goes on.
 
-    It must be the last in the list of callbacks of `fit`, so that what it restores stays. Files
-    appear whole or not at all. Each `fit` needs a directory of its own.
+    This callback must be the last one in the list of callbacks of `fit`, so that what it restores
+    is not changed afterwards. Each `fit` needs a directory of its own. A file of a backup is either
+    complete or not there, whenever the process is killed.
 
-    Exact are arrays, shuffled or not; `EpochShuffled`, which is the best choice; and a `PyDataset`
-    whose batches are functions of the index. On TensorFlow arrays need
-    `keras.utils.set_random_seed`, after which their order is the same in each epoch, and a
-    `PyDataset` needs `fit(shuffle=False)`. Nothing can know, and you must see to it yourself, that
-    - no other callback keeps state: one that does belongs in `callbacks`. All callbacks see the
-      skipped steps, with empty logs;
-    - the order of data is not drawn anew: generators, and a shuffled `tf.data` or `DataLoader` with
-      a generator of its own, are not restored, nor is a `PyDataset` with several workers, nor
-      `steps_per_epoch`;
-    - random numbers come from seeds or a `SeedGenerator` within the model: TensorFlow's global
-      generators, and what `tf.random` draws, are not restored. Python's and NumPy's global
-      generators are, and torch's.
+    The result is exact for arrays, shuffled or not; for `EpochShuffled`, which is the best choice;
+    and for a `PyDataset` whose batches depend on the index only. On TensorFlow arrays need
+    `keras.utils.set_random_seed`, after which they have the same order in each epoch, and a
+    `PyDataset` needs `fit(shuffle=False)`. The callback cannot check the following; please make
+    sure of it:
+
+    - No other callback keeps state unless it is listed in `callbacks`. All callbacks see the
+      skipped steps, with empty logs.
+    - The order of the data is not drawn from a generator of its own. Not restored are Python
+      generators, a shuffled `tf.data` or `DataLoader`, a `PyDataset` with several workers, and
+      `steps_per_epoch`.
+    - Random numbers come from seeds or from a `SeedGenerator` of the model, or from the global
+      generators of Python, NumPy and PyTorch, which are restored. The global generators of
+      TensorFlow, and what `tf.random` draws, are not restored.
 
     Args:
-        directory: For nothing but these backups. It is made if need be.
-        every: Span between backups, 1 or more, counted in each epoch; with `steps_per_execution`,
-            backups wait for the end of an execution. Besides there is one after each epoch. Each
-            copies the state to the host and waits for the disk.
-        keep: How many backups to keep, 1 or more.
-        callbacks: Other callbacks of this `fit`, whose state is saved: kattn's, any with
+        directory: Directory for these backups and nothing else. It is made if it does not exist.
+        every: Number of steps between backups, counted in each epoch, an integer >= 1. With
+            `steps_per_execution` a backup waits for the end of an execution. There is also a backup
+            after each epoch. Each backup copies the state to the host and waits for the disk.
+        keep: Number of backups to keep, an integer >= 1.
+        callbacks: Other callbacks of this `fit` whose state is saved: those of kattn, any that have
             `get_state()` and `set_state(state)`, and Keras's EarlyStopping, ReduceLROnPlateau and
             ModelCheckpoint (with `save_freq="epoch"`). A state consists of dicts, lists, tuples,
             NumPy arrays, numbers, strings and None.
-        data: What `fit` reads, if it has `set_epoch(epoch)`, as `EpochShuffled`.
+        data: The data that `fit` reads, if they have `set_epoch(epoch)` as `EpochShuffled` has.
+            None otherwise.
 
     Attributes:
-        resumed_from: `(epoch, step)` at which the last `fit` went on, None if it began anew.
+        resumed_from: `(epoch, step)` from which the last `fit` went on; None if it started from the
+            beginning.
 
     Raises:
-        ValueError: If an argument is out of its range. When training begins: if this is not the
-            last of the callbacks; if the newest backup is damaged, or of another model, optimizer,
-            backend or data (it is left untouched); or if the training could not be resumed.
+        ValueError: If an argument is out of range. When training begins, if this is not the last of
+            the callbacks; if the newest backup is damaged, or belongs to another model, optimizer,
+            backend or data (it is left as it is); or if the training could not be resumed later.
 
     Example:
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -67,18 +77,17 @@ class ExactResume(keras.callbacks.Callback):
 
     def __init__(self, directory, *, every=100, keep=2, callbacks=(), data=None):
         super().__init__()
-        for name, value in (("every", every), ("keep", keep)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number, 1 or more: {name}={value!r}")
+        check_integers(1, every=every, keep=keep)
         if not isinstance(directory, (str, os.PathLike)):
-            raise ValueError(f"directory must be a path: directory={directory!r}")
+            raise error("`directory` must be a path", directory=directory)
         self.directory = pathlib.Path(directory)
         if self.directory.exists() and not self.directory.is_dir():
-            raise ValueError(f"directory must not be a file: directory={str(directory)!r}")
+            raise error("`directory` must not be a file", directory=str(directory))
         if data is not None and not callable(getattr(data, "set_epoch", None)):
-            raise ValueError(
-                "data must have set_epoch(epoch), as EpochShuffled has; other data are given to "
-                f"fit alone: data={type(data).__name__}"
+            raise error(
+                "`data` must have set_epoch(epoch), as EpochShuffled has; leave it out for other "
+                "data",
+                data=type(data).__name__,
             )
         self.every, self.keep, self.data = every, keep, data
         self.callbacks = list(callbacks)
@@ -86,7 +95,7 @@ class ExactResume(keras.callbacks.Callback):
             training_state.check_callback(callback)
         self.resumed_from = None
         self._late = []  # callbacks that come after this one
-        self._found: Any = None  # the state to go on from, until that is done
+        self._backup: Any = None  # the state to go on from, until training has gone on
         self._skipper: Any = None
 
     def set_params(self, params):
@@ -101,44 +110,46 @@ class ExactResume(keras.callbacks.Callback):
             model.optimizer.build(model.trainable_variables)
         self._optimizer_size = len(model.optimizer.variables)
         self._steps_per_execution = getattr(model, "steps_per_execution", 1)
-        self._epoch, self.resumed_from, self._found, self._skipper = None, None, None, None
-        backups = backup_files.paths(self.directory)
+        self._epoch, self.resumed_from, self._backup, self._skipper = None, None, None, None
+        backups = files.paths(self.directory)
         if backups:
-            state = backup_files.read(backups[-1])
+            state = files.read(backups[-1])
             self._check_origin(backups[-1], state)
-            self._found = state
+            self._backup = state
             self._restore()
             training_state.set_random_state(state["random"])
             model._initial_epoch = state["epoch"]
             if state["stop_training"] and state["step"] == 0:
                 model._initial_epoch = max(state["epoch"], self.params["epochs"])
-        backup_files.remove_unfinished(self.directory)
+        files.remove_unfinished(self.directory)
 
     def on_epoch_begin(self, epoch, logs=None):
-        state = self._found
+        state = self._backup
         if self._epoch is None:
-            self.model._initial_epoch = None  # which fit has read
+            self.model._initial_epoch = None  # fit has read it
             self._check_last(self.model)
         if state is not None:
             if epoch != state["epoch"]:
-                raise ValueError(
-                    "initial_epoch must be left out when training is to go on from a backup: "
-                    f"initial_epoch={epoch}, epoch of the backup={state['epoch']}"
+                raise error(
+                    "`initial_epoch` must be left out when training is to go on from a backup",
+                    initial_epoch=epoch,
+                    epoch_of_backup=state["epoch"],
                 )
             self._set_history()
             if state["step"] == 0:
                 self._has_resumed()
             else:
-                training_state.set_random_state(state["random_at_epoch"])  # to shuffle from
-                self._skipper = _Skipper(self.model, self._steps_per_execution)
+                # The order of the data is drawn from it.
+                training_state.set_random_state(state["random_at_epoch"])
+                self._skipper = StepSkipper(self.model, self._steps_per_execution)
         if self.data is not None:
             self.data.set_epoch(epoch)
         self._epoch, self._random_at_epoch = epoch, training_state.random_state()
 
     def on_train_batch_begin(self, batch, logs=None):
         # Not at the end of a batch, which would keep Keras from running ahead of the device.
-        if self._found is not None:
-            if batch < self._found["step"]:
+        if self._backup is not None:
+            if batch < self._backup["step"]:
                 self._skipper.skips_next = True
             else:
                 self._go_on()
@@ -146,22 +157,23 @@ class ExactResume(keras.callbacks.Callback):
             self._save(self._epoch, batch, self._history())
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._found is not None:
-            raise ValueError(
-                "The data must have as many steps as when the backup was made: "
-                f"epoch={epoch}, step of the backup={self._found['step']}"
+        if self._backup is not None:
+            raise error(
+                "The data must have as many steps as when the backup was made",
+                epoch=epoch,
+                step_of_backup=self._backup["step"],
             )
         self._save(epoch + 1, 0, self._history(epoch, logs))
 
     def on_train_end(self, logs=None):
         if self._epoch is None:
             self.model._initial_epoch = None
-        if self._found is not None:  # there was nothing left to train
+        if self._backup is not None:  # there was nothing left to train
             self._set_history()
             metrics = self.model.metrics_variables
-            if len(metrics) < len(self._found["variables"]["metrics"]) and self.data is not None:
+            if len(metrics) < len(self._backup["variables"]["metrics"]) and self.data is not None:
                 training_state.build_metrics(self.model, self.data[0])
-            if len(self.model.metrics_variables) == len(self._found["variables"]["metrics"]):
+            if len(self.model.metrics_variables) == len(self._backup["variables"]["metrics"]):
                 self._assign("metrics")
             self._has_resumed()
 
@@ -169,66 +181,74 @@ class ExactResume(keras.callbacks.Callback):
         _check_model(model)
         for callback in self.callbacks:
             if callback.params is not self.params:
-                raise ValueError(
-                    "callbacks must also be in the list of callbacks of fit: "
-                    f"callback={type(callback).__name__}"
+                raise error(
+                    "`callbacks` must also be in the list of callbacks of fit",
+                    callback=type(callback).__name__,
                 )
         if self._late:
-            raise ValueError(
-                "ExactResume must be the last of the callbacks of fit, so that what it restores "
-                f"stays: after it={[type(c).__name__ for c in self._late]}"
+            raise error(
+                "ExactResume must be the last of the callbacks of fit, so that what it restores is "
+                "not changed afterwards",
+                after_it=[type(c).__name__ for c in self._late],
             )
         for owner in training_state.rule_owners(model.optimizer):
             if hasattr(owner, "get_state") and owner not in self.callbacks:
-                raise ValueError(
-                    f"callbacks must have {type(owner).__name__}, which keeps state: "
-                    f"callbacks={[type(c).__name__ for c in self.callbacks]}"
+                raise error(
+                    f"`callbacks` must have {type(owner).__name__}, which keeps state",
+                    callbacks=[type(c).__name__ for c in self.callbacks],
                 )
         self._check_data()
 
     def _check_last(self, model):
         size = len(model.optimizer.variables)
         if size != self._optimizer_size:
-            raise ValueError(
-                "ExactResume must be the last of the callbacks of fit: after its turn variables "
-                f"were added to the optimizer: before={self._optimizer_size}, now={size}"
+            raise error(
+                "ExactResume must be the last of the callbacks of fit; a later one has added "
+                "variables to the optimizer",
+                before=self._optimizer_size,
+                now=size,
             )
 
     def _check_data(self):
         steps = self.params["steps"]
         if hasattr(self.data, "__len__") and steps != len(self.data):
-            raise ValueError(
-                "data must be what fit reads, all of it in each epoch, without steps_per_epoch: "
-                f"batches={len(self.data)}, steps={steps}"
+            raise error(
+                "`data` must be what fit reads, all of it in each epoch, without steps_per_epoch",
+                batches=len(self.data),
+                steps=steps,
             )
         needs_seed = self.data is None and keras.backend.backend() == "tensorflow"
         if needs_seed and backend.shuffling_seed() is None:
-            raise ValueError(
-                "TensorFlow must have a seed, or the order in which it shuffles cannot be found "
-                "again: call keras.utils.set_random_seed, or use EpochShuffled: data=None, "
-                "seed=None"
+            raise error(
+                "TensorFlow must have a seed, or the order in which it shuffles cannot be drawn "
+                "again: call keras.utils.set_random_seed, or use EpochShuffled",
+                data=None,
+                seed=None,
             )
 
     def _check_origin(self, path, state):
-        different = training_state.differences(state["origin"], self._origin())
+        different = differences(state["origin"], self._origin())
         if different:
-            raise ValueError(
-                "A backup must be of the same training, and is left as it is: "
-                f"file={str(path)!r}, {different}"
+            raise error(
+                f"The backup must be of the same training, but {different}. It is left as it is",
+                file=str(path),
             )
         epochs, ended = self.params["epochs"], state["epoch"]
         if (ended, state["step"]) > (epochs, 0):
-            raise ValueError(
-                "epochs must not be fewer than the backup is of, which is left as it is: "
-                f"file={str(path)!r}, epochs={epochs}, ended={ended}, step={state['step']}"
+            raise error(
+                "`epochs` must not be fewer than the backup has, which is left as it is",
+                file=str(path),
+                epochs=epochs,
+                ended=ended,
+                step=state["step"],
             )
 
     def _origin(self):
         steps = self.params["steps"]
-        return training_state.origin(self.model, self.callbacks, self.data, steps)
+        return origin(self.model, self.callbacks, self.data, steps)
 
     def _history(self, epoch=None, logs=None):
-        """The content of History; at the end of an epoch, that which it will have."""
+        """The content of History; at the end of an epoch, as it will be afterwards."""
         history = self.model.history
         epochs, columns = list(history.epoch), {k: list(v) for k, v in history.history.items()}
         if epoch is not None and epochs[-1:] != [epoch]:
@@ -244,19 +264,19 @@ class ExactResume(keras.callbacks.Callback):
             "origin": self._origin(),
             "epoch": epoch,
             "step": step,
-            "variables": {name: training_state.read(group) for name, group in groups.items()},
+            "variables": {name: copies(group) for name, group in groups.items()},
             "history": history,
             "stop_training": bool(model.stop_training),
             "callbacks": [training_state.state_of(callback) for callback in self.callbacks],
             "random_at_epoch": self._random_at_epoch,
             "random": training_state.random_state(),
         }
-        backup_files.write(self.directory, epoch, step, state, keep=self.keep)
+        files.write(self.directory, epoch, step, state, keep=self.keep)
 
     def _go_on(self):
-        """After the last skipped step: what was set before, others may have changed since."""
+        """Restore the state again after the last skipped step, as others may have changed it."""
         self._skipper.remove()
-        state, model = self._found, self.model
+        state, model = self._backup, self.model
         if len(model.metrics_variables) < len(state["variables"]["metrics"]):
             training_state.build_metrics(model, self._skipper.batch)
         self._restore()
@@ -267,64 +287,37 @@ class ExactResume(keras.callbacks.Callback):
         self._has_resumed()
 
     def _restore(self):
-        """All but what Keras resets before an epoch."""
+        """Restore all but what Keras resets before an epoch."""
         self._assign("model")
         self._assign("optimizer")
-        for callback, state in zip(self.callbacks, self._found["callbacks"], strict=True):
+        for callback, state in zip(self.callbacks, self._backup["callbacks"], strict=True):
             training_state.set_state(callback, state)
 
     def _assign(self, name):
         group = training_state.variables(self.model)[name]
-        training_state.assign(name, group, self._found["variables"][name])
+        training_state.set_variables(name, group, self._backup["variables"][name])
 
     def _set_history(self):
-        history, saved = self.model.history, self._found["history"]
+        history, saved = self.model.history, self._backup["history"]
         history.epoch = list(saved["epoch"])
         history.history = {name: list(values) for name, values in saved["history"].items()}
 
     def _has_resumed(self):
-        self.resumed_from = (self._found["epoch"], self._found["step"])
-        self._found = self._skipper = None
-
-
-class _Skipper:
-    """Stands in for a model's training step; when told, takes the data and does nothing."""
-
-    def __init__(self, model, steps):
-        self.skips_next = False
-        self.batch = None  # the last that was skipped
-        self._model, self._steps = model, steps
-        self._history = model.history  # each fit has one of its own
-        self._function = model.train_function
-        model.train_function = self
-
-    def __call__(self, *arguments):
-        if not self.skips_next or self._model.history is not self._history:
-            # An exception ended the fit that was to skip.
-            return self._function(*arguments)
-        self.skips_next = False
-        if keras.backend.backend() == "torch":
-            return {}
-        *state, iterator = arguments
-        for _ in range(self._steps):
-            self.batch = next(iterator)
-        return ({}, *state) if state else {}
-
-    def remove(self):
-        """Put the training step back, unless another has taken this one's place."""
-        if self._model.train_function is self:
-            self._model.train_function = self._function
+        self.resumed_from = (self._backup["epoch"], self._backup["step"])
+        self._backup = self._skipper = None
 
 
 def _check_model(model):
     if not model.built:
-        raise ValueError(
-            f"The model must be built before fit: model={model.name!r}, built=False; "
-            "give it an Input, or call it once"
+        raise error(
+            "The model must be built before fit: give it an Input, or call it on a batch",
+            model=model.name,
+            built=False,
         )
     replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
     if replicas > 1:
-        raise ValueError(
-            "Under tf.distribute each replica has values of its own, which are not saved: "
-            f"num_replicas_in_sync={replicas}"
+        raise error(
+            "The model must be on one replica: under tf.distribute each replica has values of its "
+            "own, which are not saved",
+            num_replicas_in_sync=replicas,
         )

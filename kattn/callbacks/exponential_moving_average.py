@@ -6,34 +6,40 @@ import keras
 import numpy as np
 from keras import ops
 
-from kattn.callbacks.optimizer_hook import Rule, RuleCallback
+from kattn.arguments import check_choice, check_fractions, error
+from kattn.callbacks.update.rule import Rule
+from kattn.callbacks.update.rule_callback import RuleCallback
+from kattn.callbacks.update.values import assign, copies
 
 AT_END = ("average", "last")
 
 
 class ExponentialMovingAverage(RuleCallback):
-    """Average a <- d a + (1 - d) w after each update; validation and the end of training use it.
+    """Keep the average a <- d a + (1 - d) w of the weights w, and validate with it.
 
-    The average starts from the weights at the beginning of `fit`. Skipped updates do not count, and
-    accumulated gradients count as one update. It is of trainable weights alone: batch statistics
-    are those of the training. `fit` validates with the average, and trains on with the weights.
+    The average is updated after each update of the weights, inside the compiled step. It begins
+    with the weights at the beginning of `fit`. Skipped updates do not count, and accumulated
+    gradients count as one update. Only trainable weights are averaged: statistics of batch
+    normalization are those of the training. `fit` validates with the average, and goes on training
+    with the weights.
 
-    With warm-up, d = min(decay, (1 + t) / (10 + t)) in the update after t others, so that the
-    average forgets the initial weights soon.
+    With warm-up, the update after t others uses d = min(decay, (1 + t) / (10 + t)), so that the
+    average soon forgets the initial weights.
 
     Args:
-        decay: d, in [0, 1). The average is of the last 1 / (1 - d) updates or so.
-        warmup: Whether d grows to `decay`, as above.
-        at_end: What the model has after `fit`: "average" or "last", the weights as trained. In
-            either case `averaged` gives the average until the next `fit`.
+        decay: Weight d of the past in the average, in [0, 1). The average is taken over about the
+            last 1 / (1 - d) updates.
+        warmup: Whether d grows to `decay` during the first updates.
+        at_end: Which weights the model has after `fit`: "average", or "last" for the weights as
+            trained. In both cases `averaged` gives access to the average until the next `fit`.
 
     Raises:
-        ValueError: If an argument is out of its range. When training begins, if the model has no
-            optimizer, or several (`MultiOptimizer`).
+        ValueError: If an argument is out of range. When training begins, if the model has no
+            optimizer or several (`MultiOptimizer`).
 
     Reference:
-        Polyak and Juditsky 1992, https://doi.org/10.1137/0330046, for the plain mean; exponential
-        with the warm-up of `tf.train.ExponentialMovingAverage`.
+        Polyak and Juditsky 1992, https://doi.org/10.1137/0330046, for the plain mean. The
+        exponential mean with its warm-up is that of `tf.train.ExponentialMovingAverage`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
@@ -47,13 +53,10 @@ class ExponentialMovingAverage(RuleCallback):
 
     def __init__(self, decay=0.999, *, warmup=True, at_end="average"):
         super().__init__()
-        is_number = isinstance(decay, int | float) and not isinstance(decay, bool)
-        if not is_number or not 0 <= decay < 1:
-            raise ValueError(f"decay must be a number in [0, 1): decay={decay!r}")
+        check_fractions(decay=decay)
         if not isinstance(warmup, bool):
-            raise ValueError(f"warmup must be True or False: warmup={warmup!r}")
-        if at_end not in AT_END:
-            raise ValueError(f"at_end must be one of {AT_END}: at_end={at_end!r}")
+            raise error("`warmup` must be True or False", warmup=warmup)
+        check_choice(AT_END, at_end=at_end)
         self.decay, self.warmup, self.at_end = float(decay), warmup, at_end
         self._raw: list[np.ndarray] | None = None  # weights as trained, while the average is in use
         self._last: list[np.ndarray] | None = None  # the average at the end of training
@@ -67,7 +70,7 @@ class ExponentialMovingAverage(RuleCallback):
     def on_train_begin(self, logs=None):
         self._raw = self._last = None
         super().on_train_begin(logs)
-        self.rule.start(self.decay, self.warmup, _values(_weights(self.model)))
+        self.rule.start(self.decay, self.warmup, copies(_weights(self.model)))
 
     def on_test_begin(self, logs=None):
         if self.rule is not None:  # in `fit`
@@ -80,18 +83,18 @@ class ExponentialMovingAverage(RuleCallback):
         self._swap_out()
         self._last = self.rule.values()
         if self.at_end == "average":
-            _assign(_weights(self.model), self._last)
+            assign(_weights(self.model), self._last)
         super().on_train_end(logs)
 
     @contextlib.contextmanager
     def averaged(self):
-        """The model has the average in the block, and its own weights again after it.
+        """Give the model the average for the length of a `with` block, then its own weights again.
 
-        For other callbacks during `fit`, say to save the average, and for use after it. What the
-        block does to the weights is lost.
+        Use it in other callbacks during `fit`, to save the average for example, or after `fit`.
+        What the block does to the weights is lost.
 
         Raises:
-            ValueError: If nothing has been trained yet.
+            ValueError: If no `fit` with this callback has begun yet.
         """
         is_outermost = self._swap_in()
         try:
@@ -101,31 +104,31 @@ class ExponentialMovingAverage(RuleCallback):
                 self._swap_out()
 
     def get_state(self):
-        """What a resumed training needs, beside the optimizer's variables."""
+        """Return what a resumed training needs besides the variables of the optimizer."""
         return {f"raw_{i}": value for i, value in enumerate(self._raw or [])}
 
     def set_state(self, state):
-        """Take up a state, once training has begun: the weights as trained."""
+        """Set the state that `get_state` has returned, after training has begun."""
         if state:
             self._raw = [np.array(state[f"raw_{i}"]) for i in range(len(state))]
             self._swap_out()
 
     def _swap_in(self):
-        """Whether the average was not in use before."""
+        """Give the model the average; return False if it had the average already."""
         if self._raw is not None:
             return False
         rule = self.rule
         values = self._last if rule is None else rule.values()
         if values is None:
-            raise ValueError("There is no average before training: rule=None")
+            raise error("`fit` must have been called before there is an average", average=None)
         weights = _weights(self.model)
-        self._raw = _values(weights)
-        _assign(weights, values)
+        self._raw = copies(weights)
+        assign(weights, values)
         return True
 
     def _swap_out(self):
         if self._raw is not None:
-            _assign(_weights(self.model), self._raw)
+            assign(_weights(self.model), self._raw)
             self._raw = None
 
 
@@ -152,14 +155,14 @@ class _AverageRule(Rule):
         self._decay.assign(decay)
         self._warmup.assign(float(warmup))
         self._count.assign(0)
-        _assign(self._averages, values)
+        assign(self._averages, values)
         self._is_active.assign(1.0)
 
     def values(self):
-        """On the host."""
-        return _values(self._averages)
+        """Return the averages as NumPy arrays, on the host."""
+        return copies(self._averages)
 
-    def after(self, update):
+    def after_update(self, update):
         counts = ops.convert_to_tensor(self._is_active) > 0
         if update.is_good is not None:
             counts = ops.logical_and(counts, update.is_good)
@@ -183,14 +186,5 @@ class _AverageRule(Rule):
 
 
 def _weights(model):
-    """Those that updates change by gradients; scales of float8 are written over instead."""
+    """The weights that gradients change; scales of float8 are overwritten instead."""
     return [v for v in model.trainable_variables if not v.overwrite_with_gradient]
-
-
-def _values(variables):
-    return [np.array(ops.convert_to_numpy(variable), copy=True) for variable in variables]
-
-
-def _assign(variables, values):
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)

@@ -4,57 +4,70 @@ import math
 
 import numpy as np
 
-from kattn.callbacks.clip_rule import LEFT_OUT, ROUNDING, ClipRule
-from kattn.callbacks.optimizer_hook import RuleCallback
-from kattn.callbacks.recorder import rows_needed
-from kattn.callbacks.unit_axes import unit_axes
-from kattn.callbacks.weight_groups import check_matches, check_patterns
+from kattn.arguments import (
+    check_choice,
+    check_integers,
+    check_numbers,
+    check_open_fractions,
+    check_positive,
+    error,
+)
+from kattn.callbacks.update.clip_rule import LEFT_OUT, ROUNDING, ClipRule
+from kattn.callbacks.update.recorder import rows_needed
+from kattn.callbacks.update.rule_callback import RuleCallback
+from kattn.callbacks.update.unit_axes import unit_axes
+from kattn.callbacks.update.weight_groups import check_matches, check_patterns
 
 MODES = ("value", "norm", "global_norm", "agc", "autoclip", "zclip")
-THRESHOLDS = {"agc": 0.01, "autoclip": None, "zclip": None}  # where there is a usual one
+DEFAULTS = {"agc": 0.01, "autoclip": None, "zclip": None}  # thresholds; of other modes 1.0
 
 
 class GradientClipping(RuleCallback):
-    """Clip gradients, see their norms, and skip the steps whose gradients are not finite.
+    """Clip gradients, log their norms, and skip steps whose gradients are not finite.
 
-    It acts on what the optimizer is about to use: gradients unscaled, averaged over accumulated
-    steps, the rows of an embedding summed. A clipping that the optimizer was built with comes
-    after. The norms go into `history`, and into the logs of an epoch as `grad_norm` (mean),
-    `grad_norm_max`, `clipped_fraction` (of the steps) and `skipped_steps`.
+    Gradients are clipped as the optimizer is about to use them: unscaled, averaged over accumulated
+    steps, and with the rows of an embedding summed. If the optimizer was built with a clipping of
+    its own, that comes after. `history` has the norms of all steps; the logs of each epoch get
+    `grad_norm` (mean of the norms before clipping), `grad_norm_max`, `clipped_fraction` (fraction
+    of the steps whose gradients were reduced) and `skipped_steps` (their number).
 
-    Where an optimizer sees the gradients of one replica alone, as under `tf.distribute`, several
-    are refused. Gradients that are reduced before (JAX's `keras.distribution`, PyTorch's DDP) have
-    the norm of all.
+    A skipped step leaves the weights, the moments and the number of updates as they were.
 
-    A skipped step leaves weights, moments and the count of updates as they were.
+    Several replicas under `tf.distribute` are refused, as the optimizer sees only the gradients of
+    one replica there. With `keras.distribution` on JAX and with DDP on PyTorch the norms are those
+    of all replicas together.
 
     Args:
-        mode: What is clipped.
-            "value": each number, to [-threshold, threshold].
-            "norm": the gradient of each weight, to an l2 norm of `threshold`.
-            "global_norm": all gradients together (of a group), to an l2 norm of `threshold`.
-            "agc": adaptive: each output unit's gradient, to `threshold` (default 0.01) times the
-            norm of the unit's weights. The paper leaves the output layer out: `{"head": None}`.
-            "autoclip": all together, to the `percent`-th percentile of the norms so far, and to
-            `threshold` if it is given.
-            "zclip": all together; norms of more than `z_threshold` standard deviations above the
-            running mean are brought below it; and to `threshold` if it is given.
-        threshold: A positive number, or None for none.
-        groups: Patterns (regular expressions, searched for in a weight's path) and the threshold of
-            the weights that match. None: these are not clipped, not to a history either (infinity:
-            to that alone). The first match counts; other weights have `threshold`. Each group has
+        mode: How gradients are clipped.
+            "value": each number is clipped to [-threshold, threshold].
+            "norm": the gradient of each weight is scaled to an L2 norm of at most `threshold`.
+            "global_norm": all gradients (of a group) are scaled by one factor, to a joint L2 norm
+            of at most `threshold`.
+            "agc": adaptive clipping. The gradient of each output unit is scaled to at most
+            `threshold` (default 0.01) times the norm of the unit's weights. The paper leaves out
+            the output layer: `groups={"head": None}`.
+            "autoclip": all gradients are scaled by one factor, to at most the `percent`-th
+            percentile of the norms so far; and to at most `threshold`, if it is given.
+            "zclip": all gradients are scaled by one factor if their norm is more than `z_threshold`
+            standard deviations above the running mean; and to at most `threshold`, if it is given.
+        threshold: A number above 0, or None for no threshold. If it is left out, it is 1; 0.01 for
+            "agc"; and None for "autoclip" and "zclip".
+        groups: Dict from a pattern to the threshold of the weights that match. A pattern is a
+            regular expression that is searched for in the paths of weights; the first match counts.
+            None as a threshold means that these weights are not clipped at all; infinity means that
+            they are clipped to their history only. Other weights have `threshold`. Each group has
             norms and a history of its own.
-        percent: Of "autoclip", in (0, 100].
-        window: Of "autoclip": how many norms it looks back.
-        z_threshold: Of "zclip": standard deviations.
-        smoothing: Of "zclip": the weight of the past in running mean and variance, in (0, 1).
-        warmup: Of "zclip": steps whose norms give the first mean and variance.
-        skip_nonfinite: Skip steps with a gradient that is infinite or NaN.
+        percent: Percentile for "autoclip", in (0, 100].
+        window: Number of norms that "autoclip" looks back at.
+        z_threshold: Standard deviations for "zclip", above 0.
+        smoothing: Weight of the past in the running mean and variance of "zclip", in (0, 1).
+        warmup: Number of steps whose norms give "zclip" the first mean and variance.
+        skip_nonfinite: Whether to skip steps whose gradients have an infinite number or NaN.
 
     Raises:
-        ValueError: If an argument is out of its range. When training begins: if a pattern matches
-            no weight, under `tf.distribute` with several replicas (where an optimizer sees the
-            gradients of one), or for an optimizer made of several.
+        ValueError: If an argument is out of range. When training begins, if a pattern matches no
+            weight, if there are several replicas under `tf.distribute`, or if the optimizer
+            consists of several (`MultiOptimizer`).
 
     Example:
         >>> model = keras.Sequential(
@@ -71,12 +84,12 @@ class GradientClipping(RuleCallback):
     Reference:
         Pascanu et al. 2013, algorithm 1 (norms), https://arxiv.org/abs/1211.5063
         Brock et al. 2021, eq. 3 (agc), https://arxiv.org/abs/2102.06171
-        Seetharaman et al. 2020 (autoclip), https://arxiv.org/abs/2007.14469; we look back over a
-        window.
+        Seetharaman et al. 2020 (autoclip), https://arxiv.org/abs/2007.14469; they look back over
+        all steps, here it is a window.
         Kumar et al. 2025 (zclip), https://arxiv.org/abs/2504.02507
     """
 
-    tend_every = 256
+    synchronize_every = 256
 
     def __init__(
         self,
@@ -92,18 +105,13 @@ class GradientClipping(RuleCallback):
         skip_nonfinite=True,
     ):
         super().__init__()
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {MODES}: mode={mode!r}")
+        check_choice(MODES, mode=mode)
         if threshold is ...:
-            threshold = THRESHOLDS.get(mode, 1.0)
-        _check_range("percent", percent, 0, 100)
-        _check_range("smoothing", smoothing, 0, 1 - 1e-9)
-        _check_range("z_threshold", z_threshold, 0, math.inf)
-        for name, value in (("window", window), ("warmup", warmup)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"{name} must be a whole number of steps, 1 or more: {name}={value!r}"
-                )
+            threshold = DEFAULTS.get(mode, 1.0)
+        check_numbers("a number above 0 and at most 100", lambda x: 0 < x <= 100, percent=percent)
+        check_open_fractions(smoothing=smoothing)
+        check_positive(z_threshold=z_threshold)
+        check_integers(1, window=window, warmup=warmup)
         self.mode = mode
         self.percent, self.window = percent, window
         self.z_threshold, self.smoothing, self.warmup = z_threshold, smoothing, warmup
@@ -117,41 +125,44 @@ class GradientClipping(RuleCallback):
 
     @property
     def threshold(self):
-        """Of the weights outside `groups`."""
+        """The threshold of the weights that match no group."""
         return self._thresholds[None]
 
     @property
     def groups(self):
-        """Thresholds by pattern."""
+        """The thresholds of groups, a dict by pattern."""
         return {p: value for p, value in self._thresholds.items() if p is not None}
 
     def set(self, *, threshold=..., groups=None):
-        """Change thresholds, between or in the middle of fits; nothing is traced again.
+        """Change thresholds, at any time. Nothing is traced again.
 
         Args:
-            threshold: Of the weights outside `groups`. Left out: as it is.
-            groups: Thresholds of some of the patterns that the callback was made with.
+            threshold: New threshold of the weights that match no group. If it is left out, the
+                threshold stays as it is.
+            groups: Dict of new thresholds, by patterns that the callback was built with. Other
+                groups stay as they are.
 
         Raises:
-            ValueError: If a threshold is neither positive nor None, or a pattern is not known.
+            ValueError: If a threshold is neither above 0 nor None, or a pattern is not known.
         """
         changes = {} if threshold is ... else {None: _checked("threshold", threshold)}
         for pattern, value in (groups or {}).items():
             if pattern is None or pattern not in self._thresholds:
-                raise ValueError(
-                    "groups must be of patterns that the callback was made with: "
-                    f"pattern={pattern!r}, patterns={list(self.groups)}"
+                raise error(
+                    "`groups` must have patterns that the callback was built with",
+                    pattern=pattern,
+                    patterns=list(self.groups),
                 )
             changes[pattern] = _checked(f"groups[{pattern!r}]", value)
         self._thresholds |= changes
-        self._hand_over(self.rule)
+        self._write_thresholds(self.rule)
 
-    def _hand_over(self, rule):
-        """Give the compiled step the thresholds."""
+    def _write_thresholds(self, rule):
+        """Hand the thresholds to the compiled step."""
         if rule is not None:
-            nothing = {None: math.inf}  # to a history alone
+            unlimited = {None: math.inf}  # the weights of no group: clipped to a history only
             values = [
-                nothing.get(pattern, LEFT_OUT) if value is None else value
+                unlimited.get(pattern, LEFT_OUT) if value is None else value
                 for pattern, value in self._thresholds.items()
             ]
             rule.thresholds.assign(values)
@@ -169,13 +180,13 @@ class GradientClipping(RuleCallback):
 
     def begin(self, rule):
         rule.is_active.assign(1.0)
-        self._hand_over(rule)
+        self._write_thresholds(rule)
         rule.recorder.start()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch_start = len(self.history["norm"])
 
-    def tend(self, rule):
+    def synchronize(self, rule):
         rows = rule.recorder.read()
         for name, values in rows.items():
             self.history[name].extend(values.tolist())
@@ -195,36 +206,29 @@ class GradientClipping(RuleCallback):
             logs["skipped_steps"] = int(skipped.sum())
 
     def get_state(self):
-        """What a resumed training needs, beside the optimizer's variables."""
+        """Return what a resumed training needs besides the variables of the optimizer."""
         rule = self.rule
         if rule is not None:
-            self._tend(rule)
+            self._synchronize(rule)
         thresholds = [list(item) for item in self._thresholds.items()]
         state = {"thresholds": thresholds, "history": self.history, "epoch": self._epoch_start}
         return state | {"read": 0 if rule is None else rule.recorder.read_until}
 
     def set_state(self, state):
-        """Take up a state, once training has begun."""
+        """Set the state that `get_state` has returned, after training has begun."""
         self.history = {name: list(values) for name, values in state["history"].items()}
         self._epoch_start = state["epoch"]
-        found = {p: _checked("threshold", value) for p, value in state["thresholds"]}
-        self._thresholds.update(found)
+        for pattern, value in state["thresholds"]:
+            self._thresholds[pattern] = _checked("threshold", value)
         rule = self.rule
         if rule is not None:
-            self._hand_over(rule)
+            self._write_thresholds(rule)
             rule.recorder.read_until = state["read"]
-
-
-def _check_range(name, value, low, high):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
-        raise ValueError(
-            f"{name} must be a number above {low} and at most {high}: {name}={value!r}"
-        )
 
 
 def _checked(name, threshold):
     if threshold is None:
         return None
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold > 0:
-        raise ValueError(f"{name} must be positive, or None for no limit: {name}={threshold!r}")
+        raise error(f"`{name}` must be above 0, or None for no threshold", **{name: threshold})
     return float(threshold)

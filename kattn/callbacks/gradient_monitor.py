@@ -1,7 +1,5 @@
-"""Norms of gradients, weights and updates, and what attention looks at, in the logs."""
+"""Norms of gradients, weights and updates, and statistics of attention, in the logs."""
 
-import contextlib
-import inspect
 import math
 import re
 
@@ -9,43 +7,51 @@ import numpy as np
 from keras import ops
 
 from kattn import backend
-from kattn.callbacks import clipping
-from kattn.callbacks.clip_rule import ROUNDING
-from kattn.callbacks.optimizer_hook import Rule, RuleCallback
-from kattn.callbacks.recorder import Recorder, rows_needed
-from kattn.callbacks.weight_groups import check_matches, check_patterns
-from kattn.ops.attention import observed
-from kattn.ops.kernels import dense
+from kattn.arguments import error
+from kattn.callbacks.update import clipping
+from kattn.callbacks.update.clip_rule import ROUNDING
+from kattn.callbacks.update.recorder import Recorder, rows_needed
+from kattn.callbacks.update.rule import Rule
+from kattn.callbacks.update.rule_callback import RuleCallback
+from kattn.callbacks.update.weight_groups import check_matches, check_patterns
+from kattn.visualize.capture import attention_layers, capture_attention
 
 NORMS = ("grad_norm", "weight_norm", "update_norm")
 
 
 class GradientMonitor(RuleCallback):
-    """Norms of gradients, weights and updates in the logs of each epoch, and so in any log file.
+    """Log norms of gradients, weights and updates, and statistics of attention.
 
-    They are taken in the compiled step and read some hundred steps at a time. `history` has them
-    step by step. The logs of an epoch get their means over its updates, as `grad_norm` (before any
-    clipping), `weight_norm` and `update_norm` (of the changes of the weights, by which the learning
-    rate can be judged: some 1e-3 of the weights' is usual), and `grad_norm_max`; each also as
-    `grad_norm/<name>` and so on for each group; and `clipped_fraction`, the fraction of updates
-    whose gradients a `GradientClipping` made smaller. Updates whose gradients are not finite are
-    left out of the means.
+    The norms are computed inside the compiled step, for each update. `history` has them update by
+    update. The logs of each epoch, and so any log file, get their means over the epoch:
 
-    With `attention_data` the logs also get, for each attention layer of kattn, the mean entropy of
-    its attention weights in nats, `attention_entropy/<layer's path>`, which falls to 0 where
-    training becomes unstable; and its largest logit, `largest_logit/<layer's path>` (linear forms
-    have none). Both are computed at the end of the epoch, in inference, on that batch alone.
+    - `grad_norm`: norm of all gradients together, before any clipping; and `grad_norm_max`, the
+      largest of the epoch;
+    - `weight_norm`: norm of all trainable weights after the update;
+    - `update_norm`: norm of the change of the weights. It is usually about 1e-3 of `weight_norm`;
+      if it is far from that, the learning rate is worth a look;
+    - the same for each group, such as `grad_norm/<name of the group>`;
+    - `clipped_fraction`: fraction of the updates whose gradients a `GradientClipping` reduced.
+
+    Updates whose gradients are not finite are left out of the means.
+
+    With `attention_data` the logs also get, for each attention layer of kattn,
+    `attention_entropy/<path of the layer>`, the mean entropy of its attention weights in nats,
+    which falls to 0 where training becomes unstable; and `largest_logit/<path of the layer>`, its
+    largest score before the softmax, which layers of linear attention do not have. They are
+    computed at the end of the epoch, in inference, on that one batch.
 
     Args:
-        groups: Names, and the patterns (regular expressions, searched for in a weight's path) of
-            the weights that each means. A weight may be in several.
-        attention_data: A batch of inputs for the model, without targets; None for no look at
-            attention.
+        groups: Dict from the name of a group to the pattern of its weights: a regular expression
+            that is searched for in the paths of weights. A weight may be in several groups. None
+            for no groups.
+        attention_data: One batch of inputs of the model, without targets, on which attention is
+            looked at. None for no statistics of attention.
 
     Raises:
-        ValueError: If a pattern is not a regular expression. When training begins: if a pattern
-            matches no weight, under `tf.distribute` with several replicas, or if there is
-            `attention_data` but no attention layer.
+        ValueError: If a pattern is not a regular expression. When training begins, if a pattern
+            matches no weight, if there are several replicas under `tf.distribute`, or if
+            `attention_data` is given and the model has no attention layer of kattn.
 
     Example:
         >>> model = keras.Sequential(
@@ -64,7 +70,7 @@ class GradientMonitor(RuleCallback):
         Dehghani et al. 2023, sec. 2, growth of attention logits, https://arxiv.org/abs/2302.05442
     """
 
-    tend_every = 256
+    synchronize_every = 256
 
     def __init__(self, groups=None, *, attention_data=None):
         super().__init__()
@@ -83,9 +89,9 @@ class GradientMonitor(RuleCallback):
     def on_train_begin(self, logs=None):
         check_matches("groups", self.groups.values(), self.model)
         if self.attention_data is not None and not attention_layers(self.model):
-            raise ValueError(
-                "attention_data needs a model with attention layers of kattn: "
-                f"model={self.model.name!r}"
+            raise error(
+                "`attention_data` must be None for a model without attention layers of kattn",
+                model=self.model.name,
             )
         super().on_train_begin(logs)
 
@@ -95,7 +101,7 @@ class GradientMonitor(RuleCallback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch_start = len(self.history.get("grad_norm", ()))
 
-    def tend(self, rule):
+    def synchronize(self, rule):
         for name, values in rule.recorder.read().items():
             self.history.setdefault(name, []).extend(values.tolist())
 
@@ -110,15 +116,15 @@ class GradientMonitor(RuleCallback):
             logs.update(attention_statistics(self.model, self.attention_data))
 
     def get_state(self):
-        """What a resumed training needs, beside the optimizer's variables."""
+        """Return what a resumed training needs besides the variables of the optimizer."""
         rule = self.rule
         if rule is not None:
-            self._tend(rule)
+            self._synchronize(rule)
         read = 0 if rule is None else rule.recorder.read_until
         return {"history": self.history, "epoch": self._epoch_start, "read": read}
 
     def set_state(self, state):
-        """Take up a state, once training has begun."""
+        """Set the state that `get_state` has returned, after training has begun."""
         self.history = {name: list(values) for name, values in state["history"].items()}
         self._epoch_start = state["epoch"]
         rule = self.rule
@@ -127,7 +133,7 @@ class GradientMonitor(RuleCallback):
 
 
 def _summary(rows):
-    """Means over the updates whose gradients are finite."""
+    """The numbers for the logs: means over the updates whose gradients are finite."""
     good = np.isfinite(rows["grad_norm"])
     names = [name for name in rows if name != "is_clipped"]
     logs = {name: float(rows[name][good].mean()) if good.any() else math.nan for name in names}
@@ -137,7 +143,7 @@ def _summary(rows):
 
 
 class _Norms(Rule):
-    order = 90  # when others have clipped
+    order = 90  # after the rules that clip
     sees_gradients = True
     sees_changes = True
 
@@ -149,83 +155,56 @@ class _Norms(Rule):
     def build(self, hook):
         self.recorder.build(hook, "monitor")
 
-    def gradients(self, update):
+    def change_gradients(self, update):
         update.norms()  # now: an optimizer may change gradients in place
         self._clipped = update.clipped_norm
 
-    def after(self, update):
+    def after_update(self, update):
         weights = [ops.convert_to_tensor(variable) for variable in update.variables]
-        found = {
+        norms_of = {
             "grad_norm": update.norms(),
             "weight_norm": backend.norms(weights),
             "update_norm": backend.norms(update.changes()),
         }
-        row = {name: clipping.joint_norm(norms) for name, norms in found.items()}
+        row = {name: clipping.joint_norm(norms) for name, norms in norms_of.items()}
         for group, pattern in self._groups.items():
             paths = [variable.path for variable in update.variables]
             places = [i for i, path in enumerate(paths) if re.search(pattern, path)]
             places = ops.convert_to_tensor(places, "int32")
-            for name, norms in found.items():
+            for name, norms in norms_of.items():
                 row[f"{name}/{group}"] = clipping.joint_norm(ops.take(norms, places))
         most = row["grad_norm"] * (1.0 - ROUNDING)
         row["is_clipped"] = False if self._clipped is None else self._clipped < most
         self.recorder.write(row)
 
 
-def attention_layers(model):
-    """Layers of kattn that can say what they attend to."""
-    return [layer for layer in model._flatten_layers() if hasattr(layer, "attention_weights")]
-
-
 def attention_statistics(model, inputs):
-    """Entropy and largest logit of each attention layer for a batch of inputs, by log name."""
-    found: dict[str, list[float]] = {}
-    path: list[str] = []
+    """Return entropy and largest logit of each attention layer, by the name in the logs.
 
-    def look(call):
-        if path:
-            logit = float(ops.convert_to_numpy(dense.largest_logit(call)))
-            found.setdefault(f"largest_logit/{path[-1]}", []).append(logit)
+    For a layer that the model calls several times they are the mean entropy and the largest logit.
 
-    with contextlib.ExitStack() as stack:
-        for layer in attention_layers(model):
-            stack.enter_context(_watched(layer, path, found))
-        stack.enter_context(observed(look))
-        model(inputs, training=False)
-    # A layer that is called several times has several.
-    return {
-        name: max(values) if name.startswith("largest") else sum(values) / len(values)
-        for name, values in found.items()
-    }
-
-
-@contextlib.contextmanager
-def _watched(layer, path, found):
-    """Note the entropy of each call of a layer, and its path while it is called."""
-    call, name = layer.call, layer.path or layer.name
-    known = inspect.signature(layer.attention_weights).parameters
-
-    def watched(*args, **kwargs):
-        options = {word: value for word, value in kwargs.items() if word in known}
-        weights = ops.convert_to_numpy(layer.attention_weights(*args, **options))
-        found.setdefault(f"attention_entropy/{name}", []).append(entropy(weights))
-        path.append(name)
-        try:
-            return call(*args, **kwargs)
-        finally:
-            path.pop()
-
-    object.__setattr__(layer, "call", watched)
-    try:
-        yield
-    finally:
-        object.__delattr__(layer, "call")
+    Args:
+        model: A model with attention layers of kattn.
+        inputs: One batch of inputs.
+    """
+    logs = {}
+    for path, calls in capture_attention(model, inputs, reduce=entropy).items():
+        logs[f"attention_entropy/{path}"] = sum(call.weights for call in calls) / len(calls)
+        logits = [call.largest_logit for call in calls if call.largest_logit is not None]
+        if logits:
+            logs[f"largest_logit/{path}"] = max(logits)
+    return logs
 
 
 def entropy(weights):
-    """Of `(B, N, queries, keys)`, of one or more axes each: the mean of rows that are not 0.
+    """Return the mean entropy of rows of attention weights, in nats.
 
-    Rows are brought to a sum of 1 before, and weights below 0 count by their size.
+    Rows that are 0 do not count. Other rows are first scaled to a sum of 1, and weights below 0
+    count by their absolute value.
+
+    Args:
+        weights: Array of shape `(B, N, queries, keys)`, where queries and keys may have several
+            axes each.
     """
     keys = weights.shape[2 + (weights.ndim - 2) // 2 :]
     rows = np.abs(weights.reshape(-1, math.prod(keys))).astype(np.float64)

@@ -1,33 +1,37 @@
-"""Weights that rest at first and join the training epoch by epoch."""
+"""Weights that do not change at first and join the training epoch by epoch."""
 
 import keras
 
-from kattn.callbacks.layerwise_learning_rates import Multipliers
-from kattn.callbacks.optimizer_hook import RuleCallback
-from kattn.callbacks.weight_groups import check_matches, check_patterns, group_of
+from kattn.arguments import check_choice, check_integers, error
+from kattn.callbacks.update.multipliers import Multipliers
+from kattn.callbacks.update.rule_callback import RuleCallback
+from kattn.callbacks.update.weight_groups import check_matches, check_patterns, group_of
 
 POLICIES = ("inference", "train")
 
 
 class GradualUnfreezing(RuleCallback):
-    """Weights that match a pattern do not change before their epoch.
+    """Keep weights unchanged until the epoch that is given for them.
 
-    They are computed with, and their gradients feed the optimizer's moments, which are warm when
-    their epoch comes; they are left out of the norms that clip others. Nothing is compiled again,
-    `trainable` stays True. The price is that of a whole backward pass: what is to rest for good is
-    better frozen with `trainable = False` before `compile`.
+    The model computes with these weights as usual, and their gradients go into the moments of the
+    optimizer, which are warmed up when their epoch comes. Their norms do not count when the
+    gradients of other weights are clipped. Nothing is compiled again, and `trainable` stays True.
+    This costs a whole backward pass: weights that should never train are better frozen with
+    `trainable = False` before `compile`.
 
     Args:
-        epochs: Patterns (regular expressions, searched for in a weight's path) and the epoch,
-            counted from 0, with which weights that match begin to train. The first match counts;
-            weights that match none train from the start.
-        batch_norm: Layers of batch normalization whose scale rests: "inference", they normalise
-            with their moving statistics and leave these alone, as frozen layers of Keras do, and
-            the step is traced again when that ends; "train", they go on as ever.
+        epochs: Dict from a pattern to the epoch, counted from 0, from which on the weights that
+            match are trained. A pattern is a regular expression that is searched for in the paths
+            of weights; the first match counts. Weights that match no pattern are trained from the
+            start.
+        batch_norm: What layers of batch normalization do whose scale does not train yet.
+            "inference": they normalize with their moving statistics and do not change these, as
+            frozen layers of Keras; when that ends, the step is traced again. "train": they
+            normalize with the statistics of the batch as usual.
 
     Raises:
-        ValueError: If an argument is out of its range. When training begins, if a pattern matches
-            no trainable weight.
+        ValueError: If an argument is out of range. When training begins, if a pattern matches no
+            trainable weight.
 
     Example:
         >>> model = keras.Sequential(
@@ -47,16 +51,12 @@ class GradualUnfreezing(RuleCallback):
         self.epochs = dict(epochs)
         self.batch_norm = batch_norm
         if not self.epochs:
-            raise ValueError(f"epochs must have a pattern: epochs={epochs!r}")
+            raise error("`epochs` must have at least one pattern", epochs=epochs)
         check_patterns("epochs", self.epochs)
-        for pattern, epoch in self.epochs.items():
-            if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-                raise ValueError(
-                    "epochs must be whole numbers of epochs, 0 or more: "
-                    f"epochs[{pattern!r}]={epoch!r}"
-                )
-        if batch_norm not in POLICIES:
-            raise ValueError(f"batch_norm must be one of {POLICIES}: batch_norm={batch_norm!r}")
+        check_integers(
+            0, **{f"epochs[{pattern!r}]": epoch for pattern, epoch in self.epochs.items()}
+        )
+        check_choice(POLICIES, batch_norm=batch_norm)
         self._resting: list = []
 
     def signature(self):
@@ -81,25 +81,25 @@ class GradualUnfreezing(RuleCallback):
             self._rest([])
 
     def _starts(self):
-        """Epochs by the paths of the weights that match a pattern."""
-        found = {}
+        """The first epochs of weights that match a pattern, by path."""
+        starts = {}
         for variable in self.model.trainable_variables:
             group = group_of(variable.path, self.epochs)
             if group is not None:
-                found[variable.path] = list(self.epochs.values())[group]
-        return found
+                starts[variable.path] = list(self.epochs.values())[group]
+        return starts
 
     def _normalizations(self):
         layers = self.model._flatten_layers()
         return [x for x in layers if isinstance(x, keras.layers.BatchNormalization)]
 
     def _start(self, layer):
-        """The epoch with which its scale and shift train: the later, if they differ."""
+        """The epoch from which on both scale and shift of a layer are trained."""
         starts = self._starts()
         return max((starts.get(v.path, 0) for v in layer.trainable_variables), default=0)
 
     def _rest(self, layers):
-        """Let these layers, and no others, run as in inference."""
+        """Let these layers, and no others, run in inference mode."""
         if [id(layer) for layer in layers] == [id(layer) for layer in self._resting]:
             return
         for layer in self._resting:

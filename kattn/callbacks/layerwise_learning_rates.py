@@ -1,24 +1,28 @@
-"""A learning rate for each layer, by its depth or by the path of its weights."""
+"""A learning rate for each layer, by its depth or by the paths of its weights."""
 
-from kattn.callbacks.optimizer_hook import Rule, RuleCallback
-from kattn.callbacks.weight_groups import check_matches, check_patterns, depths, group_of
+from kattn.arguments import check_factors, check_rates, error
+from kattn.callbacks.update.multipliers import Multipliers
+from kattn.callbacks.update.rule_callback import RuleCallback
+from kattn.callbacks.update.weight_groups import check_matches, check_patterns, depths, group_of
 
 
 class LayerwiseLearningRates(RuleCallback):
-    """Change of a weight = multiplier * the optimizer's, weight decay included.
+    """Multiply the change of each weight in an update by a factor of its layer.
 
-    The change is scaled and not the gradient, whose size means nothing to Adam. The optimizer's
-    moments are those of all gradients, so a multiplier that is raised later finds them warm.
+    The change is multiplied, weight decay included, and not the gradient, whose size means nothing
+    to optimizers such as Adam. The moments of the optimizer are those of all gradients.
 
     Args:
-        multipliers: Patterns (regular expressions, searched for in a weight's path) and the factor
-            of the weights that match, 0 or more. The first match counts.
-        decay: Weights that match no pattern have decay^d, where d counts the layers between theirs
-            and the last: in (0, 1]. Layers are those of the model that have trainable weights, as
-            the model lists them, those of models in it one by one. 1: no decay.
+        multipliers: Dict from a pattern to the factor of the weights that match, >= 0. A pattern is
+            a regular expression that is searched for in the paths of weights; the first match
+            counts. None for no patterns.
+        decay: Weights that match no pattern have the factor decay^d, where d is the number of
+            layers between theirs and the last one; in (0, 1]. Layers are those of the model that
+            have trainable weights, in the order in which the model lists them; layers of a model
+            inside the model count one by one. 1 for no decay.
 
     Raises:
-        ValueError: If an argument is out of its range, or there is none. When training begins, if a
+        ValueError: If an argument is out of range, or neither is given. When training begins, if a
             pattern matches no trainable weight.
 
     Example:
@@ -42,26 +46,25 @@ class LayerwiseLearningRates(RuleCallback):
         self.multipliers = dict(multipliers or {})
         self.decay = decay
         if not self.multipliers and decay == 1.0:
-            raise ValueError("There must be multipliers or a decay: multipliers=None, decay=1.0")
+            raise error(
+                "`multipliers` must be given, or `decay` be below 1",
+                multipliers=multipliers,
+                decay=decay,
+            )
         check_patterns("multipliers", self.multipliers)
-        for pattern, value in self.multipliers.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-                raise ValueError(
-                    f"multipliers must be 0 or more: multipliers[{pattern!r}]={value!r}"
-                )
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay <= 1:
-            raise ValueError(f"decay must be in (0, 1]: decay={decay!r}")
+        check_rates(**{f"multipliers[{name!r}]": x for name, x in self.multipliers.items()})
+        check_factors(decay=decay)
 
     def multiplier(self, variable):
-        """Of a trainable weight of the model, once training has begun."""
+        """Return the factor of a trainable weight, after training has begun."""
         group = group_of(variable.path, self.multipliers)
         if group is not None:
             return float(list(self.multipliers.values())[group])
         return float(self.decay ** self._depths.get(variable.path, 0))
 
     def signature(self):
-        found = {v.path: self.multiplier(v) for v in self.model.trainable_variables}
-        return ("multipliers", {path: value for path, value in found.items() if value != 1.0})
+        factors = {v.path: self.multiplier(v) for v in self.model.trainable_variables}
+        return ("multipliers", {path: value for path, value in factors.items() if value != 1.0})
 
     def make_rule(self):
         return Multipliers(self.signature()[1])
@@ -72,28 +75,4 @@ class LayerwiseLearningRates(RuleCallback):
         super().on_train_begin(logs)
 
     def begin(self, rule):
-        rule.set(list(rule.first.values()))
-
-
-class Multipliers(Rule):
-    """Factors of weights by their paths, which may be changed in the course of a training."""
-
-    def __init__(self, first):
-        self.first = first
-        self._places = {path: i for i, path in enumerate(first)}
-
-    def build(self, hook):
-        self._values = hook.add_variable(
-            (max(len(self.first), 1),), "multipliers", value=1.0, stays=True
-        )
-
-    def set(self, values):
-        """On the host: one factor for each path."""
-        self._values.assign(values or [1.0])
-
-    def multiplier(self, variable):
-        place = self._places.get(variable.path)
-        return None if place is None else self._values[place]
-
-    def release(self):
-        self.set([1.0] * len(self.first))
+        rule.set(list(rule.factors.values()))

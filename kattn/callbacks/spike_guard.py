@@ -1,45 +1,59 @@
-"""Span that would wreck a training, left out or taken back."""
+"""Protection from updates and losses that would wreck a training."""
 
 import math
 import warnings
 
 import numpy as np
-from keras import ops
 
-from kattn.callbacks import clipping
-from kattn.callbacks.optimizer_hook import Rule, RuleCallback, hook_of, number
-from kattn.callbacks.recorder import Recorder, rows_needed
+from kattn.arguments import (
+    check_integers,
+    check_numbers,
+    check_open_fractions,
+    check_optional_integers,
+    check_optional_positive,
+    error,
+)
+from kattn.callbacks.update.optimizer_hook import hook_of
+from kattn.callbacks.update.recorder import rows_needed
+from kattn.callbacks.update.rule_callback import RuleCallback
+from kattn.callbacks.update.spike_rule import SpikeRule
+from kattn.callbacks.update.values import assign, copies, number
 
 
 class SpikeGuard(RuleCallback):
-    """Skip updates whose gradient is far too large; go back when the loss has run away.
+    """Skip updates whose gradient is far too large, and go back when the loss has run away.
 
-    A gradient whose norm is not finite, or more than `z_threshold` standard deviations above the
-    running mean, makes no update: in the compiled step, before the weights change. After `patience`
-    such steps in a row the large norms are taken for the new normal, and the mean begins anew.
+    An update is skipped if the norm of its gradient is not finite, or more than `z_threshold`
+    standard deviations above the running mean. This is decided inside the compiled step, before the
+    weights change. After `patience` skipped updates in a row the large norms are taken as the new
+    normal, and the running mean starts over.
 
-    The loss is looked at every `every` batches. If its mean since the last look is not finite, or
-    above `loss_factor` times the running mean of the looks before, the model and the optimizer are
-    set back to the look before the last. The data goes on, so the batches at fault do not come
-    again at once; so do the seeds of dropout. `learning_rate` and schedules go back with
-    `iterations`.
+    Every `every` batches the mean loss since the last check is compared with the running mean of
+    earlier checks. If it is not finite, or more than `loss_factor` times that mean, the model and
+    the optimizer are set back to the check before the last one. The data and the seeds of dropout
+    go on, so that the batches at fault do not come again at once. `learning_rate` and schedules go
+    back together with the optimizer's `iterations`.
 
-    `skipped` and `roll_backs` list the steps (updates before it) at which either happened. The logs
-    of an epoch get `skipped_spikes` and `roll_backs`, counts.
+    `skipped` and `roll_backs` list the steps (number of updates made before) at which either
+    happened. The logs of each epoch get `skipped_spikes` and `roll_backs`, how often.
 
     Args:
-        z_threshold: Standard deviations, above 0; None to skip no step.
-        smoothing: The weight of the past in the running mean and variance, in (0, 1).
-        warmup: Span whose norms give the first mean and variance, 2 or more.
-        patience: Span in a row that may be skipped, 1 or more.
-        every: Batches from look to look, a multiple of `steps_per_execution`, each of which costs a
-            copy of all variables; None never to go back.
-        loss_factor: Above 1.
-        max_roll_backs: Of a training. One more stops it, with a warning.
+        z_threshold: Standard deviations above the mean from which on an update is skipped, above 0.
+            None to skip no updates.
+        smoothing: Weight of the past in the running mean and variance of the norms, in (0, 1).
+        warmup: Number of steps whose norms give the first mean and variance, an integer >= 2.
+        patience: Number of steps in a row that may be skipped, an integer >= 1.
+        every: Batches between two checks of the loss, a multiple of `steps_per_execution`. Each
+            check copies all variables to the host. None never to go back.
+        loss_factor: Factor on the running mean of the loss from which on training goes back, above
+            1.
+        max_roll_backs: How often a training may go back, an integer >= 0. If it would go back once
+            more, it is stopped with a warning.
 
     Raises:
-        ValueError: If an argument is out of its range, or both parts are off. When training begins:
-            under `tf.distribute` with several replicas; if `every` is no multiple.
+        ValueError: If an argument is out of range, or both `z_threshold` and `every` are None. When
+            training begins, if there are several replicas under `tf.distribute`, or if `every` is
+            not a multiple of `steps_per_execution`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -53,10 +67,10 @@ class SpikeGuard(RuleCallback):
 
     Reference:
         Chowdhery et al. 2022, sec. 5.1, restart some 100 steps before a spike and leave out 200 to
-        500 batches, https://arxiv.org/abs/2204.02311. We set back without a restart.
+        500 batches, https://arxiv.org/abs/2204.02311. This callback sets back without a restart.
     """
 
-    tend_every = 256
+    synchronize_every = 256
 
     def __init__(
         self,
@@ -71,57 +85,48 @@ class SpikeGuard(RuleCallback):
     ):
         super().__init__()
         if z_threshold is None and every is None:
-            raise ValueError("There must be something to do: z_threshold=None, every=None")
-        for name, value, low, high in (
-            ("z_threshold", z_threshold, 0, math.inf),
-            ("smoothing", smoothing, 0, 1 - 1e-9),
-            ("loss_factor", loss_factor, 1, math.inf),
-        ):
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (is_number and low < value <= high):
-                raise ValueError(
-                    f"{name} must be a number above {low} and at most {high}: {name}={value!r}"
-                )
-        for name, value, least in (
-            ("warmup", warmup, 2),
-            ("patience", patience, 1),
-            ("every", every, 1),
-            ("max_roll_backs", max_roll_backs, 0),
-        ):
-            is_whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (name == "every" and value is None) and not (is_whole and value >= least):
-                raise ValueError(
-                    f"{name} must be a whole number, {least} or more: {name}={value!r}"
-                )
+            raise error(
+                "`z_threshold` or `every` must be given, or there is nothing to do",
+                z_threshold=None,
+                every=None,
+            )
+        check_optional_positive(z_threshold=z_threshold)
+        check_open_fractions(smoothing=smoothing)
+        check_numbers("a finite number above 1", lambda x: x > 1, loss_factor=loss_factor)
+        check_integers(2, warmup=warmup)
+        check_integers(1, patience=patience)
+        check_optional_integers(1, every=every)
+        check_integers(0, max_roll_backs=max_roll_backs)
         self.z_threshold, self.smoothing, self.warmup = z_threshold, smoothing, warmup
         self.patience, self.every = patience, every
         self.loss_factor, self.max_roll_backs = loss_factor, max_roll_backs
         self.skipped: list[int] = []
         self.roll_backs: list[int] = []
-        self._looks = 0
+        self._checks = 0
         self._mean = math.nan
-        self._seen = (0.0, 0.0)  # the loss metric's total and count at the last look
+        self._seen = (0.0, 0.0)  # total and count of the loss metric at the last check
         self._snapshots: list[list[np.ndarray]] = []
         self._counts = (0, 0)
         self._before = 0  # roll-backs of earlier fits
-        self._has_looked = False  # at the end of this epoch
+        self._has_checked = False  # at the end of this epoch
 
     def signature(self):
         return ("spikes", self.z_threshold, self.smoothing, self.warmup, self.patience)
 
     def make_rule(self):
         numbers = (self.z_threshold, self.smoothing, self.warmup, self.patience)
-        return _SkipSpikes(*numbers, rows_needed(self.model))
+        return SpikeRule(*numbers, rows_needed(self.model))
 
     def on_train_begin(self, logs=None):
         steps = getattr(self.model, "steps_per_execution", 1)
         if self.every is not None and self.every % steps:
-            raise ValueError(
-                "every must be a multiple of the model's steps_per_execution: "
-                f"every={self.every}, steps_per_execution={steps}"
+            raise error(
+                "`every` must be a multiple of the model's steps_per_execution",
+                every=self.every,
+                steps_per_execution=steps,
             )
         super().on_train_begin(logs)
-        self._snapshots, self._looks, self._mean = [], 0, math.nan
+        self._snapshots, self._checks, self._mean = [], 0, math.nan
         self._before = len(self.roll_backs)
 
     def begin(self, rule):
@@ -129,47 +134,47 @@ class SpikeGuard(RuleCallback):
         rule.recorder.start()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._seen, self._has_looked = (0.0, 0.0), False
+        self._seen, self._has_checked = (0.0, 0.0), False
         self._counts = (len(self.skipped), len(self.roll_backs))
 
     def on_train_batch_begin(self, batch, logs=None):
         super().on_train_batch_begin(batch, logs)
         if self.every is not None and batch % self.every == 0:
-            self._look()
+            self._check_loss()
 
     def on_test_begin(self, logs=None):
-        # In `fit`, before validation takes the metric of the loss for its own.
-        if self.every is not None and self.rule is not None and not self._has_looked:
-            self._look()
-            self._has_looked = True
+        # Validation during `fit` is about to reset the metric of the loss.
+        if self.every is not None and self.rule is not None and not self._has_checked:
+            self._check_loss()
+            self._has_checked = True
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        if self.every is not None and not self._has_looked:
-            self._look()
+        if self.every is not None and not self._has_checked:
+            self._check_loss()
         if logs is not None:
             skipped, roll_backs = self._counts
             logs["skipped_spikes"] = len(self.skipped) - skipped
             logs["roll_backs"] = len(self.roll_backs) - roll_backs
 
-    def tend(self, rule):
+    def synchronize(self, rule):
         rows = rule.recorder.read()
         steps = rows["step"][rows["is_skipped"] > 0]
         self.skipped.extend(steps.astype(int).tolist())
 
-    def _look(self):
-        """At the loss since the last look: keep what there is, or go back."""
+    def _check_loss(self):
+        """Compare the loss since the last check with earlier ones: keep the state, or go back."""
         model = self.model
         loss = self._loss_since(model)
         if loss is None:
             if not self._snapshots:
-                self._snapshots = [self._copies(model)]
+                self._snapshots = [copies(self._variables(model))]
             return
-        is_known = self._looks > 0
+        is_known = self._checks > 0
         if math.isfinite(loss) and not (is_known and loss > self.loss_factor * self._mean):
             self._mean = loss if not is_known else 0.7 * self._mean + 0.3 * loss
-            self._looks += 1
-            self._snapshots = [*self._snapshots[-1:], self._copies(model)]
+            self._checks += 1
+            self._snapshots = [*self._snapshots[-1:], copies(self._variables(model))]
             return
         if len(self.roll_backs) - self._before <= self.max_roll_backs:
             self.roll_backs.append(number(hook_of(model).optimizer.iterations))
@@ -182,19 +187,18 @@ class SpikeGuard(RuleCallback):
             )
             model.stop_training = True
         values = self._snapshots[0]
-        for variable, value in zip(self._variables(model), values, strict=True):
-            variable.assign(value)
+        assign(self._variables(model), values)
         self._snapshots = [values]
 
     def _loss_since(self, model):
-        """The mean of the loss since the last look, or None if there was no batch."""
+        """The mean loss since the last check, or None if there was no batch."""
         tracker = next((m for m in model.metrics if m.name == "loss"), None)
         if tracker is None:
             return None
         total, count = number(tracker.total), number(tracker.count)
         before, self._seen = self._seen, (total, count)
         if not math.isfinite(total):
-            tracker.reset_state()  # or the metric would stay so for the rest of the epoch
+            tracker.reset_state()  # or the metric would not be finite for the rest of the epoch
             self._seen = (0.0, 0.0)
             return math.inf
         return (total - before[0]) / (count - before[1]) if count > before[1] else None
@@ -204,18 +208,15 @@ class SpikeGuard(RuleCallback):
         weights = [v for v in model.weights if id(v) not in seeds]
         return [*weights, *hook_of(model).state()]
 
-    def _copies(self, model):
-        return [np.array(ops.convert_to_numpy(v), copy=True) for v in self._variables(model)]
-
     def get_state(self):
-        """What a resumed training needs, beside the optimizer's variables."""
+        """Return what a resumed training needs besides the variables of the optimizer."""
         rule = self.rule
         if rule is not None:
-            self._tend(rule)
+            self._synchronize(rule)
         return {
             "skipped": self.skipped,
             "roll_backs": self.roll_backs,
-            "looks": self._looks,
+            "checks": self._checks,
             "mean": self._mean,
             "seen": list(self._seen),
             "counts": [*self._counts, self._before],
@@ -224,9 +225,9 @@ class SpikeGuard(RuleCallback):
         }
 
     def set_state(self, state):
-        """Take up a state, once training has begun."""
+        """Set the state that `get_state` has returned, after training has begun."""
         self.skipped, self.roll_backs = list(state["skipped"]), list(state["roll_backs"])
-        self._looks, self._mean = state["looks"], state["mean"]
+        self._checks, self._mean = state["checks"], state["mean"]
         self._seen = tuple(state["seen"])
         *counts, self._before = state["counts"]
         self._counts = tuple(counts)
@@ -238,53 +239,3 @@ class SpikeGuard(RuleCallback):
 
 def _seeds(layer):
     return [generator.state for generator in getattr(layer, "_seed_generators", [])]
-
-
-class _SkipSpikes(Rule):
-    order = 20  # after clipping, which does not change what `update.norms` says
-    sees_gradients = True
-
-    def __init__(self, z_threshold, smoothing, warmup, in_a_row, rows):
-        self._z_threshold, self._smoothing = z_threshold, smoothing
-        self._warmup, self._in_a_row = warmup, in_a_row
-        self.recorder = Recorder(("step", "is_skipped"), rows)
-
-    def build(self, hook):
-        self.is_active = hook.add_variable((), "spikes_is_active", stays=True)
-        self._seen = hook.add_variable((), "spikes_seen")
-        self._row = hook.add_variable((), "spikes_in_a_row")
-        self._mean = hook.add_variable((), "spikes_mean")
-        self._variance = hook.add_variable((), "spikes_variance")
-        self.recorder.build(hook, "spikes")
-
-    def release(self):
-        self.is_active.assign(0.0)
-
-    def gradients(self, update):
-        if self._z_threshold is None:
-            return
-        is_active = ops.convert_to_tensor(self.is_active) > 0
-        seen, row = ops.convert_to_tensor(self._seen), ops.convert_to_tensor(self._row)
-        mean = ops.convert_to_tensor(self._mean)
-        variance = ops.convert_to_tensor(self._variance)
-        norm = clipping.joint_norm(update.norms())
-        is_finite = update.is_finite()
-        highest = mean + self._z_threshold * (ops.sqrt(variance) + 1e-6)
-        is_spike = ops.logical_and(seen >= self._warmup, norm > highest)
-        # A row that has lasted too long: what is large has become usual.
-        is_new_normal = ops.logical_and(is_spike, row >= self._in_a_row)
-        is_spike = ops.logical_and(is_spike, ops.logical_not(is_new_normal))
-        is_good = ops.logical_and(is_finite, ops.logical_not(is_spike))
-        counts = ops.logical_and(is_active, is_good)
-        past = ops.where(is_new_normal, 0.0, seen)
-        weight = ops.where(past >= self._warmup, self._smoothing, past / (past + 1.0))
-        new_mean = weight * mean + (1.0 - weight) * norm
-        new_variance = weight * (variance + (1.0 - weight) * ops.square(norm - mean))
-        self._mean.assign(ops.where(counts, new_mean, mean))
-        self._variance.assign(ops.where(counts, new_variance, variance))
-        self._seen.assign(ops.where(counts, past + 1.0, seen))
-        row = ops.where(is_good, 0.0, row + 1.0)
-        self._row.assign(ops.where(is_active, row, 0.0))
-        update.require(ops.logical_or(is_good, ops.logical_not(is_active)))
-        is_skipped = ops.logical_not(is_good)
-        self.recorder.write({"step": update.step, "is_skipped": is_skipped})

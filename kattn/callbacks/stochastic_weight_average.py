@@ -8,38 +8,42 @@ import keras
 import numpy as np
 from keras import ops
 
-from kattn.callbacks import training_state
+from kattn.arguments import check_integers, check_optional_integers, error, is_integer
+from kattn.callbacks.backup import training_state
 
 
 class StochasticWeightAverage(keras.callbacks.Callback):
-    """w_swa = the mean of the weights at the ends of epochs, which the model has after `fit`.
+    """Give the model the mean of its weights at the ends of epochs, after `fit`.
 
-    Weights are averaged at the ends of epochs `start`, `start + every` and so on. During training
-    nothing changes: validation and checkpoints see the weights as trained. At the end the trainable
-    weights become the mean, and the statistics of batch normalization, which belong to other
-    weights, are estimated anew: those of each layer become the mean over batches of the batch's
-    mean and variance, in training mode. Nothing else changes by that, seeds of dropout included. A
-    normalization that is called several times for a batch counts its last call. If training is
-    stopped before `start`, the model keeps its weights, and `count` is 0.
+    The mean is taken over the weights at the ends of epochs `start`, `start + every` and so on.
+    During training nothing changes: validation and checkpoints see the weights as trained. At the
+    end the trainable weights are set to the mean. The statistics of batch normalization do not fit
+    to these weights, so they are estimated again, in training mode: those of a layer become the
+    mean over batches of the mean and the variance of each batch. If a layer is called several times
+    for a batch, its last call counts. Nothing else changes, seeds of dropout included. If training
+    is stopped before `start`, the model keeps its weights, and `count` is 0.
 
-    The paper trains on with a constant or cyclical learning rate from `start` on: see
-    `LearningRate`.
+    In the paper the learning rate is constant or cyclical from `start` on; use `LearningRate` for
+    that.
 
     Args:
-        start: The first epoch that counts: a whole number, from 0, or a fraction in (0, 1) of all
+        start: First epoch whose weights count: an integer >= 0, or a fraction in (0, 1) of all
             epochs, rounded down.
-        every: Epochs from one to the next, 1 or more.
-        batch_norm_data: What to estimate the statistics with: an array, or anything that gives
+        every: Number of epochs between two that count, an integer >= 1.
+        batch_norm_data: Data to estimate the statistics with: an array, or anything that yields
             batches as `fit` takes them, x or (x, y) (`tf.data`, `PyDataset`, `DataLoader`, a list,
-            a generator). Needed if the model has batch normalization that trains.
-        batch_size: Items in a batch of an array.
-        batch_norm_steps: How many batches to use; None: all.
+            a generator). It is needed if the model has batch normalization that trains.
+        batch_size: Number of examples in a batch, if the data are an array; an integer >= 1.
+        batch_norm_steps: Number of batches to use, an integer >= 1; None for all.
+
+    Attributes:
+        count: Number of epochs whose weights are in the mean.
 
     Raises:
-        ValueError: If an argument is out of its range. When training begins: if the model has batch
-            normalization that trains and there is no `batch_norm_data`, if one is a batch
-            renormalization, or if training ends before `start`. When it ends, if `batch_norm_data`
-            gives no batch: the weights are averaged then.
+        ValueError: If an argument is out of range. When training begins, if the model has batch
+            normalization that trains and there is no `batch_norm_data`, if a layer uses batch
+            renormalization, or if training ends before `start`. When training ends, if
+            `batch_norm_data` yields no batch; the weights have been set to the mean by then.
 
     Reference:
         Izmailov et al. 2018, algorithm 1, https://arxiv.org/abs/1803.05407. Variances are averaged
@@ -61,33 +65,20 @@ class StochasticWeightAverage(keras.callbacks.Callback):
         self, start, *, every=1, batch_norm_data=None, batch_size=32, batch_norm_steps=None
     ):
         super().__init__()
-        is_epoch = _is_whole(start) and start >= 0
+        is_epoch = is_integer(start) and start >= 0
         if not is_epoch and not (isinstance(start, float) and 0 < start < 1):
-            raise ValueError(
-                f"start must be an epoch, 0 or more, or a fraction in (0, 1): start={start!r}"
-            )
-        if not _is_whole(every) or every < 1:
-            raise ValueError(f"every must be a whole number of epochs, 1 or more: every={every!r}")
-        if not _is_whole(batch_size) or batch_size < 1:
-            raise ValueError(
-                f"batch_size must be a whole number of items, 1 or more: batch_size={batch_size!r}"
-            )
-        if batch_norm_steps is not None and (
-            not _is_whole(batch_norm_steps) or batch_norm_steps < 1
-        ):
-            raise ValueError(
-                "batch_norm_steps must be a whole number of batches, 1 or more, or None: "
-                f"batch_norm_steps={batch_norm_steps!r}"
-            )
+            raise error("`start` must be an integer >= 0 or a fraction in (0, 1)", start=start)
+        check_integers(1, every=every, batch_size=batch_size)
+        check_optional_integers(1, batch_norm_steps=batch_norm_steps)
         if isinstance(batch_norm_data, tuple | dict):
-            raise ValueError(
-                "batch_norm_data must be an array or give batches, one by one: "
-                f"batch_norm_data is a {type(batch_norm_data).__name__}"
+            raise error(
+                "`batch_norm_data` must be an array or yield batches",
+                batch_norm_data=type(batch_norm_data).__name__,
             )
         self.start, self.every = start, every
         self.batch_norm_data, self.batch_size = batch_norm_data, batch_size
         self.batch_norm_steps = batch_norm_steps
-        self.count = 0  # of the weights in the mean
+        self.count = 0
         self._mean: list[np.ndarray] = []
 
     def on_train_begin(self, logs=None):
@@ -97,20 +88,22 @@ class StochasticWeightAverage(keras.callbacks.Callback):
         if isinstance(self.start, float):
             self._first = math.floor(self.start * epochs + 1e-9)  # 0.58 * 50 is less than 29
         if self._first >= epochs:
-            raise ValueError(
-                f"start must come before the end of training: start={self.start}, epochs={epochs}"
+            raise error(
+                "`start` must come before the end of training", start=self.start, epochs=epochs
             )
-        found = _normalizations(self.model)
-        renormalized = [layer.name for layer in found if layer.renorm]
+        layers = _normalizations(self.model)
+        renormalized = [layer.name for layer in layers if layer.renorm]
         if renormalized:
-            raise ValueError(
-                "Statistics of batch renormalization cannot be estimated anew: "
-                f"layers={renormalized}, renorm=True"
+            raise error(
+                "The model must have no batch renormalization, whose statistics cannot be "
+                "estimated again",
+                layers=renormalized,
             )
-        if found and self.batch_norm_data is None:
-            raise ValueError(
-                "A model with batch normalization needs batch_norm_data: "
-                f"layers={[layer.name for layer in found]}, batch_norm_data=None"
+        if layers and self.batch_norm_data is None:
+            raise error(
+                "`batch_norm_data` must be given for a model with batch normalization",
+                batch_norm_data=None,
+                layers=[layer.name for layer in layers],
             )
 
     def on_epoch_end(self, epoch, logs=None):
@@ -134,17 +127,17 @@ class StochasticWeightAverage(keras.callbacks.Callback):
             self._estimate(model, layers)
 
     def get_state(self):
-        """What a resumed training needs."""
+        """Return what a resumed training needs."""
         means = {f"mean_{i}": mean.copy() for i, mean in enumerate(self._mean)}
         return {"count": self.count} | means
 
     def set_state(self, state):
-        """Take up a state, once training has begun."""
+        """Set the state that `get_state` has returned, after training has begun."""
         self.count = state["count"]
         self._mean = [np.array(state[f"mean_{i}"]) for i in range(len(state) - 1)]
 
     def _estimate(self, model, layers):
-        """Statistics of the weights that the model has now."""
+        """Estimate the statistics for the weights that the model has now."""
         statistics = [v for layer in layers for v in (layer.moving_mean, layer.moving_variance)]
         others = model.non_trainable_variables
         place = {id(variable): i for i, variable in enumerate(others)}
@@ -171,29 +164,25 @@ class StochasticWeightAverage(keras.callbacks.Callback):
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
         if not count:
-            raise ValueError("batch_norm_data must give batches at the end of training: batches=0")
+            raise error("`batch_norm_data` must yield batches at the end of training", batches=0)
         for variable, total in zip(statistics, sums, strict=True):
             variable.assign(total / count)
 
     def _batches(self):
-        """Inputs, batch by batch."""
+        """Yield the inputs of each batch."""
         data, size = self.batch_norm_data, self.batch_size
         if isinstance(data, np.ndarray) or ops.is_tensor(data):
-            found = (data[i : i + size] for i in range(0, len(data), size))
+            batches = (data[i : i + size] for i in range(0, len(data), size))
         elif isinstance(data, keras.utils.PyDataset):
-            found = (data[i] for i in range(len(data)))
+            batches = (data[i] for i in range(len(data)))
         else:
-            found = iter(data)
-        for batch in itertools.islice(found, self.batch_norm_steps):
+            batches = iter(data)
+        for batch in itertools.islice(batches, self.batch_norm_steps):
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             yield keras.tree.map_structure(ops.convert_to_tensor, x)
 
 
-def _is_whole(value):
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _normalizations(model):
-    """Layers of batch normalization whose statistics training changes."""
+    """The layers of batch normalization whose statistics are changed by training."""
     kind = keras.layers.BatchNormalization
     return [x for x in model._flatten_layers() if isinstance(x, kind) and x.trainable]

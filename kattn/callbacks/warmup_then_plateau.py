@@ -1,39 +1,53 @@
-"""A learning rate that warms up, holds, and falls when a metric stops getting better."""
+"""A learning rate that warms up, stays, and falls when a metric stops improving."""
 
 import math
 
-import numpy as np
 from keras import ops
 
-from kattn.callbacks.optimizer_hook import Rule, RuleCallback, hook_of, number
+from kattn.arguments import (
+    check_choice,
+    check_integers,
+    check_open_fractions,
+    check_positive,
+    check_rates,
+    error,
+)
+from kattn.callbacks.update.optimizer_hook import hook_of
+from kattn.callbacks.update.rule import Rule
+from kattn.callbacks.update.rule_callback import RuleCallback
+from kattn.callbacks.update.values import number
 
 MODES = ("auto", "min", "max")
 
 
 class WarmupThenPlateau(RuleCallback):
-    """Learning rate of update t = rate * min(1, (t + 1) / warmup_steps), cut on plateaus.
+    """Warm up the learning rate, then cut it whenever a metric stops improving.
 
-    The warm-up is part of the compiled step, by the optimizer's own count of updates. Epochs that
-    begin in the warm-up do not count as waiting. Works whatever rate or schedule the optimizer was
-    built with, which is in force again after `fit`. The logs of an epoch get `learning_rate`, that
-    of its last update. A second `fit` begins with the rate that the first ended with, and waits
-    anew.
+    The learning rate of update t is rate * min(1, (t + 1) / warmup_steps), and `rate` is multiplied
+    by `factor` when the metric has not improved for `patience` epochs. The warm-up is part of the
+    compiled step, and counts the updates of the optimizer. Epochs that begin during the warm-up do
+    not count as waiting.
+
+    Whatever rate or schedule the optimizer was built with is not used, and applies again after
+    `fit`. The logs of each epoch get `learning_rate`, the rate of the epoch's last update. A second
+    `fit` begins with the rate that the first one ended with, and starts to wait from 0.
 
     Args:
-        rate: The learning rate after the warm-up, above 0.
-        warmup_steps: Updates of the warm-up, 0 for none.
-        monitor: The metric in an epoch's logs.
-        mode: "min" if lower is better, "max" if higher; "auto": "max" for names that end in
-            accuracy, acc or auc, else "min".
-        factor: Of the rate on a plateau, in (0, 1).
-        patience: Epochs without an improvement that make a plateau, 1 or more.
-        min_delta: What counts as an improvement, at least: 0 or more.
-        cooldown: Epochs after a cut that do not count as waiting, 0 or more.
-        min_rate: The rate is not cut below this; 0 or more.
+        rate: Learning rate after the warm-up, above 0.
+        warmup_steps: Number of updates of the warm-up, an integer >= 0; 0 for no warm-up.
+        monitor: Name of the metric in the logs of an epoch.
+        mode: "min" if lower values are better, "max" if higher values are better. "auto" is "max"
+            for names that end in "accuracy", "acc" or "auc", and "min" for others.
+        factor: Factor on the rate on a plateau, in (0, 1).
+        patience: Number of epochs without an improvement that make a plateau, an integer >= 1.
+        min_delta: Smallest change of the metric that counts as an improvement, >= 0.
+        cooldown: Number of epochs after a cut that do not count as waiting, an integer >= 0.
+        min_rate: Lower bound of the rate, >= 0.
 
     Raises:
-        ValueError: If an argument is out of its range. At the end of an epoch, if its logs lack the
-            metric.
+        ValueError: If an argument is out of range. When training begins, if the model has no
+            optimizer or several, or if another callback of the same `fit` sets the learning rate.
+            At the end of an epoch, if its logs do not have the metric.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -61,16 +75,12 @@ class WarmupThenPlateau(RuleCallback):
         min_rate=0.0,
     ):
         super().__init__()
-        _check("rate", rate, "a number above 0", _number(rate) > 0)
-        _check("factor", factor, "in (0, 1)", 0 < _number(factor) < 1)
-        _check("min_delta", min_delta, "a number, 0 or more", _number(min_delta) >= 0)
-        _check("min_rate", min_rate, "a number, 0 or more", _number(min_rate) >= 0)
-        counts = {"warmup_steps": warmup_steps, "patience": patience, "cooldown": cooldown}
-        for name, value in counts.items():
-            least = 1 if name == "patience" else 0
-            is_whole = isinstance(value, int) and not isinstance(value, bool)
-            _check(name, value, f"a whole number, {least} or more", is_whole and value >= least)
-        _check("mode", mode, f"one of {MODES}", mode in MODES)
+        check_positive(rate=rate)
+        check_open_fractions(factor=factor)
+        check_rates(min_delta=min_delta, min_rate=min_rate)
+        check_integers(0, warmup_steps=warmup_steps, cooldown=cooldown)
+        check_integers(1, patience=patience)
+        check_choice(MODES, mode=mode)
         self.warmup_steps, self.monitor = warmup_steps, monitor
         self.factor, self.patience, self.min_delta = factor, patience, min_delta
         self.cooldown, self.min_rate = cooldown, min_rate
@@ -99,9 +109,8 @@ class WarmupThenPlateau(RuleCallback):
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
         if self.monitor not in logs:
-            raise ValueError(
-                f"monitor must be in the logs of an epoch: monitor={self.monitor!r}, "
-                f"logs={sorted(logs)}"
+            raise error(
+                "`monitor` must be in the logs of an epoch", monitor=self.monitor, logs=sorted(logs)
             )
         rule = self.rule
         logs["learning_rate"] = number(rule.used)
@@ -110,7 +119,7 @@ class WarmupThenPlateau(RuleCallback):
             rule.rate.assign(self.rate)
 
     def _judge(self, value):
-        """Of an epoch: `value` is better the lower it is."""
+        """Take account of the metric of an epoch, whose sign is such that lower is better."""
         self._cooling = max(self._cooling - 1, 0)
         if value < self._best - self.min_delta or not math.isfinite(self._best):
             self._best = value if math.isfinite(value) else self._best
@@ -122,7 +131,7 @@ class WarmupThenPlateau(RuleCallback):
             self._waited, self._cooling = 0, self.cooldown + 1 if self.cooldown else 0
 
     def get_state(self):
-        """What a resumed training needs, beside the optimizer's variables."""
+        """Return what a resumed training needs besides the variables of the optimizer."""
         return {
             "rate": self.rate,
             "best": self._best,
@@ -132,7 +141,7 @@ class WarmupThenPlateau(RuleCallback):
         }
 
     def set_state(self, state):
-        """Take up a state, once training has begun."""
+        """Set the state that `get_state` has returned, after training has begun."""
         self.rate, self._best = state["rate"], state["best"]
         self._waited, self._cooling = state["waited"], state["cooling"]
         self._is_warm = state["is_warm"]
@@ -155,20 +164,9 @@ class _Plateau(Rule):
         rate = ops.convert_to_tensor(self.rate)
         done = (ops.cast(update.step, "float32") + 1.0) / max(self._warmup_steps, 1)
         own = rate * ops.minimum(done, 1.0) if self._warmup_steps else rate
-        own = ops.where(rate >= 0, own, update.learning_rate)
+        own = ops.where(rate >= 0, own, update.number("learning_rate"))
         self.used.assign(own)
         return {"learning_rate": own}
 
     def release(self):
         self.rate.assign(-1.0)
-
-
-def _number(value):
-    """NaN, which no rule holds for, if it is none."""
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return value if is_number else math.nan
-
-
-def _check(name, value, rule, holds):
-    if not holds:
-        raise ValueError(f"{name} must be {rule}: {name}={value!r}")

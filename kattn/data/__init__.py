@@ -1,3 +1,3 @@
-"""Data whose order can be found again."""
+"""Data whose order can be drawn again."""
 
 from kattn.data.epoch_shuffled import EpochShuffled as EpochShuffled

@@ -1,4 +1,4 @@
-"""Batches in an order that is a function of seed and epoch."""
+"""Batches in an order that depends on the seed and the epoch only."""
 
 import threading
 from typing import Any
@@ -6,31 +6,35 @@ from typing import Any
 import keras
 import numpy as np
 
+from kattn.arguments import check_integers, error
+
 
 class EpochShuffled(keras.utils.PyDataset):
-    """Arrays in batches; the order in epoch e is a permutation drawn from (seed, e) alone.
+    """Read arrays in batches, in an order that depends on a seed and the epoch only.
 
-    So it does not depend on what else has drawn random numbers, nor on the backend, and a training
-    that is taken up in epoch e sees what it would have seen. `ExactResume(..., data=this)` tells it
-    the epoch; without, it counts the passes in which the last batch has been read, of all fits.
+    The order of an epoch does not depend on what else has drawn random numbers, nor on the backend.
+    So a training that is resumed in an epoch sees the examples in the order in which it would have
+    seen them. `ExactResume(..., data=this)` sets the epoch. Without it, the epoch is the number of
+    passes over the data in which the last batch has been read, in all fits.
 
-    Give it to `fit` with `shuffle=False`: Keras would shuffle the batches once more, from Python's
-    global random state. That, and anything else that reads batches out of their order within an
-    epoch, is refused.
+    Call `fit` with `shuffle=False`. Otherwise Keras would shuffle the batches once more, from
+    Python's global random state. Reading batches out of their order within an epoch raises an
+    error.
 
     Args:
-        data: Arrays of one length, as `fit` takes them: x, `(x, y)` or `(x, y, sample_weight)`,
-            each an array or a list, tuple or dict of arrays. They are not copied.
-        batch_size: Examples in a batch, 1 or more.
-        seed: A whole number, 0 or more.
-        drop_remainder: Whether to leave out the examples of an epoch that do not fill a batch.
-        transform: A function (batch, rng) -> batch, to augment with: a batch has the structure of
-            `data`, and `rng` is a `numpy.random.Generator` drawn from (seed, e, place of the batch)
-            alone. None for none.
+        data: Arrays of equal length, as `fit` takes them: x, `(x, y)` or `(x, y, sample_weight)`,
+            each of them an array, or a list, tuple or dict of arrays. The arrays are not copied.
+        batch_size: Number of examples in a batch, an integer >= 1.
+        seed: Seed of all orders, an integer >= 0.
+        drop_remainder: Whether to leave out the last examples of an epoch if they do not fill a
+            batch.
+        transform: Function (batch, rng) -> batch, for augmentation. The batch has the structure of
+            `data`, and `rng` is a `numpy.random.Generator` that depends on the seed, the epoch and
+            the place of the batch only. None for no transform.
 
     Raises:
-        ValueError: If an argument is out of its range, if arrays differ in length, or if there is
-            not one batch. While `fit` reads it: if it reads batches in another order.
+        ValueError: If an argument is out of range, if the arrays differ in length, or if they do
+            not fill one batch. While `fit` reads: if it reads batches in another order.
 
     Example:
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -44,46 +48,66 @@ class EpochShuffled(keras.utils.PyDataset):
 
     def __init__(self, data, *, batch_size, seed=0, drop_remainder=False, transform=None):
         super().__init__()
-        _check_whole("batch_size", batch_size, 1)
-        _check_whole("seed", seed, 0)
+        batch_size, seed = _plain(batch_size), _plain(seed)
+        check_integers(1, batch_size=batch_size)
+        check_integers(0, seed=seed)
         self.batch_size, self.seed, self.drop_remainder = batch_size, seed, bool(drop_remainder)
         if transform is not None and not callable(transform):
-            raise ValueError(
-                f"transform must be a function (batch, rng) -> batch: transform={transform!r}"
-            )
+            raise error("`transform` must be a function (batch, rng) -> batch", transform=transform)
         self.transform = transform
         self._data = keras.tree.map_structure(np.asarray, data)
         self.examples = _common_length(keras.tree.flatten(self._data))
         if len(self) == 0:
-            raise ValueError(
-                "data must fill a batch: "
-                f"examples={self.examples}, {batch_size=}, {drop_remainder=}"
+            raise error(
+                "`data` must fill at least one batch",
+                examples=self.examples,
+                batch_size=batch_size,
+                drop_remainder=drop_remainder,
             )
         self._epoch = 0
-        self._drawn: tuple[int, Any] = (-1, None)  # an epoch and its order
-        self._is_read = False  # the last batch, in this pass
+        self._drawn: tuple[int, Any] = (-1, None)  # an epoch and the order of its examples
+        self._is_read = False  # whether this pass has read the last batch
         self._is_passing = False
-        self._readers: list[int] = []  # what the newest ones come to next
+        self._readers: list[int] = []  # the next index of each of the newest readers
         self._lock = threading.Lock()
 
     @property
     def epoch(self):
-        """The epoch whose order is in force, from 0."""
+        """The epoch whose order is used now, counted from 0."""
         return self._epoch
 
     def set_epoch(self, epoch):
-        """Take the order of an epoch, from 0. To be called before the epoch begins."""
-        _check_whole("epoch", epoch, 0)
+        """Use the order of an epoch. To be called before the epoch begins.
+
+        Args:
+            epoch: The epoch, an integer >= 0.
+
+        Raises:
+            ValueError: If `epoch` is not an integer >= 0.
+        """
+        epoch = _plain(epoch)
+        check_integers(0, epoch=epoch)
         self._epoch = epoch
 
     def order(self, epoch):
-        """The indices of the examples in an epoch: `(examples,)` int64."""
-        _check_whole("epoch", epoch, 0)
+        """Return the order of the examples in an epoch.
+
+        Args:
+            epoch: The epoch, an integer >= 0.
+
+        Returns:
+            Indices of the examples, int64 array, shape `(examples,)`.
+
+        Raises:
+            ValueError: If `epoch` is not an integer >= 0.
+        """
+        epoch = _plain(epoch)
+        check_integers(0, epoch=epoch)
         bits = np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
         return np.random.Generator(bits).permutation(self.examples)
 
     def get_config(self):
-        """What the order depends on."""
+        """Return what the order depends on."""
         return {
             "examples": self.examples,
             "batch_size": self.batch_size,
@@ -97,7 +121,7 @@ class EpochShuffled(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         if not 0 <= index < len(self):
-            raise IndexError(f"index must be in [0, {len(self)}): index={index}")
+            raise IndexError(f"`index` must be in [0, {len(self)}); received: index={index}")
         if self._is_passing:
             self._check_order(index)
         epoch, order = self._drawn
@@ -115,16 +139,16 @@ class EpochShuffled(keras.utils.PyDataset):
         self._is_passing, self._is_read = True, False
 
     def on_epoch_end(self):
-        # Keras also calls this when it has but looked at the first batch, or at none.
+        # Keras also calls this when it has read only the first batch, or none.
         if self._is_passing and self._is_read:
             self._epoch += 1
         self._is_passing = False
 
     def _check_order(self, index):
-        """Refuse batches out of order.
+        """Raise ValueError for a batch that is read out of order.
 
-        At the end of an epoch TensorFlow makes an iterator that it never uses, whose thread may
-        still be reading ahead in the next epoch: so there may be two readers.
+        There may be two readers: at the end of an epoch TensorFlow makes an iterator that it never
+        uses, whose thread may still be reading ahead in the next epoch.
         """
         with self._lock:
             if index in self._readers:
@@ -133,22 +157,23 @@ class EpochShuffled(keras.utils.PyDataset):
                 unfinished = [reader for reader in self._readers if reader < len(self)]
                 self._readers = [1, *unfinished[:1]]
             else:
-                raise ValueError(
-                    "Batches must be read in their order, which is that of seed and epoch: give "
-                    f"fit shuffle=False: index={index}, expected={self._readers or [0]}"
+                raise error(
+                    "Batches must be read in the order of seed and epoch; call fit with "
+                    "shuffle=False",
+                    index=index,
+                    expected=self._readers or [0],
                 )
             self._is_read |= index == len(self) - 1
 
 
-def _check_whole(name, value, least):
-    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_whole or value < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more: {name}={value!r}")
+def _plain(value):
+    """An integer of NumPy as one of Python."""
+    return value.item() if isinstance(value, np.integer) else value
 
 
 def _common_length(arrays):
     shapes = [array.shape for array in arrays]
     lengths = {shape[0] if shape else None for shape in shapes}
     if len(lengths) != 1 or None in lengths:
-        raise ValueError(f"data must be arrays of one length: shapes={shapes}")
+        raise error("`data` must be arrays of one length", shapes=shapes)
     return lengths.pop()

@@ -11,11 +11,14 @@ from kattn.layers.attention.linear_attention import LinearAttention as LinearAtt
 from kattn.layers.attention.multi_head_attention import MultiHeadAttention as MultiHeadAttention
 from kattn.layers.attention.self_attention import SelfAttention as SelfAttention
 from kattn.layers.position.alibi import ALiBi as ALiBi
+from kattn.layers.position.head_position import HeadPosition as HeadPosition
+from kattn.layers.position.input_position import InputPosition as InputPosition
 from kattn.layers.position.learned_positions import LearnedPositions as LearnedPositions
 from kattn.layers.position.position import Position as Position
 from kattn.layers.position.relative_table import RelativeTable as RelativeTable
 from kattn.layers.position.rotary_embedding import RotaryEmbedding as RotaryEmbedding
+from kattn.layers.position.score_bias import ScoreBias as ScoreBias
 from kattn.layers.position.shaw_relative import ShawRelative as ShawRelative
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions as SinusoidalPositions
 from kattn.layers.position.t5_relative_bias import T5RelativeBias as T5RelativeBias
-from kattn.layers.vision.self_attention_2d import SelfAttention2D as SelfAttention2D
+from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D

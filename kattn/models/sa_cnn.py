@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from kattn.layers.vision.self_attention_2d import SelfAttention2D
+from kattn import arguments
+from kattn.layers.spatial.self_attention_2d import SelfAttention2D
 
 
 def sa_cnn(
@@ -29,15 +30,18 @@ def sa_cnn(
     rounded up). The attention layers start as the identity (gamma = 0).
 
     Args:
-        input_shape: `(H, W, C)`, or `(C, H, W)` for `"channels_first"`. H and W may be None.
+        input_shape: Shape of one image, `(H, W, C)`, or `(C, H, W)` for `"channels_first"`. H and
+            W may be None.
         num_classes: Number of logits.
-        filters: Channels of each stage.
-        blocks_per_stage: Residual blocks of each stage.
-        attention_after: Stages, counted from 0, that end with a `SelfAttention2D`. `()`: plain CNN.
-        num_heads: Heads of each attention layer.
-        key_stride: Side of the pooling of its keys and values.
+        filters: Number of channels of each stage.
+        blocks_per_stage: Number of residual blocks of each stage.
+        attention_after: Stages, counted from 0, that end with a `SelfAttention2D`. `()` makes a
+            plain CNN.
+        num_heads: Number of attention heads of each attention layer.
+        key_stride: Downsampling factor of the key grid relative to the query grid, in each
+            attention layer.
         stem_stride: Stride of the first convolution; 2 saves three quarters of the work.
-        dropout: Fraction of the features dropped before the logits, in [0, 1).
+        dropout: Fraction of the features that are dropped before the logits, in [0, 1).
         data_format: `"channels_last"`, `"channels_first"`, or None for Keras's default.
         name: Name of the model.
 
@@ -47,8 +51,8 @@ def sa_cnn(
         `stage0_attention`, `logits` and so on.
 
     Raises:
-        ValueError: If `input_shape` is not of length 3, a size is below 1, or `attention_after`
-            names a stage that does not exist.
+        ValueError: If `input_shape` does not have three entries, a size is below 1, or
+            `attention_after` names a stage that does not exist.
 
     Reference:
         He et al. 2015, sec. 3, https://arxiv.org/abs/1512.03385 (blocks; they halve the sides by
@@ -107,18 +111,16 @@ def sa_cnn(
 
 def _check(input_shape, filters, attention_after, **sizes):
     if len(input_shape) != 3:
-        raise ValueError(
-            "input_shape must have three entries, height, width and channels: "
-            f"input_shape={tuple(input_shape)}"
+        raise arguments.error(
+            "`input_shape` must have three entries, height, width and channels",
+            input_shape=tuple(input_shape),
         )
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1: {name}={size}")
-    if not filters or min(filters) < 1:
-        raise ValueError(f"filters must be one or more sizes above 0: filters={tuple(filters)}")
-    unknown = [stage for stage in attention_after if not 0 <= stage < len(filters)]
-    if unknown:
-        raise ValueError(
-            f"attention_after must name stages 0 to {len(filters) - 1}: "
-            f"attention_after={tuple(attention_after)}, filters={tuple(filters)}"
+    arguments.check_integers(1, **sizes)
+    if not filters or not all(arguments.is_integer(n) and n >= 1 for n in filters):
+        raise arguments.error("`filters` must be one or more integers >= 1", filters=tuple(filters))
+    if not all(0 <= stage < len(filters) for stage in attention_after):
+        raise arguments.error(
+            f"`attention_after` must name stages 0 to {len(filters) - 1}",
+            attention_after=tuple(attention_after),
+            filters=tuple(filters),
         )

@@ -7,6 +7,9 @@ from kattn.ops.attention import explain as explain
 from kattn.ops.cache import KVCache as KVCache
 from kattn.ops.cache import RingCache as RingCache
 from kattn.ops.cache import empty_cache as empty_cache
+from kattn.ops.context_cache import ContextCache as ContextCache
+from kattn.ops.context_cache import context_cache as context_cache
+from kattn.ops.context_cache import decode_context as decode_context
 from kattn.ops.decoding import decode as decode
 from kattn.ops.feature_maps import elu_plus_one as elu_plus_one
 from kattn.ops.feature_maps import orthogonal_projection as orthogonal_projection

@@ -1,37 +1,82 @@
-"""Handling mask and bias objects: of arrays, joined, their arrays taken out and put back."""
+"""Mask and bias objects of what a caller gives, and their arrays apart from them.
+
+A kernel is compiled for a rule without its arrays, which can be hashed, and gets the arrays as
+tensors; inside it puts the two together again.
+"""
 
 from typing import Any
 
 from kattn import biases
+from kattn.arguments import error
 from kattn.masks import And, Dense, Mask, Segments
+from kattn.masks.checks import bool_tensor
 
 
 def as_mask(mask) -> Mask | None:
-    """A mask object from a mask object, a bool array of rank 2 or 4, or None."""
+    """The mask object for the argument `mask` of a function.
+
+    Args:
+        mask: A mask object; or a bool array `(T, S)` or `(B, N, T, S)`, any of whose axes may be
+            1, True = may attend; or None, which allows everything.
+
+    Returns:
+        A mask object, or None for None.
+
+    Raises:
+        ValueError: If it is an array that is not boolean or not of rank 2 or 4, or a list.
+    """
     if mask is None or isinstance(mask, Mask):
         return mask
     if len(getattr(mask, "shape", ())) == 3:
-        raise ValueError(
-            "`mask` must have rank 2, (T, S), or rank 4, (B, N, T, S); rank 3 could mean either of "
-            f"mask[:, None] and mask[None]; received: mask.shape={tuple(mask.shape)}"
+        rule = (
+            "`mask` must have rank 2, (T, S), or rank 4, (B, N, T, S); of rank 3 write "
+            "`mask[:, None]` if its first axis is the batch, `mask[None]` if it is the heads"
         )
-    return Dense(mask)
+        raise error(rule, mask=mask)
+    return Dense(bool_tensor(mask, "mask", ("(T, S)", "(B, N, T, S)")))
 
 
 def intersect(left: Mask | None, right: Mask | None) -> Mask | None:
-    """`left & right`, where None allows everything."""
+    """The mask of what two masks both allow.
+
+    Args:
+        left: A mask object, or None, which allows everything.
+        right: A mask object, or None, which allows everything.
+
+    Returns:
+        `left & right`; None if both are None.
+    """
     if left is None or right is None:
         return right if left is None else left
     return left & right
 
 
 def as_bias(bias) -> biases.Bias | None:
-    """A bias object from a bias object, a float array of rank 2 or 4, or None."""
+    """The bias object for the argument `bias` of a function.
+
+    Args:
+        bias: A bias object; or a float array `(T, S)` or `(B, N, T, S)`, any of whose axes may be
+            1; or None, which adds nothing.
+
+    Returns:
+        A bias object, or None for None.
+
+    Raises:
+        ValueError: If it is an array that is not float or not of rank 2 or 4.
+    """
     return bias if bias is None or isinstance(bias, biases.Bias) else biases.Dense(bias)
 
 
 def restarts(mask) -> Any:
-    """`(B, S)` positions that restart with each of the mask's segments, or None if it has none."""
+    """The positions of steps in a mask of packed sequences.
+
+    Args:
+        mask: A mask object, or None.
+
+    Returns:
+        `(B, S)` int32, positions that start again at 0 with each segment of `Segments`; None if
+        the mask has no segments.
+    """
     if isinstance(mask, Segments):
         return mask.positions()
     if isinstance(mask, And):
@@ -41,7 +86,14 @@ def restarts(mask) -> Any:
 
 
 def arrays_of(rule) -> list:
-    """The arrays that a mask or a bias holds, in a fixed order."""
+    """The arrays that a mask or a bias holds.
+
+    Args:
+        rule: A mask object, a bias object, or None.
+
+    Returns:
+        List of the arrays, in the order in which `map_arrays` visits them.
+    """
     arrays = []
 
     def note(array):
@@ -54,11 +106,27 @@ def arrays_of(rule) -> list:
 
 
 def with_arrays(rule, arrays):
-    """The mask or bias with its arrays replaced, in the order of `arrays_of`."""
+    """A mask or a bias with other arrays.
+
+    Args:
+        rule: A mask object, a bias object, or None.
+        arrays: The new arrays, in the order of `arrays_of`.
+
+    Returns:
+        The rule with these arrays; None for None.
+    """
     remaining = iter(arrays)
     return None if rule is None else rule.map_arrays(lambda _: next(remaining))
 
 
 def without_arrays(rule):
-    """The mask or bias without its arrays: hashable, and equal for equal rules."""
+    """A mask or a bias whose arrays are taken out.
+
+    Args:
+        rule: A mask object, a bias object, or None.
+
+    Returns:
+        The rule with None in place of each array, which can be hashed, and is equal for equal
+        rules; None for None.
+    """
     return None if rule is None else rule.map_arrays(lambda _: None)

@@ -5,111 +5,127 @@ import math
 import numpy as np
 from keras import ops
 
+from kattn.arguments import check_integers, error, is_integer
+from kattn.grid import Grid
+
 # A float32 angle of 1e5 radians is off by 4e-3. So whole strides turn by an angle that float64 has
 # reduced to a turn: the error is then 1e-4 at position 1e5, below half a unit of float16.
 STRIDE = 512
 
 
 def check_axes(axes, grid):
-    """Raises ValueError unless `grid` is None or has a side >= 1 for each of the axes."""
-    if not isinstance(axes, int) or isinstance(axes, bool) or axes < 1:
-        raise ValueError(f"`axes` must be an integer >= 1; received: axes={axes!r}")
+    """Checks the arguments `axes` and `grid` of a position layer.
+
+    Args:
+        axes: Number of axes on which a step has a position, an integer >= 1.
+        grid: Sides of the grid whose cells are the steps, one integer >= 1 for each axis; or
+            None.
+
+    Raises:
+        ValueError: If `axes` is not an integer >= 1, or `grid` does not fit it.
+    """
+    check_integers(1, axes=axes)
     if grid is None:
         return
-    if len(grid) != axes or not all(isinstance(side, int) and side >= 1 for side in grid):
-        raise ValueError(
-            "`grid` must be None or hold an integer >= 1 for each axis; "
-            f"received: grid={tuple(grid)}, axes={axes}"
-        )
+    if len(grid) != axes or not all(is_integer(side) and side >= 1 for side in grid):
+        rule = "`grid` must be None or hold an integer >= 1 for each axis"
+        raise error(rule, grid=tuple(grid), axes=axes)
 
 
 def default_positions(x, axes, grid):
-    """0 to T - 1 on one axis, or the cells of `grid` in row-major order.
+    """The positions of steps whose caller gives none.
 
     Args:
-        x: `(B, T, ...)`.
-        axes: Number of axes.
-        grid: Sides of the grid, or None.
+        x: Sequence, `(B, T, ...)`.
+        axes: Number of axes on which a step has a position.
+        grid: Sides of the grid whose cells are the steps in row-major order; or None, which only
+            one axis allows.
 
     Returns:
-        `(T,)`, or `(T, axes)` on several axes, int32.
+        int32, shape `(T,)` on one axis, where they are 0 to T - 1, else `(T, axes)`.
 
     Raises:
-        ValueError: If there are several axes and no grid, or the grid has not T cells.
+        ValueError: If there are several axes and no grid, or the grid does not have T cells.
     """
     if grid is None:
         if axes > 1:
-            raise ValueError(
-                "Span on several axes have no default positions without `grid`; "
-                f"received: positions=None, grid=None, axes={axes}"
+            rule = (
+                "Steps on several axes have no default positions without `grid`: pass `positions` "
+                "to the call, or `grid` to the position layer"
             )
+            raise error(rule, positions=None, grid=None, axes=axes)
         return ops.arange(ops.shape(x)[1], dtype="int32")
-    if x.shape[1] not in (None, math.prod(grid)):
-        raise ValueError(
-            "`x` must have as many steps as `grid` has cells; "
-            f"received: x.shape={tuple(x.shape)}, grid={grid}"
-        )
-    cells = np.indices(grid, "int32").reshape(axes, -1)
-    return cells[0] if axes == 1 else cells.T
+    cells = Grid(grid)
+    if x.shape[1] not in (None, cells.size):
+        raise error("`x` must have as many steps as `grid` has cells", x=x, grid=grid)
+    positions = cells.coordinates()
+    return positions[:, 0] if axes == 1 else positions
 
 
 def by_axis(positions, x, axes):
     """The positions of the steps of `x` on each axis.
 
     Args:
-        positions: `(T,)`, `(B, T)` or `(1, T)`, with a last axis of size `axes` if that is not 1.
-        x: `(B, T, ...)`.
-        axes: Number of axes.
+        positions: Positions as an array, a tensor or a list: `(T,)` or `(B, T)`, where B may be 1,
+            on one axis; `(T, axes)` or `(B, T, axes)` on several.
+        x: Sequence, `(B, T, ...)`.
+        axes: Number of axes on which a step has a position.
 
     Returns:
-        A list of float32 `(T,)` or `(B, T)`, one for each axis.
+        List of `axes` float32 tensors, each `(T,)` or `(B, T)`.
 
     Raises:
-        ValueError: If the positions do not fit `x` or `axes`.
+        ValueError: If the shape of the positions does not fit `x` or `axes`.
     """
     if not hasattr(positions, "shape"):
         positions = np.asarray(positions)
-    _check(positions.shape, x.shape, axes)
+    _check_shape(positions, x, axes)
     positions = ops.cast(positions, "float32")
     return [positions] if axes == 1 else [positions[..., axis] for axis in range(axes)]
 
 
-def turns(frequencies):
-    """What `angles` needs of frequencies, `(F,)` NumPy float64, radians a step.
+def angle_steps(frequencies):
+    """Splits frequencies into the two factors from which `angles` computes exact angles.
 
-    Made once and kept, as numbers of Python: TorchDynamo breaks its graph at arrays of NumPy.
+    They are made once and kept, as Python numbers: TorchDynamo breaks its graph at NumPy arrays.
+
+    Args:
+        frequencies: Angle from one step to the next, in radians, NumPy float64 `(F,)`.
+
+    Returns:
+        Tuple of two tuples of F numbers: the angle of `STRIDE` steps, reduced to [-pi, pi), and
+        the angle of one step.
     """
     of_stride = (STRIDE * frequencies + math.pi) % (2 * math.pi) - math.pi
     return tuple(of_stride.tolist()), tuple(frequencies.tolist())
 
 
 def angles(positions, turns):
-    """The products of positions and frequencies, but for whole turns.
+    """The products of positions and frequencies, up to whole turns of 2 * pi.
 
     Args:
-        positions: `(...)` float32.
-        turns: What the function of this name makes of F frequencies.
+        positions: Positions in steps, float32, of any shape.
+        turns: What `angle_steps` makes of F frequencies.
 
     Returns:
-        `(..., F)` float32.
+        Angles in radians, float32, with a last axis of size F behind those of `positions`.
     """
     of_stride, of_step = (ops.convert_to_tensor(numbers, dtype="float32") for numbers in turns)
     positions = ops.expand_dims(positions, -1)
-    # The nearest, not the last: the rest of a small negative position must be small too.
+    # Rounded to the nearest: the rest of a small negative position must be small, too.
     strides = ops.round(positions / STRIDE)
     rest = positions - STRIDE * strides
     return strides * of_stride + rest * of_step
 
 
-def _check(shape, x_shape, axes):
-    batch, steps = x_shape[:2]
-    found = tuple(shape[:-1] if axes > 1 else shape)
-    fits = len(found) in (1, 2) and (axes == 1 or shape[-1] == axes)
-    fits = fits and (None in (found[-1], steps) or found[-1] == steps)
-    fits = fits and (len(found) == 1 or None in (found[0], batch) or found[0] in (1, batch))
+def _check_shape(positions, x, axes):
+    batch, steps = x.shape[:2]
+    shape = tuple(positions.shape)
+    lead = shape[:-1] if axes > 1 else shape
+    fits = len(lead) in (1, 2) and (axes == 1 or shape[-1] == axes)
+    fits = fits and (None in (lead[-1], steps) or lead[-1] == steps)
+    fits = fits and (len(lead) == 1 or None in (lead[0], batch) or lead[0] in (1, batch))
     if not fits:
         last = f", {axes}" if axes > 1 else ""
-        raise ValueError(
-            f"`positions` must have shape (T{last or ','}) or (B, T{last}), where B may be 1; "
-            f"received: positions.shape={tuple(shape)}, (B, T)={(batch, steps)}, axes={axes}"
-        )
+        rule = f"`positions` must have shape (T{last or ','}) or (B, T{last}), where B may be 1"
+        raise error(rule, positions=positions, **{"(B, T)": (batch, steps)}, axes=axes)

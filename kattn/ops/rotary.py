@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kattn.ops.positions import angles, by_axis, turns
+from kattn.ops.positions import angle_steps, angles, by_axis
 
 SCALINGS = (None, "linear", "ntk", "yarn")
 
@@ -103,20 +103,20 @@ def rotate(x, positions, frequencies, *, interleaved=False, scale=1.0):
         Su et al. 2021, eq. 15 and 34, https://arxiv.org/abs/2104.09864
     """
     _check(x.shape, np.asarray(frequencies))
-    return turn(x, positions, turns_of(frequencies, interleaved), interleaved, scale)
+    return turn(x, positions, channel_angle_steps(frequencies, interleaved), interleaved, scale)
 
 
-def turns_of(frequencies, interleaved):
+def channel_angle_steps(frequencies, interleaved):
     """What `turn` needs of the frequencies, for each axis."""
     frequencies = np.atleast_2d(np.asarray(frequencies, "float64"))  # (A, F)
-    return tuple(turns(signed) for signed in _signed(frequencies, interleaved))
+    return tuple(angle_steps(signed) for signed in _signed(frequencies, interleaved))
 
 
 def turn(x, positions, turns, interleaved, scale):
-    """`rotate` with what `turns_of` made of the frequencies."""
+    """`rotate` with what `channel_angle_steps` made of the frequencies."""
     axes, width = len(turns), sum(len(of_step) for _, of_step in turns)
     pairs = zip(by_axis(positions, x, axes), turns, strict=True)
-    angle = ops.concatenate([angles(p, its) for p, its in pairs], axis=-1)
+    angle = ops.concatenate([angles(place, steps) for place, steps in pairs], axis=-1)
     angle = ops.expand_dims(angle, -2)  # (T, 1, R) or (B, T, 1, R)
     whole = x if isinstance(x, keras.KerasTensor) else ops.convert_to_tensor(x)
     dtype = keras.backend.result_type(whole.dtype, "float32")

@@ -1,8 +1,9 @@
-"""Schedules: a number for each step, as plain functions and as Keras learning rates.
+"""Schedules: a number for each step, such as a learning rate or a momentum.
 
-A step is the number of updates made before it: the first update has step 0. As the learning rate of
-an optimizer with `gradient_accumulation_steps`, though, a schedule gets from Keras the number of
-batches; `kattn.callbacks.LearningRate` gives it that of updates.
+They can be called as plain functions of the step, and given to optimizers as learning rates. The
+step is the number of updates that were made before: the first update has step 0. If the optimizer
+has `gradient_accumulation_steps` and a schedule as its learning rate, Keras counts batches instead;
+use `kattn.callbacks.LearningRate` for a schedule that counts updates.
 """
 
 from kattn.schedules.composed import Joined as Joined

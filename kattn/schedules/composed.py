@@ -1,4 +1,4 @@
-"""Schedules made of schedules."""
+"""Schedules that are composed of other schedules."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from kattn.schedules.arguments import check_boundaries, check_counts, check_rates
+from kattn.arguments import check_integers, check_rates, error
+from kattn.schedules.boundaries import check_boundaries
 from kattn.schedules.curves import between, fraction
 from kattn.schedules.schedule import Schedule
 
@@ -15,16 +16,20 @@ from kattn.schedules.schedule import Schedule
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class WarmUp(Schedule):
-    """Linear from `start` to schedule(0) in `steps` updates, then schedule(t - steps).
+    """Rise linearly from `start` to schedule(0) in `steps` updates, then follow the schedule.
+
+    The value after the warm-up is schedule(t - steps).
 
     Args:
-        schedule: A schedule, also one of Keras, or a function of the step; see `Joined`.
-        steps: Updates before the schedule begins, an integer >= 1.
-        start: The value at step 0, >= 0.
+        schedule: Schedule after the warm-up: one of kattn or of Keras, or a function of the step. A
+            function is called with float64 arrays and float32 tensors, and must be registered to be
+            saved (`keras.saving.register_keras_serializable`).
+        steps: Number of updates of the warm-up, an integer >= 1.
+        start: Value at step 0, >= 0.
 
     Raises:
-        ValueError: For arguments out of range; when saved, if `schedule` is a function that is not
-            registered.
+        ValueError: If an argument is out of range; when saved, if `schedule` is a function that is
+            not registered.
 
     Example:
         >>> kattn.schedules.WarmUp(kattn.schedules.Cosine(1.0, 0.0, 8), 4)([0, 2, 4, 8, 12])
@@ -41,7 +46,7 @@ class WarmUp(Schedule):
 
     def check(self):
         _check_schedule("schedule", self.schedule)
-        check_counts(1, steps=self.steps)
+        check_integers(1, steps=self.steps)
         check_rates(start=self.start)
 
     def value(self, t, xp):
@@ -61,19 +66,21 @@ class WarmUp(Schedule):
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class Joined(Schedule):
-    """schedules[i](t - boundaries[i - 1]), from boundaries[i - 1] up to boundaries[i].
+    """Follow schedules one after the other, each from its own step 0.
 
-    A function in place of a schedule gets float64 arrays and float32 tensors, as Keras's schedules
-    do, and must be registered (`keras.saving.register_keras_serializable`) to be saved. A schedule
-    of Keras computes in float32, of numbers, too.
+    The value is schedules[i](t - boundaries[i - 1]) from boundaries[i - 1] up to boundaries[i].
 
     Args:
-        schedules: Schedules, also those of Keras, or functions of the step.
-        boundaries: The step 0 of each but the first: integers >= 1, each above the one before.
+        schedules: List of schedules, of kattn or of Keras, or functions of the step. A function is
+            called with float64 arrays and float32 tensors, and must be registered to be saved
+            (`keras.saving.register_keras_serializable`). A schedule of Keras computes in float32,
+            even if it is called with a number.
+        boundaries: List of the steps at which the second schedule and later ones begin: integers
+            >= 1, each above the one before.
 
     Raises:
-        ValueError: For arguments out of range, or if there is not one schedule more than there are
-            boundaries; when saved, if a schedule is a function that is not registered.
+        ValueError: If an argument is out of range, or there is not exactly one schedule more than
+            there are boundaries; when saved, if a schedule is a function that is not registered.
 
     Example:
         >>> schedules = [kattn.schedules.Constant(1.0), kattn.schedules.Linear(0.5, 0.0, 4)]
@@ -86,25 +93,23 @@ class Joined(Schedule):
 
     def check(self):
         if not isinstance(self.schedules, tuple):
-            raise ValueError(
-                f"`schedules` must be a list or tuple; received: schedules={self.schedules!r}"
-            )
+            raise error("`schedules` must be a list or tuple", schedules=self.schedules)
         for i, schedule in enumerate(self.schedules):
             _check_schedule(f"schedules[{i}]", schedule)
         check_boundaries(self.boundaries)
         if len(self.schedules) != len(self.boundaries) + 1:
-            raise ValueError(
-                "There must be one schedule more than boundaries; received: "
-                f"len(schedules)={len(self.schedules)}, len(boundaries)={len(self.boundaries)}"
+            raise error(
+                "There must be one schedule more than boundaries",
+                **{"len(schedules)": len(self.schedules), "len(boundaries)": len(self.boundaries)},
             )
 
     def value(self, t, xp):
         first, *others = self.schedules
-        found = _evaluate(first, t, xp)
+        value = _evaluate(first, t, xp)
         for schedule, boundary in zip(others, self.boundaries, strict=True):
             own = xp.maximum(t - boundary, 0.0)
-            found = xp.where(t >= boundary, _evaluate(schedule, own, xp), found)
-        return found
+            value = xp.where(t >= boundary, _evaluate(schedule, own, xp), value)
+        return value
 
     def get_config(self):
         return {**super().get_config(), "schedules": [_serialize(x) for x in self.schedules]}
@@ -117,30 +122,28 @@ class Joined(Schedule):
 
 def _check_schedule(name, schedule):
     if not callable(schedule):
-        raise ValueError(
-            f"`{name}` must be a schedule or a function of the step; received: {name}={schedule!r}"
-        )
+        raise error(f"`{name}` must be a schedule or a function of the step", **{name: schedule})
 
 
 def _evaluate(schedule, t, xp):
-    """A schedule's value as `t` is: on that side of `xp`, and of that shape."""
+    """The value of a schedule in the type and shape of `t`, an array or a tensor as `xp` says."""
     if isinstance(schedule, Schedule):
         return schedule.value(t, xp)
-    found = schedule(t)
+    value = schedule(t)
     if xp is ops:
-        return 0.0 * t + ops.convert_to_tensor(found, "float32")
-    return 0.0 * t + (ops.convert_to_numpy(found) if ops.is_tensor(found) else found)
+        return 0.0 * t + ops.convert_to_tensor(value, "float32")
+    return 0.0 * t + (ops.convert_to_numpy(value) if ops.is_tensor(value) else value)
 
 
 def _serialize(schedule):
-    """The config of a schedule; raises ValueError for a function that could not be found again."""
+    """The config of a schedule; raises ValueError for a function that could not be loaded."""
     if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
         named = schedule if hasattr(schedule, "__name__") else type(schedule)
         name = keras.saving.get_registered_name(named)
         if keras.saving.get_registered_object(name) is not named:
-            raise ValueError(
+            raise error(
                 "A function in a schedule must be registered to be saved, by "
-                "`keras.saving.register_keras_serializable`; "
-                f"received: schedule={schedule!r}"
+                "`keras.saving.register_keras_serializable`",
+                schedule=schedule,
             )
     return keras.saving.serialize_keras_object(schedule)

@@ -1,10 +1,10 @@
-"""Schedules that fall as half a cosine wave, once."""
+"""Schedules that fall along half a cosine wave, once."""
 
 import dataclasses
 
 import keras
 
-from kattn.schedules.arguments import check_counts, check_fractions, check_rates
+from kattn.arguments import check_integers, check_open_fractions, check_rates
 from kattn.schedules.curves import between, fraction, half_wave
 from kattn.schedules.schedule import Schedule
 
@@ -12,15 +12,17 @@ from kattn.schedules.schedule import Schedule
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
-    """end + (start - end) (1 + cos(pi t / steps)) / 2, then `end`.
+    """Fall from `start` to `end` along half a cosine wave, then stay at `end`.
+
+    The value is end + (start - end) (1 + cos(pi t / steps)) / 2 up to step `steps`.
 
     Args:
-        start: The value at step 0, >= 0.
-        end: The value from `steps` on, >= 0; may be above `start`.
-        steps: Updates from one to the other, an integer >= 1.
+        start: Value at step 0, >= 0.
+        end: Value from step `steps` on, >= 0. It may be above `start`.
+        steps: Number of updates from `start` to `end`, an integer >= 1.
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> kattn.schedules.Cosine(1.0, 0.5, 10)(5)
@@ -36,7 +38,7 @@ class Cosine(Schedule):
 
     def check(self):
         check_rates(start=self.start, end=self.end)
-        check_counts(1, steps=self.steps)
+        check_integers(1, steps=self.steps)
 
     def value(self, t, xp):
         return between(self.start, self.end, half_wave(fraction(t, self.steps, xp), xp))
@@ -45,16 +47,18 @@ class Cosine(Schedule):
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class FlatCosine(Schedule):
-    """`start` up to step flat * steps, then half a cosine wave to `end` at `steps`.
+    """Stay at `start`, then fall to `end` along half a cosine wave.
+
+    The value is `start` up to step flat * steps, and `end` from step `steps` on.
 
     Args:
-        start: The value at step 0, >= 0.
-        steps: Updates until `end`, an integer >= 1.
-        flat: Fraction of `steps` before the wave, in (0, 1).
-        end: The value from `steps` on, >= 0.
+        start: Value at step 0, >= 0.
+        steps: Number of updates until `end`, an integer >= 1.
+        flat: Fraction of `steps` before the value begins to fall, in (0, 1).
+        end: Value from step `steps` on, >= 0.
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> kattn.schedules.FlatCosine(1.0, 100, flat=0.5)([50, 75, 100])
@@ -62,7 +66,7 @@ class FlatCosine(Schedule):
 
     Reference:
         fastai's `fit_flat_cos`, https://docs.fast.ai/callback.schedule.html (Howard & Gugger 2020,
-        https://arxiv.org/abs/2002.04688), which ends at start / 1e5.
+        https://arxiv.org/abs/2002.04688), which ends at start / 1e5 instead of 0.
     """
 
     start: float
@@ -73,8 +77,8 @@ class FlatCosine(Schedule):
 
     def check(self):
         check_rates(start=self.start, end=self.end)
-        check_counts(1, steps=self.steps)
-        check_fractions(flat=self.flat)
+        check_integers(1, steps=self.steps)
+        check_open_fractions(flat=self.flat)
 
     def value(self, t, xp):
         remaining = fraction(self.steps - t, self.steps * (1.0 - self.flat), xp)

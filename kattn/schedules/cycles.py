@@ -1,4 +1,4 @@
-"""Schedules that come back to where they began, again and again."""
+"""Schedules that repeat a cycle."""
 
 import dataclasses
 import math
@@ -6,47 +6,50 @@ import math
 import keras
 import numpy as np
 
-from kattn.schedules.arguments import (
-    check_counts,
+from kattn.arguments import (
+    check_choice,
     check_factors,
+    check_integers,
     check_order,
     check_positive,
     check_rates,
-    check_shape,
+    error,
 )
 from kattn.schedules.curves import between, fraction, half_wave, whole_cycles
 from kattn.schedules.schedule import Schedule
 
 SHAPES = ("triangular", "triangular2", "exp_range")
-SLOWEST = 1.01  # the least growth: some 1700 cycles until the last step
-LAST = 2**31  # cycles that grow begin up to this step
+SLOWEST = 1.01  # the least growth: about 1700 cycles until the last step
+LAST = 2**31  # the last step at which a growing cycle may begin
 
 
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class WarmRestarts(Schedule):
-    """end + (start decay^i - end) (1 + cos(pi u)) / 2, at a share u of cycle i = 0, 1, ...
+    """Fall along half a cosine wave, and begin again, in cycles that may grow.
 
-    Cycle i has steps * growth^i updates, rounded to a whole number. At its first one u is 0.
+    The value is end + (start decay^i - end) (1 + cos(pi u)) / 2 at the share u of cycle i = 0, 1,
+    and so on. Cycle i has steps * growth^i updates, rounded to a whole number; u is 0 at the first.
 
     Args:
-        start: The value at step 0, >= 0.
-        steps: Updates of the first cycle, an integer >= 1.
-        end: Where each cycle goes and which it does not reach, >= 0.
-        growth: Factor on the length of a cycle, T_mult: 1, or at least 1.01.
-        decay: Factor on `start` with each restart, above 0. Where `start` falls below `end`, cycles
-            go upwards.
+        start: Value at step 0, >= 0.
+        steps: Number of updates of the first cycle, an integer >= 1.
+        end: Value to which each cycle falls without reaching it, >= 0.
+        growth: Factor on the length of the cycle with each restart (T_mult in the paper): 1, or at
+            least 1.01.
+        decay: Factor on `start` with each restart, above 0. If `start` falls below `end`, cycles
+            rise.
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> kattn.schedules.WarmRestarts(1.0, 10, growth=2.0, decay=0.5)([0, 5, 10, 20, 30])
         array([1.  , 0.5 , 0.5 , 0.25, 0.25])
 
     Reference:
-        Loshchilov & Hutter 2017, eq. 5, https://arxiv.org/abs/1608.03983. T_cur counts updates here
-        and fractions of epochs there, where lengths are not rounded.
+        Loshchilov & Hutter 2017, eq. 5, https://arxiv.org/abs/1608.03983. T_cur counts updates
+        here; in the paper it counts fractions of epochs, and lengths are not rounded.
     """
 
     start: float
@@ -62,12 +65,10 @@ class WarmRestarts(Schedule):
 
     def check(self):
         check_rates(start=self.start, end=self.end)
-        check_counts(1, steps=self.steps)
+        check_integers(1, steps=self.steps)
         check_positive(growth=self.growth, decay=self.decay)
         if self.growth != 1.0 and self.growth < SLOWEST:
-            raise ValueError(
-                f"`growth` must be 1 or at least {SLOWEST}; received: growth={self.growth}"
-            )
+            raise error(f"`growth` must be 1 or at least {SLOWEST}", growth=self.growth)
 
     def value(self, t, xp):
         count, begin, length = self._cycle(t, xp)
@@ -75,11 +76,11 @@ class WarmRestarts(Schedule):
         return between(height, self.end, half_wave(fraction(t - begin, length, xp), xp))
 
     def _cycle(self, t, xp):
-        """How many cycles are over at step t, where the next begins and its length."""
+        """The number of cycles before the one of step t, and its first step and length."""
         if self.growth == 1:
             count = whole_cycles(t, self.steps, xp)
             return count, count * self.steps, self.steps
-        # By whole steps, which are exact: in float32 log(t) is wrong for steps near a restart.
+        # From whole steps, which are exact: in float32 log(t) is wrong for steps near a restart.
         begins = xp.array(self._begins, dtype=t.dtype)
         places = xp.searchsorted(begins[1:-1], xp.reshape(t, (-1,)), side="right")
         count = xp.reshape(places, xp.shape(t))
@@ -88,31 +89,35 @@ class WarmRestarts(Schedule):
 
 
 def _begins(steps, growth):
-    """The first step of each cycle that grows, until one is beyond `LAST`.
+    """The first step of each growing cycle, until one is beyond `LAST`.
 
-    An array, as TorchDynamo takes a minute for a tuple of so many numbers.
+    It is an array, as TorchDynamo takes a minute for a tuple of so many numbers.
     """
-    found = [0, steps]
-    while growth > 1 and found[-1] < LAST:
-        found.append(found[-1] + round(steps * growth ** (len(found) - 1)))
-    return np.array(found, np.float64)
+    begins = [0, steps]
+    while growth > 1 and begins[-1] < LAST:
+        begins.append(begins[-1] + round(steps * growth ** (len(begins) - 1)))
+    return np.array(begins, np.float64)
 
 
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class Cyclical(Schedule):
-    """low + (high - low) max(0, 1 - x) scale, x = |t / half_cycle - 2c + 1|, in cycle c = 1, 2, ...
+    """Rise linearly from `low` to `high` and fall back, in cycles.
+
+    The value is low + (high - low) max(0, 1 - x) scale with x = |t / half_cycle - 2c + 1|, in cycle
+    c = 1, 2 and so on.
 
     Args:
-        low: The value at step 0, >= 0.
-        high: The value at step `half_cycle`, at least `low`.
-        half_cycle: Updates from one to the other; the paper advises 2 to 10 epochs of them.
-        shape: `"triangular"`, scale 1; `"triangular2"`, scale 2^(1 - c); `"exp_range"`, scale
-            gamma^t.
-        gamma: In (0, 1], for `"exp_range"` only.
+        low: Value at step 0, >= 0.
+        high: Value at step `half_cycle`, at least `low`.
+        half_cycle: Number of updates from `low` to `high`, an integer >= 1. The paper advises 2 to
+            10 epochs.
+        shape: How the height of cycles changes. `"triangular"`: scale is 1. `"triangular2"`: scale
+            is 2^(1 - c). `"exp_range"`: scale is gamma^t.
+        gamma: Factor of each update on the height, in (0, 1], for `"exp_range"`; None otherwise.
 
     Raises:
-        ValueError: For arguments out of range, or a `gamma` that is missing or of no use.
+        ValueError: If an argument is out of range, or if `gamma` is missing or not used.
 
     Example:
         >>> kattn.schedules.Cyclical(0.5, 1.0, 4, shape="triangular2")([0, 2, 4, 8, 12])
@@ -132,12 +137,13 @@ class Cyclical(Schedule):
     def check(self):
         check_rates(low=self.low, high=self.high)
         check_order(low=self.low, high=self.high)
-        check_counts(1, half_cycle=self.half_cycle)
-        check_shape(self.shape, SHAPES)
+        check_integers(1, half_cycle=self.half_cycle)
+        check_choice(SHAPES, shape=self.shape)
         if (self.shape == "exp_range") != (self.gamma is not None):
-            raise ValueError(
-                "shape='exp_range' needs a `gamma`, and no other shape has one; "
-                f"received: shape={self.shape!r}, gamma={self.gamma}"
+            raise error(
+                "`gamma` must be given for shape='exp_range', and for no other shape",
+                shape=self.shape,
+                gamma=self.gamma,
             )
         if self.gamma is not None:
             check_factors(gamma=self.gamma)

@@ -1,16 +1,12 @@
-"""Schedules that go from one value towards another by a simple law."""
+"""Schedules that go from one value towards another in a simple way."""
 
 import dataclasses
 import math
 
 import keras
 
-from kattn.schedules.arguments import (
-    check_boundaries,
-    check_counts,
-    check_positive,
-    check_rates,
-)
+from kattn.arguments import check_integers, check_positive, check_rates, error
+from kattn.schedules.boundaries import check_boundaries
 from kattn.schedules.curves import between, fraction, whole_cycles
 from kattn.schedules.schedule import Schedule
 
@@ -18,13 +14,13 @@ from kattn.schedules.schedule import Schedule
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class Constant(Schedule):
-    """The same at every step.
+    """Return the same value at every step.
 
     Args:
-        constant: The value, >= 0.
+        constant: Value at every step, >= 0.
 
     Raises:
-        ValueError: If it is no number >= 0.
+        ValueError: If `constant` is not a number >= 0.
 
     Example:
         >>> kattn.schedules.Constant(0.5)(100)
@@ -43,15 +39,17 @@ class Constant(Schedule):
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class Linear(Schedule):
-    """start + (end - start) t / steps, then `end`.
+    """Go linearly from `start` to `end`, then stay at `end`.
+
+    The value is start + (end - start) t / steps up to step `steps`.
 
     Args:
-        start: The value at step 0, >= 0.
-        end: The value from `steps` on, >= 0; may be above `start`.
-        steps: Updates from one to the other, an integer >= 1.
+        start: Value at step 0, >= 0.
+        end: Value from step `steps` on, >= 0. It may be above `start`.
+        steps: Number of updates from `start` to `end`, an integer >= 1.
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> kattn.schedules.Linear(1.0, 0.0, 4)(1)
@@ -64,7 +62,7 @@ class Linear(Schedule):
 
     def check(self):
         check_rates(start=self.start, end=self.end)
-        check_counts(1, steps=self.steps)
+        check_integers(1, steps=self.steps)
 
     def value(self, t, xp):
         return between(self.start, self.end, fraction(t, self.steps, xp))
@@ -73,16 +71,18 @@ class Linear(Schedule):
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class Polynomial(Schedule):
-    """end + (start - end) (1 - t / steps)^power, then `end`.
+    """Go from `start` to `end` along a power of the remaining steps, then stay at `end`.
+
+    The value is end + (start - end) (1 - t / steps)^power up to step `steps`.
 
     Args:
-        start: The value at step 0, >= 0.
-        end: The value from `steps` on, >= 0; may be above `start`.
-        steps: Updates from one to the other, an integer >= 1.
-        power: Above 0; 1 is `Linear`.
+        start: Value at step 0, >= 0.
+        end: Value from step `steps` on, >= 0. It may be above `start`.
+        steps: Number of updates from `start` to `end`, an integer >= 1.
+        power: Exponent, above 0. With 1 it is the same as `Linear`.
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> kattn.schedules.Polynomial(1.0, 0.0, 4)(2)
@@ -100,7 +100,7 @@ class Polynomial(Schedule):
 
     def check(self):
         check_rates(start=self.start, end=self.end)
-        check_counts(1, steps=self.steps)
+        check_integers(1, steps=self.steps)
         check_positive(power=self.power)
 
     def value(self, t, xp):
@@ -111,17 +111,19 @@ class Polynomial(Schedule):
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class Exponential(Schedule):
-    """start rate^(t / steps), without end.
+    """Multiply the value by `rate` every `steps` updates, without an end.
+
+    The value is start rate^(t / steps).
 
     Args:
-        start: The value at step 0, >= 0.
-        rate: Factor for every `steps` updates, above 0.
-        steps: An integer >= 1.
-        staircase: If True, the factor comes at once after `steps` updates: the exponent is
+        start: Value at step 0, >= 0.
+        rate: Factor on the value for every `steps` updates, above 0.
+        steps: Number of updates for one factor, an integer >= 1.
+        staircase: If True, the value changes at once after every `steps` updates: the exponent is
             floor(t / steps).
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> kattn.schedules.Exponential(1.0, 0.25, 10, staircase=True)(19)
@@ -137,9 +139,9 @@ class Exponential(Schedule):
     def check(self):
         check_rates(start=self.start)
         check_positive(rate=self.rate)
-        check_counts(1, steps=self.steps)
+        check_integers(1, steps=self.steps)
         if not isinstance(self.staircase, bool):
-            raise ValueError(f"`staircase` must be a bool; received: staircase={self.staircase!r}")
+            raise error("`staircase` must be a bool", staircase=self.staircase)
 
     def value(self, t, xp):
         exponent = whole_cycles(t, self.steps, xp) if self.staircase else t / self.steps
@@ -150,15 +152,18 @@ class Exponential(Schedule):
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class Step(Schedule):
-    """start factor^n, where n is how many of the boundaries are <= t.
+    """Multiply the value by `factor` at each of the given steps.
+
+    The value is start factor^n, where n is the number of boundaries that are <= t.
 
     Args:
-        start: The value before the first boundary, >= 0.
-        boundaries: Span at which the factor comes in: integers >= 1, each above the one before.
-        factor: Above 0.
+        start: Value before the first boundary, >= 0.
+        boundaries: List of the steps at which the value is multiplied: integers >= 1, each above
+            the one before.
+        factor: Factor on the value at each boundary, above 0.
 
     Raises:
-        ValueError: For arguments out of range, or no boundary at all.
+        ValueError: If an argument is out of range, or there is no boundary.
 
     Example:
         >>> kattn.schedules.Step(1.0, [80, 120], factor=0.5)([79, 80, 120])
@@ -178,10 +183,10 @@ class Step(Schedule):
         check_boundaries(self.boundaries)
         check_positive(factor=self.factor)
         if not self.boundaries:
-            raise ValueError("`boundaries` must hold a step at least; received: boundaries=()")
+            raise error("`boundaries` must have at least one step", boundaries=self.boundaries)
 
     def value(self, t, xp):
-        found = self.start + 0.0 * t
+        value = self.start + 0.0 * t
         for count, boundary in enumerate(self.boundaries, 1):
-            found = xp.where(t >= boundary, self.start * self.factor**count + 0.0 * t, found)
-        return found
+            value = xp.where(t >= boundary, self.start * self.factor**count + 0.0 * t, value)
+        return value

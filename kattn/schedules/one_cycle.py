@@ -1,15 +1,16 @@
-"""One cycle of the learning rate for a whole training, and of the momentum, mirrored."""
+"""One cycle of the learning rate for a whole training, and the opposite cycle of the momentum."""
 
 import dataclasses
 
 import keras
 
-from kattn.schedules.arguments import (
-    check_counts,
-    check_fractions,
+from kattn.arguments import (
+    check_integers,
+    check_open_fractions,
     check_order,
     check_positive,
     check_rates,
+    error,
 )
 from kattn.schedules.curves import between, fraction, half_wave
 from kattn.schedules.schedule import Schedule
@@ -18,18 +19,18 @@ from kattn.schedules.schedule import Schedule
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Half a cosine wave from peak / start_divisor up to `peak`, and one down to almost 0.
+    """Rise to `peak` along half a cosine wave, then fall almost to 0 along another.
 
     Args:
-        peak: The highest value, above 0, at step warmup * steps.
-        steps: Updates of the training, an integer >= 1. From there on the value is
+        peak: Highest value, at step warmup * steps, above 0.
+        steps: Number of updates of the training, an integer >= 1. From there on the value is
             peak / start_divisor / end_divisor.
-        warmup: Fraction of `steps` on the way up, in (0, 1).
-        start_divisor: Of `peak` at step 0, above 0.
-        end_divisor: Of the value at step 0, at the end; above 0.
+        warmup: Fraction of `steps` in which the value rises, in (0, 1).
+        start_divisor: The value at step 0 is peak / start_divisor; above 0.
+        end_divisor: The last value is the value at step 0 / end_divisor; above 0.
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> schedule = kattn.schedules.OneCycle(1.0, 10, warmup=0.5, start_divisor=4)
@@ -40,9 +41,9 @@ class OneCycle(Schedule):
 
     Reference:
         fastai's `fit_one_cycle`, https://docs.fast.ai/callback.schedule.html (Howard & Gugger 2020,
-        https://arxiv.org/abs/2002.04688), where `warmup` is 0.25 and the end peak / 1e5. Defaults
-        here are those of torch's `OneCycleLR`, which ends each wave one update earlier. The cycle
-        of Smith & Topin is `SmithOneCycle`.
+        https://arxiv.org/abs/2002.04688), where `warmup` is 0.25 and the last value is peak / 1e5.
+        The defaults are those of torch's `OneCycleLR`, which ends each wave one update earlier. The
+        cycle of Smith & Topin is `SmithOneCycle`.
     """
 
     peak: float
@@ -56,8 +57,8 @@ class OneCycle(Schedule):
         check_positive(
             peak=self.peak, start_divisor=self.start_divisor, end_divisor=self.end_divisor
         )
-        check_counts(1, steps=self.steps)
-        check_fractions(warmup=self.warmup)
+        check_integers(1, steps=self.steps)
+        check_open_fractions(warmup=self.warmup)
 
     def value(self, t, xp):
         start = self.peak / self.start_divisor
@@ -65,14 +66,14 @@ class OneCycle(Schedule):
         return _two_waves(t, xp, ends, self.steps, self.warmup)
 
     def momentum(self, high=0.95, low=0.85):
-        """The schedule of momentum that goes with it: `low` where the learning rate is highest.
+        """Return the opposite schedule for the momentum: lowest where the learning rate is highest.
 
         Args:
-            high: The value at both ends, in (0, 1).
-            low: The value at the peak, in (0, 1), at most `high`.
+            high: Momentum at the beginning and at the end, in (0, 1).
+            low: Momentum at the peak of the learning rate, in (0, 1), at most `high`.
 
         Returns:
-            A `OneCycleMomentum`.
+            A `OneCycleMomentum` schedule.
         """
         return OneCycleMomentum(high, low, self.steps, warmup=self.warmup)
 
@@ -80,23 +81,23 @@ class OneCycle(Schedule):
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class OneCycleMomentum(Schedule):
-    """Half a cosine wave from `high` down to `low`, and one back.
+    """Fall from `high` to `low` along half a cosine wave, and rise back along another.
 
     Args:
-        high: The value at step 0 and from `steps` on, in (0, 1).
-        low: The value at step warmup * steps, in (0, 1), at most `high`.
-        steps: Updates of the training, an integer >= 1.
-        warmup: Fraction of `steps` on the way down, in (0, 1).
+        high: Value at step 0 and from step `steps` on, in (0, 1).
+        low: Value at step warmup * steps, in (0, 1), at most `high`.
+        steps: Number of updates of the training, an integer >= 1.
+        warmup: Fraction of `steps` in which the value falls, in (0, 1).
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> kattn.schedules.OneCycleMomentum(0.75, 0.5, 10, warmup=0.5)([0, 5, 10])
         array([0.75, 0.5 , 0.75])
 
     Reference:
-        As of `OneCycle`; of the momentum, Smith 2018, sec. 4.3, https://arxiv.org/abs/1803.09820
+        Smith 2018, sec. 4.3, https://arxiv.org/abs/1803.09820, with the waves of `OneCycle`
     """
 
     high: float
@@ -106,16 +107,16 @@ class OneCycleMomentum(Schedule):
     warmup: float = 0.3
 
     def check(self):
-        check_fractions(high=self.high, low=self.low, warmup=self.warmup)
+        check_open_fractions(high=self.high, low=self.low, warmup=self.warmup)
         check_order(low=self.low, high=self.high)
-        check_counts(1, steps=self.steps)
+        check_integers(1, steps=self.steps)
 
     def value(self, t, xp):
         return _two_waves(t, xp, (self.high, self.low, self.high), self.steps, self.warmup)
 
 
 def _two_waves(t, xp, ends, steps, warmup):
-    """Half a wave between the first two of three values, and another to the third at `steps`."""
+    """Half a wave from the first to the second of three values, and another to the third."""
     start, middle, end = ends
     turn = warmup * steps
     first = between(start, middle, half_wave(fraction(t, turn, xp), xp))
@@ -126,17 +127,17 @@ def _two_waves(t, xp, ends, steps, warmup):
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class SmithOneCycle(Schedule):
-    """Linear from `low` up to `peak`, linear back, then linear to low / end_divisor.
+    """Rise linearly from `low` to `peak`, fall back, then fall linearly to low / end_divisor.
 
     Args:
-        low: The value at steps 0 and 2 * half_cycle, >= 0.
-        peak: The value at step `half_cycle`, at least `low`.
-        half_cycle: Updates up, and as many down; an integer >= 1.
-        steps: Updates of the training, an integer above 2 * half_cycle.
-        end_divisor: Of `low` from `steps` on, above 0.
+        low: Value at steps 0 and 2 * half_cycle, >= 0.
+        peak: Value at step `half_cycle`, at least `low`.
+        half_cycle: Number of updates of the rise, and of the fall back to `low`; an integer >= 1.
+        steps: Number of updates of the training, an integer above 2 * half_cycle.
+        end_divisor: The value from step `steps` on is low / end_divisor; above 0.
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> kattn.schedules.SmithOneCycle(0.5, 1.0, 4, steps=10)([0, 2, 4, 8, 10])
@@ -145,7 +146,7 @@ class SmithOneCycle(Schedule):
     Reference:
         Smith & Topin 2018, sec. 3, https://arxiv.org/abs/1708.07120, and Smith 2018, sec. 4.1,
         https://arxiv.org/abs/1803.09820, where the value falls by "several orders of magnitude"
-        after the cycle; that it does so linearly, and by 100, is a choice of ours.
+        after the cycle. The papers do not say how; here it falls linearly, and by 100.
     """
 
     low: float
@@ -158,12 +159,13 @@ class SmithOneCycle(Schedule):
     def check(self):
         check_rates(low=self.low, peak=self.peak)
         check_order(low=self.low, peak=self.peak)
-        check_counts(1, half_cycle=self.half_cycle, steps=self.steps)
+        check_integers(1, half_cycle=self.half_cycle, steps=self.steps)
         check_positive(end_divisor=self.end_divisor)
         if self.steps <= 2 * self.half_cycle:
-            raise ValueError(
-                "`steps` must be above twice `half_cycle`; "
-                f"received: steps={self.steps}, half_cycle={self.half_cycle}"
+            raise error(
+                "`steps` must be above twice `half_cycle`",
+                steps=self.steps,
+                half_cycle=self.half_cycle,
             )
 
     def value(self, t, xp):
@@ -173,14 +175,14 @@ class SmithOneCycle(Schedule):
         return xp.where(after < 0, _triangle(t, xp, self.low, self.peak, self.half_cycle), last)
 
     def momentum(self, high=0.95, low=0.85):
-        """The schedule of momentum that goes with it: `low` where the learning rate is highest.
+        """Return the opposite schedule for the momentum: lowest where the learning rate is highest.
 
         Args:
-            high: The value at step 0 and after the cycle, in (0, 1).
-            low: The value at the peak, in (0, 1), at most `high`.
+            high: Momentum at step 0 and after the cycle, in (0, 1).
+            low: Momentum at the peak of the learning rate, in (0, 1), at most `high`.
 
         Returns:
-            A `SmithOneCycleMomentum`.
+            A `SmithOneCycleMomentum` schedule.
         """
         return SmithOneCycleMomentum(high, low, self.half_cycle)
 
@@ -188,15 +190,15 @@ class SmithOneCycle(Schedule):
 @keras.saving.register_keras_serializable("kattn")
 @dataclasses.dataclass(frozen=True)
 class SmithOneCycleMomentum(Schedule):
-    """Linear from `high` down to `low`, linear back, then `high`.
+    """Fall linearly from `high` to `low`, rise back, then stay at `high`.
 
     Args:
-        high: The value at step 0 and from step 2 * half_cycle on, in (0, 1).
-        low: The value at step `half_cycle`, in (0, 1), at most `high`.
-        half_cycle: Updates down, and as many up; an integer >= 1.
+        high: Value at step 0 and from step 2 * half_cycle on, in (0, 1).
+        low: Value at step `half_cycle`, in (0, 1), at most `high`.
+        half_cycle: Number of updates of the fall, and of the rise; an integer >= 1.
 
     Raises:
-        ValueError: For arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> kattn.schedules.SmithOneCycleMomentum(0.75, 0.5, 4)([0, 4, 6, 8])
@@ -211,14 +213,14 @@ class SmithOneCycleMomentum(Schedule):
     half_cycle: int
 
     def check(self):
-        check_fractions(high=self.high, low=self.low)
+        check_open_fractions(high=self.high, low=self.low)
         check_order(low=self.low, high=self.high)
-        check_counts(1, half_cycle=self.half_cycle)
+        check_integers(1, half_cycle=self.half_cycle)
 
     def value(self, t, xp):
         return _triangle(t, xp, self.high, self.low, self.half_cycle)
 
 
 def _triangle(t, xp, ends, middle, half_cycle):
-    """Linear from `ends` to `middle` in `half_cycle` steps, linear back in as many, then `ends`."""
+    """Linear from `ends` to `middle` in `half_cycle` steps and back in as many, then `ends`."""
     return between(middle, ends, fraction(xp.abs(t - half_cycle), half_cycle, xp))

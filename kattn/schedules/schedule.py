@@ -1,4 +1,4 @@
-"""What all schedules have in common."""
+"""The base class of schedules."""
 
 import dataclasses
 from typing import Any
@@ -7,25 +7,28 @@ import keras
 import numpy as np
 from keras import ops
 
+from kattn.arguments import error
+
 NUMBERS = (int, float, list, tuple, np.ndarray, np.generic)
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A number for each step: a learning rate, a momentum or any other.
+    """Base class of schedules: a number for each step.
 
-    Schedules are frozen dataclasses. A subclass defines `value`, and `check` where arguments may be
-    wrong; it compares, prints and saves itself by its fields.
+    Schedules are frozen dataclasses, and are compared, printed and saved by their fields. Override
+    `value`, and `check` to check the arguments.
 
     Call args:
-        step: How many updates were made before, >= 0: a number, a list or NumPy array of numbers,
-            or a tensor or variable. On tensors steps are exact up to 2^24.
+        step: Number of updates made before, >= 0: a number, a list or NumPy array of numbers, or a
+            tensor or variable. Steps in tensors are exact up to 2^24.
 
     Returns:
-        Of a number a float, of a list or array an array, computed in NumPy float64; of a tensor a
-        float32 tensor, also in compiled functions. The shape is that of `step`.
+        The value at each step, in the shape of `step`: a float for a number, and an array for a
+        list or array, both computed by NumPy in float64; a float32 tensor for a tensor, in compiled
+        functions, too.
 
     Raises:
-        ValueError: If `step` is a bool, or a number that is negative or not finite.
+        ValueError: If `step` is a bool, or has a number that is negative or not finite.
 
     Example:
         >>> @keras.saving.register_keras_serializable("example")
@@ -47,24 +50,25 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step):
         if isinstance(step, NUMBERS):
-            found = self.value(_read(step), np)
-            return float(found) if np.ndim(found) == 0 else found
+            values = self.value(_read(step), np)
+            return float(values) if np.ndim(values) == 0 else values
         return self.value(ops.cast(ops.convert_to_tensor(step), "float32"), ops)
 
     def value(self, t, xp):
-        """The number at a step.
+        """Return the value at each step.
 
         Args:
-            t: The step, a float64 array or a float32 tensor of any shape.
-            xp: The namespace of functions for it, NumPy or `keras.ops`.
+            t: Steps, a float64 array or a float32 tensor of any shape.
+            xp: Namespace of the functions to compute with: NumPy for an array, `keras.ops` for a
+                tensor.
 
         Returns:
-            As `t`.
+            Values in the type and shape of `t`.
         """
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raises ValueError if an argument is out of range."""
+        """Raise ValueError if an argument is out of range."""
 
     def get_config(self):
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -72,15 +76,15 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def _read(step):
-    """float64 steps."""
+    """Steps as a float64 array."""
     t = np.asarray(step)
     if t.dtype.kind not in "iuf" or not np.all(np.isfinite(t) & (t >= 0)):
-        raise ValueError(f"A step must be a finite number >= 0, no bool; received: step={step!r}")
+        raise error("A step must be a finite number >= 0 and no bool", step=step)
     return t.astype(np.float64)
 
 
 def _plain(value: Any) -> Any:
-    """Python's numbers for NumPy's, tuples for lists."""
+    """The value with numbers of Python in place of those of NumPy, and tuples in place of lists."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value

@@ -34,6 +34,11 @@ class ImageData:
         """`(H, W, C)`."""
         return self.x_train.shape[1:]
 
+    def one_of_each_class(self, count: int) -> np.ndarray:
+        """Index of the first test image of each class, for up to `count` classes that have one."""
+        present = np.unique(self.y_test)[:count]
+        return np.array([np.argmax(self.y_test == label) for label in present])
+
 
 def load(
     dataset: str, *, data_dir: Path | None = None, image_size: int | None = None, seed: int = 0
@@ -57,7 +62,9 @@ def load(
         FileNotFoundError: If the path does not exist.
     """
     if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel: image_size={image_size}")
+        raise ValueError(
+            f"`image_size` must be at least 1 pixel; received: image_size={image_size}"
+        )
     scheme, _, rest = dataset.partition(":")
     if dataset == "digits":
         data = _digits(image_size)
@@ -69,11 +76,13 @@ def load(
         data = _zip(Path(rest).expanduser(), image_size, seed)
     else:
         raise ValueError(
-            f"dataset must be digits, tfds:<name>, folder:<path> or zip:<path>: dataset={dataset!r}"
+            "`dataset` must be digits, tfds:<name>, folder:<path> or zip:<path>; "
+            f"received: dataset={dataset!r}"
         )
     if len(data.classes) < 2:
         raise ValueError(
-            f"dataset must hold at least two classes: dataset={dataset!r}, classes={data.classes}"
+            "`dataset` must hold at least two classes; "
+            f"received: dataset={dataset!r}, classes={data.classes}"
         )
     return data
 
@@ -97,8 +106,8 @@ def _tfds(name: str, data_dir: Path | None, image_size: int | None, seed: int) -
     missing = [package for package in needed if find_spec(package) is None]
     if missing:
         raise ValueError(
-            "dataset needs packages that are not installed (pip install 'kattn[datasets]'): "
-            f"dataset={dataset!r}, missing={missing}"
+            "`dataset` needs packages that are not installed (pip install 'kattn[datasets]'); "
+            f"received: dataset={dataset!r}, missing={missing}"
         )
     # TensorFlow only reads files here: it must not take the GPU's memory from another backend.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -108,13 +117,14 @@ def _tfds(name: str, data_dir: Path | None, image_size: int | None, seed: int) -
         builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
     except tfds.core.DatasetNotFoundError:
         raise ValueError(
-            f"dataset must name a set that TensorFlow Datasets knows: dataset={dataset!r}"
+            "`dataset` must name a set that TensorFlow Datasets knows; "
+            f"received: dataset={dataset!r}"
         ) from None
     features = builder.info.features
     if not {"image", "label"} <= set(features):
         raise ValueError(
-            "dataset must have the features image and label: "
-            f"dataset={dataset!r}, features={sorted(features)}"
+            "`dataset` must have the features image and label; "
+            f"received: dataset={dataset!r}, features={sorted(features)}"
         )
     builder.download_and_prepare()
     classes = tuple(features["label"].names)
@@ -142,9 +152,11 @@ def _tfds(name: str, data_dir: Path | None, image_size: int | None, seed: int) -
 def _folder(root: Path, image_size: int | None, seed: int) -> ImageData:
     dataset = f"folder:{root}"
     if not root.exists():
-        raise FileNotFoundError(f"dataset must name a folder that exists: dataset={dataset!r}")
+        raise FileNotFoundError(
+            f"`dataset` must name a folder that exists; received: dataset={dataset!r}"
+        )
     if not root.is_dir():
-        raise ValueError(f"dataset must name a folder, not a file: dataset={dataset!r}")
+        raise ValueError(f"`dataset` must name a folder, not a file; received: dataset={dataset!r}")
     names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     return _from_files(dataset, names, lambda name: (root / name).read_bytes(), image_size, seed)
 
@@ -152,9 +164,11 @@ def _folder(root: Path, image_size: int | None, seed: int) -> ImageData:
 def _zip(path: Path, image_size: int | None, seed: int) -> ImageData:
     dataset = f"zip:{path}"
     if not path.exists():
-        raise FileNotFoundError(f"dataset must name a zip file that exists: dataset={dataset!r}")
+        raise FileNotFoundError(
+            f"`dataset` must name a zip file that exists; received: dataset={dataset!r}"
+        )
     if not path.is_file() or not zipfile.is_zipfile(path):
-        raise ValueError(f"dataset must name a zip file: dataset={dataset!r}")
+        raise ValueError(f"`dataset` must name a zip file; received: dataset={dataset!r}")
     with zipfile.ZipFile(path) as archive:
         return _from_files(dataset, archive.namelist(), archive.read, image_size, seed)
 
@@ -174,7 +188,7 @@ def _from_files(
     unknown = sorted({label for label, _ in held_out_files} - set(classes))
     if unknown:
         raise ValueError(
-            f"dataset must have a train folder for every class: dataset={dataset!r}, "
+            f"`dataset` must have a train folder for every class; received: dataset={dataset!r}, "
             f"only in {held_out}={unknown}"
         )
     used = splits["train"] + held_out_files
@@ -199,8 +213,8 @@ def _splits(dataset: str, names: Sequence[str]) -> dict[str, list[tuple[str, str
     }
     if not files:
         raise ValueError(
-            f"dataset must hold images ({' '.join(sorted(SUFFIXES))}): dataset={dataset!r}, "
-            f"files={len(names)}, images=0"
+            f"`dataset` must hold images ({' '.join(sorted(SUFFIXES))}); "
+            f"received: dataset={dataset!r}, files={len(names)}, images=0"
         )
     while len({parts[0] for parts in files.values()}) == 1 and min(map(len, files.values())) > 2:
         files = {name: parts[1:] for name, parts in files.items()}  # one folder around everything
@@ -210,8 +224,9 @@ def _splits(dataset: str, names: Sequence[str]) -> dict[str, list[tuple[str, str
     misplaced = [name for name, parts in files.items() if len(parts) < depth]
     if misplaced or (has_splits and not top <= {"train", *HELD_OUT}):
         raise ValueError(
-            "dataset must be laid out <split>/<class>/<image> or <class>/<image>: "
-            f"dataset={dataset!r}, top folders={sorted(top)[:8]}, misplaced={misplaced[:3]}"
+            "`dataset` must be laid out <split>/<class>/<image> or <class>/<image>; "
+            f"received: dataset={dataset!r}, top folders={sorted(top)[:8]}, "
+            f"misplaced={misplaced[:3]}"
         )
     splits: dict[str, list[tuple[str, str]]] = {}
     for name, parts in files.items():
@@ -241,7 +256,7 @@ def _decode_all(
         ) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"dataset must hold readable images only: dataset={dataset!r}, "
+                f"`dataset` must hold readable images only; received: dataset={dataset!r}, "
                 f"image={name!r}, reason={reason!r}"
             ) from error
 
@@ -257,8 +272,9 @@ def _stack(arrays: Sequence[np.ndarray], names: Sequence[str], dataset: str) -> 
     odd = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
     if odd is not None:
         raise ValueError(
-            "dataset must hold images of one size, or image_size (--image-size) be given: "
-            f"dataset={dataset!r}, {names[0]!r} is {sizes[0]}, {names[odd]!r} is {sizes[odd]}"
+            "`dataset` must hold images of one size, or image_size (--image-size) be given; "
+            f"received: dataset={dataset!r}, {names[0]!r} is {sizes[0]}, "
+            f"{names[odd]!r} is {sizes[odd]}"
         )
     channels = max(array.shape[-1] for array in arrays)
     stacked = np.empty((len(arrays), *sizes[0], channels), "uint8")
@@ -293,8 +309,8 @@ def _seeded_split(
         members = rng.permutation(np.flatnonzero(y == label))
         if len(members) < 2:
             raise ValueError(
-                "dataset without splits must hold at least two images of each class: "
-                f"dataset={dataset!r}, class={name!r}, images={len(members)}"
+                "`dataset` must, without splits, hold at least two images of each class; "
+                f"received: dataset={dataset!r}, class={name!r}, images={len(members)}"
             )
         test[members[: max(round(TEST_FRACTION * len(members)), 1)]] = True
     split = f"no splits in the source: {TEST_FRACTION:.0%} of each class, drawn with seed {seed}"

@@ -125,8 +125,12 @@ def test_recurrent_layers():
 @pytest.mark.parametrize(
     ("schedule", "options", "message"),
     [
-        (0.5, {}, r"schedule must be a function of the step.*schedule=0.5"),
-        (schedules.Constant(0.5), {"pattern": "("}, r"pattern must be a regular expression"),
+        (0.5, {}, "`schedule` must be a function of the step.*; received: schedule=0.5"),
+        (
+            schedules.Constant(0.5),
+            {"pattern": "("},
+            r"`pattern` must be a regular expression .*; received: pattern='\('",
+        ),
     ],
 )
 def test_bad_arguments(schedule, options, message):
@@ -135,9 +139,11 @@ def test_bad_arguments(schedule, options, message):
 
 
 def test_bad_models_and_rates():
-    with pytest.raises(ValueError, match=r"layers that drop and match `pattern`: pattern='x'"):
+    with pytest.raises(
+        ValueError, match="a dropout rate above 0 that matches `pattern`; received: pattern='x'"
+    ):
         fit(dropping(keras.layers.Dropout(0.5, name="drop")), DropoutSchedule(abs, pattern="x"))
-    with pytest.raises(ValueError, match=r"layers that drop"):
+    with pytest.raises(ValueError, match="must have a layer with a dropout rate above 0"):
         fit(dropping(keras.layers.Rescaling(1.0)), DropoutSchedule(abs))
-    with pytest.raises(ValueError, match=r"rates in \[0, 1\): schedule\(0\)=1.0"):
+    with pytest.raises(ValueError, match=r"rates in \[0, 1\); received: schedule\(0\)=1.0"):
         fit(dropping(keras.layers.Dropout(0.5)), DropoutSchedule(schedules.Constant(1.0)))

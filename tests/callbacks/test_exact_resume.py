@@ -337,7 +337,9 @@ def test_other_trainings_are_refused(backups):
     check_refused(backups, "steps=6 in the backup, 5 here", x=x[:40], y=y[:40])
     stopping = keras.callbacks.EarlyStopping("loss")
     check_refused(backups, r"callbacks\[0\]=None in .*, 'EarlyStopping' here", [stopping])
-    check_refused(backups, "epochs must not be fewer.*epochs=1, ended=1, step=4", epochs=1)
+    check_refused(
+        backups, "`epochs` must not be fewer.*; received: .*epochs=1, ended=1, step=4", epochs=1
+    )
     source = EpochShuffled((x, y), batch_size=BATCH)
     check_refused(backups, "data='NoneType' in the backup, {'examples': 46", source=source)
 
@@ -358,7 +360,11 @@ def test_another_order_is_refused(tmp_path):
 
 def test_initial_epoch_is_refused(tmp_path):
     fit(tmp_path, stop_at=4)
-    check_refused(tmp_path, "initial_epoch=1, epoch of the backup=0", initial_epoch=1)
+    check_refused(
+        tmp_path,
+        "`initial_epoch` must be left out .*; received: initial_epoch=1, epoch_of_backup=0",
+        initial_epoch=1,
+    )
 
 
 @pytest.mark.parametrize("change", ["flipped", "cut", "empty", "replaced"])
@@ -369,12 +375,12 @@ def test_damaged_backups_are_refused(backups, change):
     whole = newest.read_bytes()
     changed = {"flipped": bytes(content), "cut": whole[:-7], "empty": b"", "replaced": b"x" * 99}
     newest.write_bytes(changed[change])
-    check_refused(backups, f"damaged, and left as it is.*{newest.name}")
+    check_refused(backups, f"it is damaged. It is left as it is.*{newest.name}")
 
 
 def test_data_must_be_all_of_an_epoch(tmp_path):
     source = EpochShuffled(make_arrays(), batch_size=BATCH)
-    with pytest.raises(ValueError, match="without steps_per_epoch: batches=6, steps=3"):
+    with pytest.raises(ValueError, match="without steps_per_epoch; received: batches=6, steps=3"):
         fit(tmp_path, source=source, steps_per_epoch=3)
 
 
@@ -389,22 +395,28 @@ def resume_with(*callbacks, **options):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: resume_with(every=0), "every must be a whole number, 1 or more: every=0"),
-        (lambda: resume_with(keep=True), "keep must be a whole number, 1 or more: keep=True"),
-        (lambda: ExactResume(3), "directory must be a path: directory=3"),
-        (lambda: ExactResume(__file__), "directory must not be a file: directory='.*.py'"),
-        (lambda: resume_with(data=[1]), "data must have set_epoch.*: data=list"),
+        (lambda: resume_with(every=0), "`every` must be an integer >= 1; received: every=0"),
+        (lambda: resume_with(keep=True), "`keep` must be an integer >= 1; received: keep=True"),
+        (lambda: ExactResume(3), "`directory` must be a path; received: directory=3"),
+        (
+            lambda: ExactResume(__file__),
+            "`directory` must not be a file; received: directory='.*.py'",
+        ),
+        (
+            lambda: resume_with(data=np.ones(3)),
+            "`data` must have set_epoch.*; received: data='ndarray'",
+        ),
         (
             lambda: resume_with(keras.callbacks.CSVLogger("x")),
-            "get_state.*EarlyStopping.*CSVLogger",
+            "get_state.*EarlyStopping.*; received: callback=.*CSVLogger",
         ),
         (
             lambda: resume_with(OwnStopping("loss")),
-            "themselves: .*OwnStopping",
+            "themselves; .*received: callback=.*OwnStopping",
         ),
         (
             lambda: resume_with(keras.callbacks.ModelCheckpoint("x.keras", save_freq=3)),
-            "ModelCheckpoint must save at the ends of epochs, .*: save_freq=3",
+            "ModelCheckpoint must save at the ends of epochs, .*; received: save_freq=3",
         ),
     ],
 )
@@ -416,12 +428,21 @@ def test_refused_arguments(make, message):
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ("resume stopping", r"last of the callbacks of fit, .*: after it=\['EarlyStopping'\]"),
-        ("resume", "must also be in the list of callbacks of fit: callback=EarlyStopping"),
-        ("stopping clipping resume", r"callbacks must have GradientClipping, which keeps state"),
+        (
+            "resume stopping",
+            r"last of the callbacks of fit, .*; received: after_it=\['EarlyStopping'\]",
+        ),
+        (
+            "resume",
+            "must also be in the list of callbacks of fit; received: callback='EarlyStopping'",
+        ),
+        (
+            "stopping clipping resume",
+            "`callbacks` must have GradientClipping, which keeps state; received: callbacks=",
+        ),
         (
             "stopping resume rate",
-            "must be the last of the callbacks of fit: after its turn variables",
+            "must be the last of the callbacks of fit; a later one has added variables",
         ),
     ],
 )
@@ -450,9 +471,11 @@ def test_tensorflow_needs_a_built_model_and_a_seed(tmp_path):
 
     model = keras.Sequential([keras.layers.Dense(3)])
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=r"must be built before fit: .*, built=False"):
+    with pytest.raises(
+        ValueError, match=r"must be built before fit: .*; received: .*, built=False"
+    ):
         fit(tmp_path, model=model)
     model = small_model()
     tensorflow.random.set_seed(None)
-    with pytest.raises(ValueError, match="TensorFlow must have a seed"):
+    with pytest.raises(ValueError, match=r"TensorFlow must have a seed.*; received: data=None"):
         fit(tmp_path, model=model)

@@ -241,12 +241,12 @@ def test_averages_of_half_precision_are_of_single():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decay": 1.0}, r"decay must be a number in \[0, 1\): decay=1\.0"),
-        ({"decay": -0.1}, r"decay must be a number in \[0, 1\): decay=-0\.1"),
-        ({"decay": True}, r"decay must be a number in \[0, 1\): decay=True"),
-        ({"decay": "0.9"}, r"decay must be a number in \[0, 1\): decay='0\.9'"),
-        ({"warmup": 10}, r"warmup must be True or False: warmup=10"),
-        ({"at_end": "best"}, r"at_end must be one of \('average', 'last'\): at_end='best'"),
+        ({"decay": 1.0}, r"`decay` must be a fraction in \[0, 1\); received: decay=1\.0"),
+        ({"decay": -0.1}, r"`decay` must be a fraction in \[0, 1\); received: decay=-0\.1"),
+        ({"decay": True}, r"`decay` must be a fraction in \[0, 1\); received: decay=True"),
+        ({"decay": "0.9"}, r"`decay` must be a fraction in \[0, 1\); received: decay='0\.9'"),
+        ({"warmup": 10}, "`warmup` must be True or False; received: warmup=10"),
+        ({"at_end": "best"}, "`at_end` must be one of average, last; received: at_end='best'"),
     ],
 )
 def test_wrong_arguments(options, message):
@@ -256,7 +256,9 @@ def test_wrong_arguments(options, message):
 
 def test_there_is_no_average_before_training():
     with (
-        pytest.raises(ValueError, match=r"There is no average before training: rule=None"),
+        pytest.raises(
+            ValueError, match=r"`fit` must have been called before .*; received: average=None"
+        ),
         ExponentialMovingAverage().averaged(),
     ):
         pass

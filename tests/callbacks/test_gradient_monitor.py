@@ -175,10 +175,16 @@ def test_attention(rng):
 
 
 def test_bad_arguments(rng):
-    with pytest.raises(ValueError, match=r"groups must have regular expressions.*pattern='\('"):
+    with pytest.raises(
+        ValueError, match=r"of `groups` must be regular expressions.*; received: pattern='\('"
+    ):
         GradientMonitor({"all": "("})
     x, y = oracle.data(rng, 1)
-    with pytest.raises(ValueError, match=r"match a weight's path: pattern='tail'"):
+    with pytest.raises(
+        ValueError, match="match the path of a trainable weight; received: pattern='tail'"
+    ):
         fit(build(oracle.start(rng)), x, y, GradientMonitor({"tail": "tail"}))
-    with pytest.raises(ValueError, match="attention_data needs a model with attention layers"):
+    with pytest.raises(
+        ValueError, match="`attention_data` must be None for a model without attention layers"
+    ):
         fit(build(oracle.start(rng)), x, y, GradientMonitor(attention_data=x))

@@ -119,11 +119,15 @@ def test_a_fit_that_raised_can_be_released(rng):
 @pytest.mark.parametrize(
     ("epochs", "options", "message"),
     [
-        ({}, {}, r"epochs must have a pattern: epochs=\{\}"),
-        ({"a": -1}, {}, r"whole numbers of epochs.*epochs\['a'\]=-1"),
-        ({"a": 1.5}, {}, r"whole numbers of epochs.*epochs\['a'\]=1.5"),
-        ({"(": 1}, {}, r"epochs must have regular expressions.*pattern='\('"),
-        ({"a": 1}, {"batch_norm": "eval"}, r"batch_norm must be one of .*batch_norm='eval'"),
+        ({}, {}, r"`epochs` must have at least one pattern; received: epochs=\{\}"),
+        ({"a": -1}, {}, r"`epochs\['a'\]` must be an integer >= 0; .*epochs\['a'\]=-1"),
+        ({"a": 1.5}, {}, r"`epochs\['a'\]` must be an integer >= 0; .*epochs\['a'\]=1.5"),
+        ({"(": 1}, {}, r"of `epochs` must be regular expressions.*pattern='\('"),
+        (
+            {"a": 1},
+            {"batch_norm": "eval"},
+            "`batch_norm` must be one of inference, train; received: batch_norm='eval'",
+        ),
     ],
 )
 def test_bad_arguments(epochs, options, message):
@@ -133,5 +137,7 @@ def test_bad_arguments(epochs, options, message):
 
 def test_patterns_that_match_nothing(rng):
     x, y = oracle.data(rng, 1)
-    with pytest.raises(ValueError, match=r"match a weight's path: pattern='tail'"):
+    with pytest.raises(
+        ValueError, match="match the path of a trainable weight; received: pattern='tail'"
+    ):
         fit(build(oracle.start(rng), "sgd"), x, y, GradualUnfreezing({"tail": 1}))

@@ -99,7 +99,10 @@ def test_momentum_that_comes_to_nothing():
 
 def test_a_threshold_needs_clipping():
     callback = HyperparameterSchedule("clip_threshold", schedules.Constant(0.5))
-    with pytest.raises(ValueError, match="a GradientClipping, which must be among the callbacks"):
+    with pytest.raises(
+        ValueError,
+        match=r"A GradientClipping must be among the callbacks .*; received: name='clip_threshold'",
+    ):
         train(weight_model("sgd"), 1, callback)
 
 
@@ -117,11 +120,23 @@ def test_functions_that_cannot_be_traced():
 @pytest.mark.parametrize(
     ("name", "schedule", "message"),
     [
-        ("learning_rate", schedules.Constant(1.0), "for which LearningRate is"),
-        ("dropout", schedules.Constant(0.5), "for which DropoutSchedule is"),
-        ("clipnorm", schedules.Constant(1.0), "scheduled as clip_threshold: name='clipnorm'"),
-        (3, schedules.Constant(1.0), r"name must be that of an optimizer's number: name=3"),
-        ("momentum", 0.9, r"schedule must be a function of the step.*schedule=0.9"),
+        (
+            "learning_rate",
+            schedules.Constant(1.0),
+            "use `LearningRate` to .*; received: name='learning_rate'",
+        ),
+        (
+            "dropout",
+            schedules.Constant(0.5),
+            "use `DropoutSchedule` to .*; received: name='dropout'",
+        ),
+        (
+            "clipnorm",
+            schedules.Constant(1.0),
+            "scheduled as 'clip_threshold'; received: name='clipnorm'",
+        ),
+        (3, schedules.Constant(1.0), "`name` must be the name of a number .*; received: name=3"),
+        ("momentum", 0.9, "`schedule` must be a function of the step.*; received: schedule=0.9"),
     ],
 )
 def test_bad_arguments(name, schedule, message):
@@ -132,5 +147,5 @@ def test_bad_arguments(name, schedule, message):
 @pytest.mark.parametrize("name", ["beta_1", "momentum", "weight_decay", "nesterov", "name"])
 def test_numbers_that_the_optimizer_does_not_have(name):
     callback = HyperparameterSchedule(name, schedules.Constant(0.5))
-    with pytest.raises(ValueError, match=rf"built with: name='{name}', SGD.{name}="):
+    with pytest.raises(ValueError, match=rf"built with; received: name='{name}', SGD.{name}="):
         train(weight_model(keras.optimizers.SGD(0.1)), 1, callback)

@@ -87,12 +87,21 @@ def test_without_the_callback_updates_are_kerass_own(rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "There must be multipliers or a decay"),
-        ({"multipliers": {"a": -1.0}}, r"multipliers must be 0 or more: multipliers\['a'\]=-1.0"),
-        ({"multipliers": {"a": "b"}}, r"multipliers must be 0 or more: multipliers\['a'\]='b'"),
-        ({"multipliers": {"(": 1.0}}, r"multipliers must have regular expressions.*pattern='\('"),
-        ({"decay": 0.0}, r"decay must be in \(0, 1\]: decay=0.0"),
-        ({"decay": 1.5}, r"decay must be in \(0, 1\]: decay=1.5"),
+        ({}, "`multipliers` must be given, or `decay` be below 1; received: multipliers=None"),
+        (
+            {"multipliers": {"a": -1.0}},
+            r"`multipliers\['a'\]` must be a finite number >= 0; .*\['a'\]=-1.0",
+        ),
+        (
+            {"multipliers": {"a": "b"}},
+            r"`multipliers\['a'\]` must be a finite number >= 0; .*\['a'\]='b'",
+        ),
+        (
+            {"multipliers": {"(": 1.0}},
+            r"of `multipliers` must be regular expressions.*pattern='\('",
+        ),
+        ({"decay": 0.0}, r"`decay` must be a factor in \(0, 1\]; received: decay=0.0"),
+        ({"decay": 1.5}, r"`decay` must be a factor in \(0, 1\]; received: decay=1.5"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -103,5 +112,7 @@ def test_bad_arguments(options, message):
 def test_patterns_that_match_nothing(rng):
     model = build(oracle.start(rng), "sgd")
     x, y = oracle.data(rng, 1)
-    with pytest.raises(ValueError, match=r"match a weight's path: pattern='tail'"):
+    with pytest.raises(
+        ValueError, match="match the path of a trainable weight; received: pattern='tail'"
+    ):
         fit(model, x, y, LayerwiseLearningRates({"tail": 0.5}))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from kattn import schedules
-from kattn.callbacks import LearningRate, WarmupThenPlateau, step_function
+from kattn.callbacks import LearningRate, WarmupThenPlateau
+from kattn.callbacks.update import step_function
 from tests.training import Watch, changes, train, weight_model
 
 BACKEND = keras.backend.backend()
@@ -82,7 +83,7 @@ def test_compiled():
 def test_functions_that_cannot_be_traced(monkeypatch):
     """They are tabulated, and again before the table ends."""
     monkeypatch.setattr(step_function, "TABLE", 8)
-    monkeypatch.setattr(LearningRate, "tend_every", 4)
+    monkeypatch.setattr(LearningRate, "synchronize_every", 4)
 
     def schedule(step):
         return 0.1 if step < 5 else 0.01 * math.sqrt(step)
@@ -119,7 +120,9 @@ def test_two_that_set_the_rate_are_refused():
     for callback, rate in ((first, 0.5), (plateau, 0.125), (second, 0.25), (first, 0.5)):
         train(model, 2, callback, watch := Watch())
         np.testing.assert_allclose(changes(watch), rate, rtol=1e-6)
-    with pytest.raises(ValueError, match="'learning_rate', callbacks=LearningRate and WarmupThen"):
+    with pytest.raises(
+        ValueError, match=r"number='learning_rate', callbacks=\['LearningRate', 'Warmup"
+    ):
         train(model, 2, first, plateau)
     train(model, 2, watch := Watch())
     np.testing.assert_allclose(changes(watch), 0.75, rtol=1e-6)
@@ -178,10 +181,16 @@ def test_a_fit_that_raised_leaves_no_rate_behind():
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (0.1, r"schedule must be a function of the step.*schedule=0.1"),
-        (lambda step: None, r"schedule must give one number.*schedule\(0\)=None"),
-        (lambda step: [1.0, 2.0], r"schedule must give one number.*schedule\(0\)=\[1.0, 2.0\]"),
-        (lambda step: "fast", r"schedule must give one number.*schedule\(0\)='fast'"),
+        (0.1, "`schedule` must be a function of the step.*; received: schedule=0.1"),
+        (lambda step: None, r"`schedule` must return one number.*; received: schedule\(0\)=None"),
+        (
+            lambda step: [1.0, 2.0],
+            r"`schedule` must return one number.*; received: schedule\(0\)=\[1.0, 2.0\]",
+        ),
+        (
+            lambda step: "fast",
+            r"`schedule` must return one number.*; received: schedule\(0\)='fast'",
+        ),
     ],
 )
 def test_bad_schedules(schedule, message):

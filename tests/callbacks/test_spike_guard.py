@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from kattn.callbacks import GradientClipping, GradualUnfreezing, SpikeGuard
-from kattn.callbacks.optimizer_hook import hook_of
+from kattn.callbacks.update import hook_of
 from tests.callbacks import clip_oracle as oracle
 from tests.training import Linear, train, weight_model
 
@@ -228,14 +228,26 @@ def test_state(rng):
 
 
 BAD = [
-    ({"z_threshold": None}, "There must be something to do"),
-    ({"z_threshold": 0.0}, r"z_threshold must be a number above 0.*z_threshold=0.0"),
-    ({"smoothing": 1.0}, r"smoothing must be a number above 0.*smoothing=1.0"),
-    ({"loss_factor": 1.0}, r"loss_factor must be a number above 1.*loss_factor=1.0"),
-    ({"warmup": 1}, r"warmup must be a whole number, 2 or more: warmup=1"),
-    ({"patience": 0}, r"patience must be a whole number, 1 or more: patience=0"),
-    ({"every": 0}, r"every must be a whole number, 1 or more: every=0"),
-    ({"max_roll_backs": -1}, r"max_roll_backs must be a whole number, 0 or more"),
+    (
+        {"z_threshold": None},
+        "`z_threshold` or `every` must be given.*; received: z_threshold=None, every",
+    ),
+    (
+        {"z_threshold": 0.0},
+        "`z_threshold` must be a finite number above 0; received: z_threshold=0.0",
+    ),
+    ({"smoothing": 1.0}, r"`smoothing` must be a fraction in \(0, 1\); received: smoothing=1.0"),
+    (
+        {"loss_factor": 1.0},
+        "`loss_factor` must be a finite number above 1; received: loss_factor=1.0",
+    ),
+    ({"warmup": 1}, "`warmup` must be an integer >= 2; received: warmup=1"),
+    ({"patience": 0}, "`patience` must be an integer >= 1; received: patience=0"),
+    ({"every": 0}, "`every` must be an integer >= 1; received: every=0"),
+    (
+        {"max_roll_backs": -1},
+        "`max_roll_backs` must be an integer >= 0; received: max_roll_backs=-1",
+    ),
 ]
 
 
@@ -248,5 +260,7 @@ def test_bad_arguments(options, message):
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras joins no steps on PyTorch")
 def test_looks_fall_between_joined_steps():
     model = weight_model("sgd", steps_per_execution=4)
-    with pytest.raises(ValueError, match=r"multiple .*every=6, steps_per_execution=4"):
+    with pytest.raises(
+        ValueError, match=r"`every` must be a multiple .*; received: every=6, steps_per_execution=4"
+    ):
         train(model, 8, SpikeGuard(every=6))

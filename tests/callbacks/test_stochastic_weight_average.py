@@ -329,15 +329,27 @@ def test_saves_a_stock_model(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": -1}, r"start must be an epoch, 0 or more, or a fraction .*: start=-1"),
-        ({"start": 1.0}, r"start must be an epoch, 0 or more, or a fraction .*: start=1\.0"),
-        ({"start": True}, r"start must be an epoch, 0 or more, or a fraction .*: start=True"),
-        ({"every": 0}, r"every must be a whole number of epochs, 1 or more: every=0"),
-        ({"every": 1.5}, r"every must be a whole number of epochs, 1 or more: every=1\.5"),
-        ({"batch_size": 0}, r"batch_size must be a whole number of items, .*: batch_size=0"),
-        ({"batch_norm_steps": 0}, r"batch_norm_steps must be a whole .*: batch_norm_steps=0"),
-        ({"batch_norm_data": (X, Y)}, r"must be an array or give .*: batch_norm_data is a tuple"),
-        ({"batch_norm_data": {"x": X}}, r"must be an array or give .*: batch_norm_data is a dict"),
+        ({"start": -1}, r"`start` must be an integer >= 0 or a fraction .*; received: start=-1"),
+        ({"start": 1.0}, r"`start` must be an integer >= 0 or a fraction .*; received: start=1\.0"),
+        (
+            {"start": True},
+            r"`start` must be an integer >= 0 or a fraction .*; received: start=True",
+        ),
+        ({"every": 0}, r"`every` must be an integer >= 1; received: every=0"),
+        ({"every": 1.5}, r"`every` must be an integer >= 1; received: every=1\.5"),
+        ({"batch_size": 0}, "`batch_size` must be an integer >= 1; received: batch_size=0"),
+        (
+            {"batch_norm_steps": 0},
+            "`batch_norm_steps` must be an integer >= 1; received: batch_norm_steps=0",
+        ),
+        (
+            {"batch_norm_data": (X, Y)},
+            "must be an array or yield batches; .*batch_norm_data='tuple'",
+        ),
+        (
+            {"batch_norm_data": {"x": X}},
+            "must be an array or yield batches; .*batch_norm_data='dict'",
+        ),
     ],
 )
 def test_wrong_arguments(options, message):
@@ -346,23 +358,25 @@ def test_wrong_arguments(options, message):
 
 
 def test_training_that_ends_before_the_start_is_refused():
-    with pytest.raises(ValueError, match=r"before the end of training: start=3, epochs=3"):
+    with pytest.raises(ValueError, match="before the end of training; received: start=3, epochs=3"):
         fit(linear_model(), StochasticWeightAverage(3), epochs=3)
 
 
 def test_normalization_needs_data():
-    message = r"needs batch_norm_data: layers=\['norm_1', 'norm_2'\], batch_norm_data=None"
+    message = (
+        r"`batch_norm_data` must be given .*batch_norm_data=None, layers=\['norm_1', 'norm_2'\]"
+    )
     with pytest.raises(ValueError, match=message):
         fit(deep_model(), StochasticWeightAverage(0), epochs=1)
 
 
 def test_renormalization_is_refused():
-    with pytest.raises(ValueError, match=r"renormalization .*: layers=\['norm_1'\], renorm=True"):
+    with pytest.raises(ValueError, match=r"no batch renormalization.*: layers=\['norm_1'\]"):
         fit(deep_model(renorm=True), StochasticWeightAverage(0, batch_norm_data=X), epochs=1)
 
 
 def test_data_without_batches_are_refused():
     model = norm_model()
-    with pytest.raises(ValueError, match=r"batch_norm_data must give batches .*: batches=0"):
+    with pytest.raises(ValueError, match=r"`batch_norm_data` must yield batches .*: batches=0"):
         fit(model, StochasticWeightAverage(0, batch_norm_data=[]), epochs=1)
     assert model.layers[0].momentum == 0.99

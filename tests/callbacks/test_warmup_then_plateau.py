@@ -85,21 +85,21 @@ def test_state():
 
 
 BAD = {
-    "rate": (0.0, r"rate must be a number above 0: rate=0.0"),
-    "warmup_steps": (-1, r"warmup_steps must be a whole number, 0 or more: warmup_steps=-1"),
-    "factor": (1.0, r"factor must be in \(0, 1\): factor=1.0"),
-    "patience": (0, r"patience must be a whole number, 1 or more: patience=0"),
-    "min_delta": (-1.0, r"min_delta must be a number, 0 or more: min_delta=-1.0"),
-    "cooldown": (0.5, r"cooldown must be a whole number, 0 or more: cooldown=0.5"),
-    "min_rate": (-0.1, r"min_rate must be a number, 0 or more: min_rate=-0.1"),
-    "mode": ("lower", r"mode must be one of .*mode='lower'"),
+    "rate": (0.0, "`rate` must be a finite number above 0; received: rate=0.0"),
+    "warmup_steps": (-1, "`warmup_steps` must be an integer >= 0; received: warmup_steps=-1"),
+    "factor": (1.0, r"`factor` must be a fraction in \(0, 1\); received: factor=1.0"),
+    "patience": (0, "`patience` must be an integer >= 1; received: patience=0"),
+    "min_delta": (-1.0, "`min_delta` must be a finite number >= 0; received: min_delta=-1.0"),
+    "cooldown": (0.5, "`cooldown` must be an integer >= 0; received: cooldown=0.5"),
+    "min_rate": (-0.1, "`min_rate` must be a finite number >= 0; received: min_rate=-0.1"),
+    "mode": ("lower", "`mode` must be one of auto, min, max; received: mode='lower'"),
 }
 
 
 @pytest.mark.parametrize("name", ["rate", "factor", "min_delta", "min_rate"])
 @pytest.mark.parametrize("value", ["much", None, True, [0.5]])
 def test_what_is_no_number(name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be "):
+    with pytest.raises(ValueError, match=f"^`{name}` must be .*; received: {name}="):
         WarmupThenPlateau(**{"rate": 0.1, name: value})
 
 
@@ -112,5 +112,7 @@ def test_bad_arguments(name):
 
 def test_a_metric_that_is_not_there():
     callback = WarmupThenPlateau(0.1, monitor="val_f1")
-    with pytest.raises(ValueError, match=r"monitor must be in the logs.*'val_f1'.*'loss'"):
+    with pytest.raises(
+        ValueError, match=r"`monitor` must be in the logs.*; received: .*'val_f1'.*'loss'"
+    ):
         train(weight_model("sgd"), 1, callback)

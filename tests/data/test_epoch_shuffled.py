@@ -116,7 +116,7 @@ def test_batches():
     np.testing.assert_array_equal(np.concatenate([y for _, y in batches])[:, 0], 2 * rows)
     np.testing.assert_array_equal(data.order(7), oracle(5, 7))
     assert len(list(data)) == len(data)
-    with pytest.raises(IndexError, match=r"index must be in \[0, 6\): index=6"):
+    with pytest.raises(IndexError, match=r"`index` must be in \[0, 6\); received: index=6"):
         data[6]
 
 
@@ -159,7 +159,7 @@ def test_global_generators_are_left_alone():
 
 def test_shuffling_by_keras_is_refused():
     # TensorFlow reads in a thread, and makes an error of its own of this one.
-    with pytest.raises(Exception, match="give fit shuffle=False: index="):
+    with pytest.raises(Exception, match="call fit with shuffle=False; received: index="):
         make_model().fit(make_data(), epochs=2, verbose=0)
 
 
@@ -169,7 +169,7 @@ def test_two_readers_in_order():
     data.on_epoch_begin()
     for index in [0, 1, 0, 2, 1, 2, 3, 3, 4, 5, 4, 0, 5, 1]:
         data[index]
-    with pytest.raises(ValueError, match=r"shuffle=False: index=4, expected=\[2, 6\]"):
+    with pytest.raises(ValueError, match=r"shuffle=False; received: index=4, expected=\[2, 6\]"):
         data[4]
     data.on_epoch_end()
     data[4]  # outside of an epoch anything goes
@@ -201,17 +201,17 @@ def test_transform_draws_from_seed_epoch_and_place():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"transform": 3}, r"transform must be a function .*transform=3"),
-        ({"batch_size": 0}, "batch_size must be a whole number, 1 or more: batch_size=0"),
-        ({"batch_size": 2.0}, "batch_size must be a whole number, 1 or more: batch_size=2.0"),
-        ({"seed": -1}, "seed must be a whole number, 0 or more: seed=-1"),
-        ({"data": (np.zeros(3), np.zeros(4))}, r"one length: shapes=\[\(3,\), \(4,\)\]"),
-        ({"data": 3.0}, r"one length: shapes=\[\(\)\]"),
-        ({"data": ()}, r"one length: shapes=\[\]"),
-        ({"data": np.zeros(0)}, "fill a batch: examples=0, batch_size=2"),
+        ({"transform": 3}, "`transform` must be a function .*; received: transform=3"),
+        ({"batch_size": 0}, "`batch_size` must be an integer >= 1; received: batch_size=0"),
+        ({"batch_size": 2.0}, "`batch_size` must be an integer >= 1; received: batch_size=2.0"),
+        ({"seed": -1}, "`seed` must be an integer >= 0; received: seed=-1"),
+        ({"data": (np.zeros(3), np.zeros(4))}, r"one length; received: shapes=\[\(3,\), \(4,\)\]"),
+        ({"data": 3.0}, r"one length; received: shapes=\[\(\)\]"),
+        ({"data": ()}, r"one length; received: shapes=\[\]"),
+        ({"data": np.zeros(0)}, "fill at least one batch; received: examples=0, batch_size=2"),
         (
             {"batch_size": 4, "drop_remainder": True},
-            "fill a batch: examples=3, batch_size=4, drop_remainder=True",
+            "fill at least one batch; received: examples=3, batch_size=4, drop_remainder=True",
         ),
     ],
 )
@@ -221,7 +221,13 @@ def test_refused_arguments(options, message):
         EpochShuffled(**options)
 
 
+def test_integers_of_numpy_are_taken():
+    data = EpochShuffled(np.zeros(6), batch_size=np.int64(4), seed=np.uint8(3))
+    data.set_epoch(np.int32(2))
+    assert [type(x) for x in (data.batch_size, data.seed, data.epoch)] == [int, int, int]
+
+
 @pytest.mark.parametrize("epoch", [-1, 1.0, math.nan])
 def test_refused_epochs(epoch):
-    with pytest.raises(ValueError, match="epoch must be a whole number, 0 or more: epoch="):
+    with pytest.raises(ValueError, match="`epoch` must be an integer >= 0; received: epoch="):
         make_data().set_epoch(epoch)

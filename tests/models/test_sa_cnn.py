@@ -166,15 +166,15 @@ def test_trains_and_saves(tmp_path, policy):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"input_shape": (8, 8)}, r"input_shape must have three entries.*input_shape=\(8, 8\)"),
-        ({"num_classes": 0}, "num_classes must be at least 1: num_classes=0"),
-        ({"blocks_per_stage": 0}, "blocks_per_stage must be at least 1: blocks_per_stage=0"),
-        ({"stem_stride": 0}, "stem_stride must be at least 1: stem_stride=0"),
-        ({"filters": ()}, r"filters must be one or more sizes above 0: filters=\(\)"),
-        ({"filters": (4, 0)}, r"filters must be .*: filters=\(4, 0\)"),
-        ({"attention_after": (3,)}, r"must name stages 0 to 2: attention_after=\(3,\)"),
-        ({"attention_after": (-1,)}, r"must name stages 0 to 2: attention_after=\(-1,\)"),
-        ({"num_heads": 0}, "num_heads must be at least 1: num_heads=0"),
+        ({"input_shape": (8, 8)}, r"`input_shape` must have three entries.*input_shape=\(8, 8\)"),
+        ({"num_classes": 0}, "`num_classes` must be an integer >= 1; received: num_classes=0"),
+        ({"blocks_per_stage": 0}, "`blocks_per_stage` must be an integer >= 1.*blocks_per_stage=0"),
+        ({"stem_stride": 0}, "`stem_stride` must be an integer >= 1.*stem_stride=0"),
+        ({"filters": ()}, r"`filters` must be one or more integers >= 1; received: filters=\(\)"),
+        ({"filters": (4, 0)}, r"`filters` must be .*: filters=\(4, 0\)"),
+        ({"attention_after": (3,)}, r"must name stages 0 to 2; received: attention_after=\(3,\)"),
+        ({"attention_after": (-1,)}, r"must name stages 0 to 2; received: attention_after=\(-1,\)"),
+        ({"num_heads": 0}, "`num_heads` must be an integer >= 1; received: num_heads=0"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -158,7 +158,7 @@ BAD = {
     "mask of rank 3": ({"mask": np.ones((2, 5, 7), bool)}, r"mask\[:, None\].*\(2, 5, 7\)"),
     "mask that does not broadcast": (
         {"mask": np.ones((5, 6), bool)},
-        r"`mask` of a mask must broadcast.*\(5, 6\)",
+        r"`array` of a mask must broadcast.*\(5, 6\)",
     ),
     "padding that does not fit": (
         {"mask": lambda: masks.Padding(np.ones((2, 5), bool))},

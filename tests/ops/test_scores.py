@@ -20,7 +20,7 @@ def test_bad_scores():
     for shape in ((2, 3, 4), (2, None, 4, 4)):
         with pytest.raises(ValueError, match=r"`scores` must have rank 4.*scores\.shape="):
             check_scores(shape)
-    with pytest.raises(ValueError, match="`slopes` of a bias must have a row for each head, N=2"):
+    with pytest.raises(ValueError, match="`slopes` of a bias must have one row for each head, N=2"):
         add_bias(np.zeros((1, 2, 3, 3), "float32"), biases.ALiBi((1.0, 2.0, 3.0)))
     assert check_scores((None, 2, None, None)) == 2
 

@@ -1,6 +1,5 @@
 """The recipe from the command line, on a handful of images: result, resume, and bad input."""
 
-import dataclasses
 import json
 import re
 import signal
@@ -14,6 +13,7 @@ from PIL import Image
 
 from recipes import harness, image_classification
 from recipes.data import images
+from recipes.data.image_batches import Splits, scale, training_batches
 
 TINY = [
     *("--seeds", "2"),
@@ -59,7 +59,7 @@ def results(run):
 
 def numbers(result):
     flat = [value for epoch in result["epochs"] for value in epoch.values()]
-    return [*flat, *result["test"].values(), *result["gamma"].values()]
+    return [*flat, *result["test"].values(), *result["learnt"]["gamma"].values()]
 
 
 def test_a_run_leaves_a_folder_with_everything(command, tmp_path, capsys):
@@ -82,11 +82,11 @@ def test_a_run_leaves_a_folder_with_everything(command, tmp_path, capsys):
     found = results(run)
     assert all(len(result["epochs"]) == 3 for result in found.values())
     assert found["cnn-seed0"]["epochs"][0] != found["cnn-seed1"]["epochs"][0]
-    assert found["sa_cnn-seed0"]["gamma"]["stage0_attention"] != 0
+    assert found["sa_cnn-seed0"]["learnt"]["gamma"]["stage0_attention"] != 0
 
     report = (run / "report.md").read_text()
     out = capsys.readouterr().out
-    verdict = re.search(r"\*\*(With self-attention .*)\*\*", report).group(1)
+    verdict = re.search(r"\*\*(CNN \+ self-attention against CNN: .*)\*\*", report).group(1)
     assert verdict in out
     assert f"Report: {run / 'report.md'}" in out
     mean = np.mean([found[f"cnn-seed{seed}"]["test"]["accuracy"] for seed in (0, 1)])
@@ -94,7 +94,7 @@ def test_a_run_leaves_a_folder_with_everything(command, tmp_path, capsys):
     loaded = keras.saving.load_model(run / "checkpoints/sa_cnn-seed1.keras")
     assert f"{loaded.count_params():,}" in report
     data = images.load(command[1])
-    test = image_classification.evaluate(loaded, data.x_test, data.y_test, batch_size=8)
+    test = image_classification.evaluate(data.x_test, data.y_test, 8, loaded)
     assert test == pytest.approx(found["sa_cnn-seed1"]["test"], rel=1e-4)
 
 
@@ -137,7 +137,7 @@ def test_resumed_run_equals_an_unbroken_one(command, tmp_path, monkeypatch, caps
     assert list(found) == list(expected)
     for name, result in found.items():
         assert numbers(result) == numbers(expected[name])
-    assert not list((run / "checkpoints").glob("*-backups"))
+    assert not (run / "backups").exists()
 
     report = (run / "report.md").read_bytes()
     assert image_classification.main([*command, "--resume"]) == 0
@@ -152,7 +152,7 @@ def test_killed_in_an_epoch(dataset, tmp_path):
     command = [sys.executable, "-c", KILLED, *fixed, "--output", str(run)]
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    (backup,) = sorted((run / "checkpoints/cnn-seed0-backups").iterdir())[-1:]
+    (backup,) = sorted((run / "backups/cnn-seed0").iterdir())[-1:]
     assert image_classification.main([*fixed, "--output", str(run), "--resume"]) == 0
     whole = tmp_path / "whole"
     assert image_classification.main([*fixed, "--output", str(whole)]) == 0
@@ -165,7 +165,7 @@ def test_killed_in_an_epoch(dataset, tmp_path):
 
 KILLED = """
 import os, signal, sys
-import kattn.callbacks.backup_files as files
+import kattn.callbacks.backup.files as files
 write = files.write
 
 def die(directory, epoch, step, state, *, keep):
@@ -204,21 +204,30 @@ def test_ways_to_train(command, tmp_path, case):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "folder:/no/such/folder"], "dataset must name a folder that exists"),
-        (["--dataset", "imagenet"], "dataset must be digits, tfds:"),
+        (
+            ["--dataset", "folder:/no/such/folder"],
+            "`dataset` must name a folder that exists; received: dataset=",
+        ),
+        (["--dataset", "imagenet"], "`dataset` must be digits, tfds:"),
         (
             ["--attention-after", "7"],
-            "attention_after must name stages 0 to 1: attention_after=(7,)",
+            "must name stages 0 to 1",
         ),
-        (["--epochs", "0"], "epochs must be at least 1: epochs=0"),
-        (["--seeds", "0"], "seeds must be at least 1: seeds=0"),
-        (["--shift", "-1"], "shift must be at least 0 pixels: shift=-1"),
-        (["--batch-size", "5000"], "batch_size must be at most the number of images to fit"),
-        (["--checkpoint-every", "0"], "checkpoint_every must be at least 1: checkpoint_every=0"),
-        (["--clip", "median:1"], "clip must be one of value, norm, global_norm"),
-        (["--clip", "norm:small"], "clip must have a number after its colon: clip=norm:small"),
-        (["--clip", "norm:-1"], "threshold must be positive"),
-        (["--resume"], "resume needs a run that was started with these settings"),
+        (["--epochs", "0"], "`epochs` must be an integer >= 1; received: epochs=0"),
+        (["--seeds", "0"], "`seeds` must be an integer >= 1; received: seeds=0"),
+        (["--shift", "-1"], "`shift` must be an integer >= 0; received: shift=-1"),
+        (["--batch-size", "5000"], "`batch_size` must be at most the number of images to fit"),
+        (
+            ["--checkpoint-every", "0"],
+            "`checkpoint_every` must be an integer >= 1; received: checkpoint_every=0",
+        ),
+        (["--clip", "median:1"], "`clip` must be one of value, norm, global_norm"),
+        (
+            ["--clip", "norm:small"],
+            "`clip` must have a number after the colon; received: clip='norm:small'",
+        ),
+        (["--clip", "norm:-1"], "threshold"),
+        (["--resume"], "`resume` needs a run that was started with these settings"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
@@ -233,8 +242,9 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
 
 def test_the_backend_is_chosen_before_keras_is_imported():
     code = (
-        "import sys; from recipes import image_classification as recipe; "
-        "recipe.check(recipe.parse(['--clip', 'norm:1'])); print('keras' in sys.modules)"
+        "import sys; from recipes import harness, image_classification as recipe; "
+        "harness.parse('x', recipe.Settings, ['--clip', 'norm:1'], recipe.presets); "
+        "print('keras' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -242,14 +252,14 @@ def test_the_backend_is_chosen_before_keras_is_imported():
 
 def test_no_attention_at_all():
     settings = image_classification.Settings(attention_after=())
-    with pytest.raises(ValueError, match=r"attention_after must name at least one stage.*=\(\)"):
-        image_classification.check(settings)
+    with pytest.raises(ValueError, match=r"`attention_after` must name at least one stage.*=\(\)"):
+        settings.check()
 
 
 def test_an_earlier_result_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "report.md").write_text("earlier")
     assert image_classification.main(["--output", str(tmp_path)]) == 2
-    assert "output must be a new or an empty folder" in capsys.readouterr().err
+    assert "`output` must be a new or an empty folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
 
 
@@ -259,51 +269,33 @@ def test_unknown_flag(capsys):
     assert stopped.value.code == 2
 
 
+def parse(arguments):
+    settings = image_classification.Settings
+    return harness.parse("x", settings, arguments, image_classification.presets)
+
+
 def test_defaults_follow_the_data_set():
-    settings = image_classification.parse(["--dataset", "tfds:mnist", "--epochs", "9"])
+    settings = parse(["--dataset", "tfds:mnist", "--epochs", "9"])
     assert (settings.epochs, settings.batch_size, settings.shift) == (9, 128, 2)
-    assert image_classification.parse([]) == image_classification.Settings()
-    assert image_classification.parse(["--dataset", "zip:x"]).filters == (32, 64, 128)
+    assert parse([]) == image_classification.Settings()
+    assert parse(["--dataset", "zip:x"]).filters == (32, 64, 128)
 
 
 def test_models_of_a_seed_start_equal_and_see_the_same_images():
     data = images.load("digits")
     settings = image_classification.Settings()
-    splits = image_classification.Splits.of(data, settings.batch_size)
-    x = image_classification.scale(data.x_test[:5])
+    splits = Splits.of(data, settings.batch_size)
+    x = scale(data.x_test[:5])
     plain, attention = (
-        image_classification.build(kind, splits, settings, seed=3).predict(x, verbose=0)
-        for kind in image_classification.MODELS
+        image_classification.build(splits, settings, kind, seed=3).predict(x, verbose=0)
+        for kind in image_classification.TITLES
     )
     np.testing.assert_allclose(plain, attention, rtol=1e-5, atol=1e-6)
-    first, again = (image_classification.batches(splits, settings, 3) for _ in range(2))
+    first, again = (training_batches(splits, settings.batch_size, 3) for _ in range(2))
     assert len(first) == 1080 // 60
     np.testing.assert_array_equal(first[0][0], again[0][0])
     again.set_epoch(1)
     assert not np.array_equal(first[0][1], again[0][1])
-
-
-def test_validation_images_are_not_fitted():
-    data = images.load("digits")
-    numbered = dataclasses.replace(data, y_train=np.arange(1200, dtype="int32"))
-    splits = image_classification.Splits.of(numbered, 60)
-    assert sorted([*splits.y_fit, *splits.y_val]) == list(range(1200))
-
-
-def test_augment_moves_and_mirrors():
-    x = np.arange(2 * 5 * 4 * 3, dtype="uint8").reshape(1, 5, 8, 3).repeat(300, 0)
-    moved = {
-        image.tobytes()
-        for image in image_classification.augment(x, np.random.default_rng(0), shift=1, flip=True)
-    }
-    expected = set()
-    padded = np.pad(x[0], ((1, 1), (1, 1), (0, 0)), mode="edge")
-    for dy, dx in np.ndindex(3, 3):
-        window = padded[dy : dy + 5, dx : dx + 8]
-        expected |= {window.tobytes(), window[:, ::-1].tobytes()}
-    assert moved == expected
-    same = image_classification.augment(x, np.random.default_rng(0), shift=0, flip=False)
-    np.testing.assert_array_equal(same, x)
 
 
 def test_evaluate_counts_every_image_once():
@@ -317,31 +309,7 @@ def test_evaluate_counts_every_image_once():
     x = np.zeros((7, 2, 2, 1), "uint8")
     x[:3] = 255
     y = np.array([1, 1, 0, 0, 0, 0, 1])
-    found = image_classification.evaluate(Model(), x, y, batch_size=2)
+    found = image_classification.evaluate(x, y, 2, Model())
     right, wrong = np.log1p(np.exp(-1)), np.log1p(np.exp(1))
     assert found["accuracy"] == pytest.approx(5 / 7)
     assert found["loss"] == pytest.approx((5 * right + 2 * wrong) / 7)
-
-
-@pytest.mark.parametrize(
-    ("plain", "attention", "words"),
-    [
-        ([0.5], [0.625], "12.50 points higher (one seed"),
-        ([0.5, 0.6, 0.7], [0.6, 0.7, 0.81], "10.33 points higher (95 %"),
-        ([0.5, 0.6], [0.4, 0.6], "includes 0: no clear difference"),
-        ([0.5, 0.6, 0.7], [0.4, 0.5, 0.61], "which leaves 0 out"),
-    ],
-)
-def test_verdict(plain, attention, words):
-    accuracies = {"cnn": plain, "sa_cnn": attention}
-    assert words in image_classification.verdict(accuracies)
-
-
-def test_query_positions():
-    image = np.full((8, 8, 1), 200, "uint8")
-    image[2:4, 2:4] = 0  # a small object on a bright ground
-    image[6:8, 6] = 50
-    on, far, off = image_classification.query_positions(image, 4, 4)
-    assert on == (1, 1)
-    assert far == (3, 3)
-    assert off not in (on, far)

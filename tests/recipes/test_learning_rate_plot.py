@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kattn.callbacks.learning_rate_finder import LearningRateCurve
+from kattn.callbacks import LearningRateCurve
 
 
 @pytest.mark.parametrize(("name", "head"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])

@@ -194,11 +194,11 @@ BAD = {
     ),
     "no gamma": (
         lambda: Cyclical(0.1, 1, 2, shape="exp_range"),
-        "shape='exp_range' needs a `gamma`.*shape='exp_range', gamma=None",
+        "`gamma` must be given for shape='exp_range'.*; received: shape='exp_range', gamma=None",
     ),
     "useless gamma": (
         lambda: Cyclical(0.1, 1, 2, gamma=0.9),
-        "no other shape has one.*shape='triangular', gamma=0.9",
+        "and for no other shape; received: shape='triangular', gamma=0.9",
     ),
     "gamma": (
         lambda: Cyclical(0.1, 1, 2, shape="exp_range", gamma=1.1),

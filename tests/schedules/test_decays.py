@@ -123,7 +123,10 @@ BAD = {
     "boundary 0": (lambda: Step(0.5, [0, 2]), r"`boundaries` must be integers >= 1.*\(0, 2\)"),
     "parts": (lambda: Step(0.5, [1, 2.5]), r"`boundaries` must be integers >= 1.*\(1, 2.5\)"),
     "no list": (lambda: Step(0.5, 2), "`boundaries` must be integers >= 1.*boundaries=2"),
-    "no boundary": (lambda: Step(0.5, []), r"`boundaries` must hold a step at least.*\(\)"),
+    "no boundary": (
+        lambda: Step(0.5, []),
+        r"`boundaries` must have at least one step; received: boundaries=\(\)",
+    ),
 }
 
 

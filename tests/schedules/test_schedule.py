@@ -79,7 +79,9 @@ def test_variable():
     ids=repr,
 )
 def test_bad_steps(step):
-    with pytest.raises(ValueError, match="A step must be a finite number >= 0, no bool; received"):
+    with pytest.raises(
+        ValueError, match="A step must be a finite number >= 0 and no bool; received: step"
+    ):
         SCHEDULE(step)
 
 

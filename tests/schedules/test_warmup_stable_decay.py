@@ -124,7 +124,7 @@ BAD = {
     "`shape` must be one of linear, sqrt, cosine, square, exponential.*'tail'": {"shape": "tail"},
     "`start_divisor` must be a finite number above 0.*start_divisor=0": {"start_divisor": 0},
     "`end` must be a finite number >= 0.*end=-1": {"end": -1},
-    "shape='exponential' needs an `end` above 0.*end=0.0": {"shape": "exponential"},
+    "`end` must be above 0 for shape='exponential'; received: end=0.0": {"shape": "exponential"},
 }
 
 

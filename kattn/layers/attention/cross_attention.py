@@ -3,16 +3,21 @@
 import keras
 from keras import ops
 
-from kattn import masks
-from kattn.layers.attention import projections, schemes
-from kattn.layers.attention.mask_reader import MaskReader, padding_of, score_mask
-from kattn.layers.position.position import Position
-from kattn.ops import masking
+from kattn import arguments
+from kattn.layers.attention.attention_layer import AttentionLayer, check_sequence
+from kattn.layers.attention.caches import check_built
+from kattn.layers.attention.head_sizes import HeadSizes
+from kattn.layers.attention.mask_reader import read_masks, read_padding, silence_weights
+from kattn.layers.attention.positions import embed, rotate, step_positions
+from kattn.layers.attention.projection_options import ProjectionOptions
+from kattn.layers.position.score_bias import ScoreBias
 from kattn.ops.attention import attention, attention_weights
+from kattn.ops.cache import next_positions
+from kattn.ops.context_cache import context_cache, decode_context
 
 
 @keras.saving.register_keras_serializable("kattn")
-class CrossAttention(keras.layers.Layer):
+class CrossAttention(AttentionLayer):
     """softmax(Q K^T / sqrt(D)) V in `num_heads` subspaces, Q of one sequence, K and V of another.
 
     K and V come from one matrix product.
@@ -21,44 +26,58 @@ class CrossAttention(keras.layers.Layer):
     heads, K key/value heads, D and Dv head widths.
 
     Args:
-        num_heads: N.
-        key_dim: D; None for C / N, which then must be whole.
-        value_dim: Dv; None for D.
-        num_key_value_heads: K, a divisor of N: each serves N / K query heads. None for N.
-        position: A position layer for queries and keys, such as `RotaryEmbedding()` or a bias; one
-            of absolute positions is added to `x` and to `context`. None for none. Each sequence
-            counts from its own first step, but a bias takes their last steps for one position.
-        use_qk_norm: If True, queries and keys pass an RMS norm over D with learned scales.
-        softcap: If c, the scores s become c * tanh(s / c).
-        use_sinks: If True, each head learns a score that takes part in the softmax and has no value.
-        use_gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
-        dropout: Fraction of attention weights dropped in training, in [0, 1).
+        num_heads: Number of attention heads, N.
+        key_dim: Width of the queries and keys of one head, D. None for the width of the input
+            divided by the number of heads, C / N, which must then be whole.
+        value_dim: Width of the values of one head, Dv. None for `key_dim`.
+        num_key_value_heads: Number of key/value heads, K, a divisor of `num_heads`; each serves
+            N / K query heads (grouped-query attention; 1 is multi-query attention). None for
+            `num_heads`.
+        position: Position layer, such as `RotaryEmbedding()`. Each sequence counts from its own
+            first real step; one that is added to inputs is added to `x` and to `context`, which
+            must then be as wide. A bias takes the last step of `x` and the last of `context` for
+            one position. None for no positions.
+        use_qk_norm: If True, queries and keys pass an RMS normalisation over the head width, with
+            learned scales.
+        softcap: Positive number c; the scores s become c * tanh(s / c). None for no cap.
+        use_sinks: If True, each head learns a score that takes part in the softmax and has no
+            value, so that a head can attend to nothing.
+        use_gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), channel by
+            channel.
+        dropout: Fraction of the attention weights that are dropped during training, in [0, 1).
         use_bias: Whether the projections add a bias.
-        implementation: Which algorithm computes it: "auto" or a name `kattn.ops.attention` knows.
-        kernel_initializer: Of each projection on its own, though K and V share a matrix.
-        bias_initializer: Of the biases.
-        kernel_regularizer: Of the projection matrices.
-        bias_regularizer: Of the biases.
-        seed: Integer seed of the dropout.
-        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+        implementation: Name of the algorithm that computes the attention: "auto", or one of those
+            that `kattn.ops.attention` knows. All give the same result.
+        kernel_initializer: Initializer of the projection matrices. Each projection is initialised
+            on its own, though they are stored as one matrix.
+        bias_initializer: Initializer of the biases of the projections.
+        kernel_regularizer: Regularizer of the projection matrices, or None.
+        bias_regularizer: Regularizer of the biases of the projections, or None.
+        seed: Integer seed of the dropout, or None for a random one.
+        **kwargs: `name`, `dtype` and `trainable`, as for any Keras layer.
 
     Call args:
-        x: `(B, T, C)` float: the sequence that asks.
-        context: `(B, S, E)` float: the sequence that answers.
-        mask: `(B, T)` bool, True = real step of `x`, combined with the Keras mask of `x`.
-        context_mask: True = may be attended to. `(B, S)` bool padding, True = real step; or
-            `(B, T, S)` or `(B, N, T, S)` bool, query by key; or a `kattn.masks.Mask`. It is
-            combined with the Keras mask of `context`.
-        positions: `(T,)` or `(B, T)` int32, of `x`, for `position`; None for the default.
-        context_positions: `(S,)` or `(B, S)` int32, of `context`.
-        training: Whether dropout applies.
+        x: Sequence that asks, float, shape `(B, T, C)`.
+        context: Sequence that provides keys and values, float, shape `(B, S, E)`.
+        mask: Padding of `x`, bool, shape `(B, T)`, True = real step. It is combined with the Keras
+            mask of `x`.
+        context_mask: Mask of the context, bool, True = may be attended to: padding `(B, S)`
+            (True = real step), or query by key `(B, T, S)` or `(B, N, T, S)`, or a
+            `kattn.masks.Mask`. It is combined with the Keras mask of `context`.
+        positions: Positions of the steps of `x` for `position`, integers, shape `(T,)` or
+            `(B, T)`. None to count from 0 at the first real step.
+        context_positions: Positions of the steps of `context`, integers, shape `(S,)` or `(B, S)`.
+            None to count from 0 at its first real step.
+        training: Whether dropout is applied.
 
     Returns:
-        `(B, T, C)`; at padding steps of `x` it is the output bias. The mask of `x` is set on it.
+        `(B, T, C)`; at padding steps of `x` it is the output bias. The padding of `x` is the Keras
+        mask of the output.
 
     Raises:
-        ValueError: For arguments out of range; when built, if C is not divisible by `num_heads`
-            while `key_dim` is None; when called, if an input or a mask has a wrong rank or dtype.
+        ValueError: If an argument is out of range; when built, if C is not divisible by
+            `num_heads` while `key_dim` is None; when called, if an input or a mask has a wrong
+            rank or dtype.
 
     Example:
         >>> layer = kattn.layers.CrossAttention(4)
@@ -66,8 +85,8 @@ class CrossAttention(keras.layers.Layer):
         (2, 5, 64)
 
     Reference:
-        Vaswani et al. 2017, sec. 3.2.3, https://arxiv.org/abs/1706.03762; for the options see
-        `SelfAttention`.
+        Vaswani et al. 2017, sec. 3.2.3, https://arxiv.org/abs/1706.03762; for the options that
+        this layer shares with `SelfAttention` see there.
     """
 
     def __init__(
@@ -92,49 +111,35 @@ class CrossAttention(keras.layers.Layer):
         seed=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-        self.num_heads = num_heads
-        self.key_dim = key_dim
-        self.value_dim = value_dim
-        self.num_key_value_heads = num_key_value_heads
-        self.position = schemes.read(position, "position", Position)
-        self.use_qk_norm = use_qk_norm
-        self.softcap = softcap
-        self.use_sinks = use_sinks
-        self.use_gate = use_gate
-        self.dropout = dropout
-        self.use_bias = use_bias
-        self.implementation = implementation
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.seed = seed
-        projections.check(self)
-        self._mask_reader = MaskReader(name="mask_reader", dtype=self.dtype_policy)
-        self._seed_generator = keras.random.SeedGenerator(seed) if dropout else None
+        super().__init__(
+            num_heads=num_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            num_key_value_heads=num_key_value_heads,
+            position=position,
+            use_qk_norm=use_qk_norm,
+            softcap=softcap,
+            use_sinks=use_sinks,
+            use_gate=use_gate,
+            dropout=dropout,
+            implementation=implementation,
+            seed=seed,
+            projections=ProjectionOptions(
+                use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer
+            ),
+            **kwargs,
+        )
 
     def build(self, x_shape, context_shape):
-        projections.check_rank("x", x_shape)
-        projections.check_rank("context", context_shape)
-        width = x_shape[-1]
-        heads, key_heads, key_dim, value_dim = projections.sizes(self, width)
-        self._query = projections.dense(self, (heads * key_dim,), "query", width)
-        sizes = (key_heads * key_dim, key_heads * value_dim)
-        self._key_value = projections.dense(self, sizes, "key_value", context_shape[-1])
-        self._output = projections.dense(self, (width,), "output", heads * value_dim)
-        if self.use_gate:
-            self._gate = projections.dense(self, (heads * value_dim,), "gate", width)
-        if self.use_qk_norm:
-            self._query_norm = projections.norm(self, "query_norm", key_dim)
-            self._key_norm = projections.norm(self, "key_norm", key_dim)
-        self._sinks = None
-        if self.use_sinks:
-            self._sinks = self.add_weight(name="sinks", shape=(heads,), initializer="zeros")
-        if self.position is not None:
-            self.position.attach(width=width, num_heads=heads, key_dim=key_dim)
-        self.built = True
+        check_sequence("x", x_shape)
+        check_sequence("context", context_shape)
+        width, context_width = x_shape[-1], context_shape[-1]
+        sizes = HeadSizes.of(self, width)
+        self._query = self._dense("query", width, sizes.query_width)
+        self._key_value = self._dense(
+            "key_value", context_width, sizes.key_width, sizes.value_width
+        )
+        self._build_around_core(sizes, width)
 
     def call(
         self,
@@ -146,100 +151,122 @@ class CrossAttention(keras.layers.Layer):
         context_positions=None,
         training=None,
     ):
-        padding, mask = self._masks(x, context, mask, context_mask)
-        positions = self._positions(positions, context_positions)
-        x, context = self._embed(x, context, positions)
-        q, k, v = self._project(x, context, positions)
-        y = attention(
-            q, k, v, mask=mask, dropout_rate=self.dropout if training else 0.0,
-            seed=self._seed_generator, implementation=self.implementation, **self._options(q),
-        )  # fmt: skip
-        y = ops.reshape(y, (*ops.shape(x)[:2], self._output.kernel.shape[0]))
-        if self.use_gate:
-            y = y * ops.sigmoid(self._gate(x))
-        return self._output(projections.silence(y, padding))
+        padding, allowed = read_padding(x, mask), read_masks(context, context_mask, "context_mask")
+        x, q = self._project_query(x, self._positions(positions, padding))
+        k, v = self._project_context(context, self._positions(context_positions, allowed.padding))
+        options = {**self._scores(q), **self._weighting(training)}
+        y = attention(q, k, v, mask=allowed.allowed, **options)  # (B, T, N, Dv)
+        return self._finish(x, y, padding)
+
+    def init_cache(self, batch_size, length, context=None, context_mask=None):
+        """A cache for `decode` that holds the keys and values of a context, projected once.
+
+        Args:
+            batch_size: Number of sequences that are decoded, B.
+            length: Number of steps that are decoded at most. The cache has one size for any.
+            context: Sequence that provides keys and values, float, shape `(B, S, E)`.
+            context_mask: Padding of the context, bool, shape `(B, S)`, True = real step. It is
+                combined with the Keras mask of `context`.
+
+        Returns:
+            A `kattn.ops.ContextCache`.
+
+        Raises:
+            ValueError: If the layer is not built, if there is no context or it is of another batch
+                size, if the mask is of another kind, or if `position` is a bias, which depends on
+                the number of steps that are decoded in all.
+        """
+        check_built(self)
+        arguments.check_integers(1, batch_size=batch_size, length=length)
+        if context is None or context.shape[0] not in (None, batch_size):
+            raise arguments.error(
+                "`context` must be an array (B, S, E) with one sequence for each of the "
+                "B=`batch_size` sequences that are decoded",
+                batch_size=batch_size,
+                context=context,
+            )
+        if isinstance(self.position, ScoreBias):
+            raise arguments.error(
+                "Cross-attention with a bias cannot decode step by step: the bias aligns the last "
+                "steps of both sequences, and the last is not known yet",
+                position=self.position,
+            )
+        padding = read_padding(context, context_mask, "context_mask")
+        context = ops.convert_to_tensor(context, dtype=self.compute_dtype)
+        k, v = self._project_context(context, self._positions(None, padding))
+        return context_cache(k, v, padding)
+
+    def decode(self, x, cache, mask=None):
+        """The output for new steps of a sequence, of which all attend to the cached context.
+
+        Piece by piece it gives what the call gives for the whole sequence without its padding.
+
+        Args:
+            x: New steps, float, shape `(B, t, C)`, for any t.
+            cache: Cache that `init_cache` or the last `decode` returned.
+            mask: Padding of the new steps, bool, shape `(B, t)`: True = real step, False = padding,
+                at either side. It is combined with the Keras mask of `x`.
+
+        Returns:
+            `(y, cache)`: the output, shape `(B, t, C)`, which is the output bias at padding; and
+            the cache for the next steps.
+
+        Raises:
+            ValueError: If `mask` is of another kind, or shapes do not fit.
+        """
+        padding = read_padding(x, mask)
+        x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
+        x, q = self._project_query(x, next_positions(cache, x.shape[1], padding))
+        scores = self._scores(q)
+        scores.pop("bias")
+        y, cache = decode_context(q, cache, real=padding, **scores)  # (B, t, N, Dv)
+        return self._finish(x, y, padding), cache
 
     def attention_weights(
         self, x, context, mask=None, context_mask=None, positions=None, context_positions=None
     ):
-        """The weights that the call mixes values with, whatever kernel it takes.
+        """The attention weights that the call mixes values with, whatever algorithm it takes.
 
         Args:
-            x: As in the call.
-            context: As in the call.
-            mask: As in the call.
-            context_mask: As in the call.
-            positions: As in the call.
-            context_positions: As in the call.
+            x: Sequence that asks, float, shape `(B, T, C)`.
+            context: Sequence that provides keys and values, float, shape `(B, S, E)`.
+            mask: Padding of `x`, bool, shape `(B, T)`, True = real step.
+            context_mask: Mask of the context, bool, True = may be attended to, of any kind that
+                the call takes.
+            positions: Positions of the steps of `x`, integers, shape `(T,)` or `(B, T)`.
+            context_positions: Positions of the steps of `context`, integers, shape `(S,)` or
+                `(B, S)`.
 
         Returns:
-            `(B, N, T, S)` float32, query by key; rows sum to 1, or are 0 at padding steps of `x`
+            `(B, N, T, S)` float32, query by key. Rows sum to 1, or are 0 at padding steps of `x`
             and where a query may attend to nothing. Dropout is not applied.
         """
         if not self.built:
             self.build(x.shape, context.shape)
-        padding, mask = self._masks(x, context, mask, context_mask)
+        padding, allowed = read_padding(x, mask), read_masks(context, context_mask, "context_mask")
         x, context = (ops.convert_to_tensor(a, dtype=self.compute_dtype) for a in (x, context))
-        positions = self._positions(positions, context_positions)
-        x, context = self._embed(x, context, positions)
-        q, k, _ = self._project(x, context, positions)
-        weights = attention_weights(q, k, mask=mask, **self._options(q))
-        return weights if padding is None else ops.where(padding[:, None, :, None], weights, 0.0)
-
-    def compute_mask(self, x, previous_mask):
-        return padding_of(previous_mask)
+        _, q = self._project_query(x, self._positions(positions, padding))
+        k, _ = self._project_context(context, self._positions(context_positions, allowed.padding))
+        weights = attention_weights(q, k, mask=allowed.allowed, **self._scores(q))  # (B, N, T, S)
+        return silence_weights(weights, padding)
 
     def compute_output_shape(self, x_shape, context_shape):
         return x_shape
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            **projections.config(self),
-            "position": schemes.write(self.position),
-        }
+    def _positions(self, explicit, padding):
+        # A shift of one sequence only changes how far its steps are from those of the other.
+        return step_positions(self.position, explicit, padding, shifts_matter=True)
 
-    def _positions(self, *explicit):
-        """Of `x` and of `context`; None for those that the scheme has of itself."""
-        return [schemes.step_positions(self.position, each, None, None) for each in explicit]
+    def _project_query(self, x, positions):
+        """The input `(B, T, C)` with its positions, and the queries `(B, T, N, D)`."""
+        x = embed(self.position, x, positions)
+        q = self.head_sizes.split_query(self._query(x))
+        q = self._query_norm(q) if self.use_qk_norm else q
+        return x, rotate(self.position, q, positions)
 
-    def _embed(self, x, context, positions):
-        if self.position is None:
-            return x, context
-        pairs = zip((x, context), positions, strict=True)
-        return [self.position.embed(part, its) for part, its in pairs]
-
-    def _options(self, q):
-        """What changes the scores beside the mask."""
-        bias = None if self.position is None else self.position.bias(q)
-        sinks = None if self._sinks is None else ops.convert_to_tensor(self._sinks)
-        return {"bias": bias, "softcap": self.softcap, "sinks": sinks}
-
-    def _project(self, x, context, positions):
-        heads, key_heads, key_dim, _ = projections.sizes(self, x.shape[-1])
-        q, kv = projections.split_heads(self._query(x), heads), self._key_value(context)
-        k = projections.split_heads(kv[..., : key_heads * key_dim], key_heads)
-        v = projections.split_heads(kv[..., key_heads * key_dim :], key_heads)
-        if self.use_qk_norm:
-            q, k = self._query_norm(q), self._key_norm(k)
-        if self.position is not None:
-            pairs = zip((q, k), positions, strict=True)
-            q, k = (self.position.rotate(part, its) for part, its in pairs)
-        return q, k, v
-
-    def _masks(self, x, context, mask, context_mask):
-        """The padding of x, `(B, T)` or None, and the mask of the scores."""
-        if mask is not None and padding_of(mask) is None:
-            received = getattr(mask, "shape", type(mask).__name__)
-            raise ValueError(
-                "`mask` must be a bool array (B, T), the padding of `x`; a mask of query by key is "
-                f"`context_mask`. Received: mask={received}"
-            )
-        implicit = self._mask_reader.read(x)
-        padding = mask if implicit is None or mask is None else ops.logical_and(mask, implicit)
-        padding = implicit if padding is None else padding
-        allowed = score_mask(context_mask, "context_mask", "(B, S), (B, T, S) or (B, N, T, S)")
-        implicit = self._mask_reader.read(context)
-        if implicit is not None:
-            allowed = masking.intersect(allowed, masks.Padding(implicit))
-        return padding, allowed
+    def _project_context(self, context, positions):
+        """Keys `(B, S, K, D)` and values `(B, S, K, Dv)` of a context."""
+        context = embed(self.position, context, positions)
+        k, v = self.head_sizes.split_key_value(self._key_value(context))
+        k = self._key_norm(k) if self.use_qk_norm else k
+        return rotate(self.position, k, positions), v

@@ -1,12 +1,25 @@
 """Linear attention whose state decays, by a gate (Yang et al., 2023) or at fixed rates."""
 
+import functools
 import math
 
 import keras
 from keras import ops
 
-from kattn.layers.attention import linear_parts, projections, schemes
-from kattn.layers.attention.mask_reader import MaskReader, padding_of
+from kattn import arguments
+from kattn.layers.attention.attention_layer import check_sequence
+from kattn.layers.attention.caches import check_decodes
+from kattn.layers.attention.head_sizes import HeadSizes, check_heads, merge_heads
+from kattn.layers.attention.mask_reader import read_padding, silence
+from kattn.layers.attention.positions import (
+    attach,
+    embed,
+    position_config,
+    read_position,
+    rotate,
+    step_positions,
+)
+from kattn.layers.attention.projection_options import ProjectionOptions
 from kattn.ops import chunks
 from kattn.ops.cache import next_positions
 from kattn.ops.gated_linear import (
@@ -16,7 +29,7 @@ from kattn.ops.gated_linear import (
 )
 
 DECAYS = ("gated", "fixed")
-# Of the variance of a head's output, which is normalised in float32.
+# Added to the variance of a head's output, which is normalised in float32.
 EPSILON = 1e-6
 ARGUMENTS = (
     "num_heads",
@@ -25,7 +38,6 @@ ARGUMENTS = (
     "decay",
     "gate_rank",
     "temperature",
-    "use_bias",
     "implementation",
 )
 
@@ -40,43 +52,50 @@ class GatedLinearAttention(keras.layers.Layer):
     Shapes: B batch, T steps, C width, N heads, D and Dv head widths.
 
     Args:
-        num_heads: N.
-        key_dim: D; None for C / N, which then must be whole.
-        value_dim: Dv, at least 2; None for D.
-        decay: "gated", a_t = sigmoid(x W_1 W_2 + b)^(1 / temperature), one for each of the N D
-            channels of the keys; "fixed", 1 - 2^(-5 - n) for head n = 0, 1, ...: retention.
-        position: A position layer of the inputs, or of queries and keys, such as
-            `RotaryEmbedding()`. None for none.
-        gate_rank: Columns of W_1.
-        temperature: Positive; the larger, the slower the decay.
+        num_heads: Number of attention heads, N.
+        key_dim: Width of the queries and keys of one head, D. None for the width of the input
+            divided by the number of heads, C / N, which must then be whole.
+        value_dim: Width of the values of one head, Dv, at least 2. None for `key_dim`.
+        decay: How the state decays: "gated" by a_t = sigmoid(x W_1 W_2 + b)^(1 / temperature), one
+            number for each of the N D channels of the keys; "fixed" by 1 - 2^(-5 - n) for head
+            n = 0, 1, ..., which is retention.
+        position: Position layer that is added to the inputs, or one that turns queries and keys,
+            such as `RotaryEmbedding()`. None for no positions.
+        gate_rank: Number of columns of W_1.
+        temperature: Positive number; the larger it is, the slower the state decays.
         use_bias: Whether queries, keys and values, the gates and the output have a bias.
-        implementation: "parallel", all pairs of steps at once; "chunked"; or "auto". Results agree.
-        kernel_initializer: Of each projection on its own, though stored as one matrix.
-        bias_initializer: Of the biases.
-        kernel_regularizer: Of the projection matrices.
-        bias_regularizer: Of the biases.
-        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+        implementation: Name of the algorithm: "parallel" takes all pairs of steps at once,
+            "chunked" goes through the sequence chunk by chunk, "auto" chooses. All give the same
+            result.
+        kernel_initializer: Initializer of the projection matrices. Each projection is initialised
+            on its own, though they are stored as one matrix.
+        bias_initializer: Initializer of the biases of the projections.
+        kernel_regularizer: Regularizer of the projection matrices, or None.
+        bias_regularizer: Regularizer of the biases of the projections, or None.
+        **kwargs: `name`, `dtype` and `trainable`, as for any Keras layer.
 
     Call args:
-        x: `(B, T, C)` float.
-        mask: `(B, T)` bool, True = real step; False = padding, which leaves the state as it is. It
-            is combined with the Keras mask of `x`, which means the same.
-        positions: `(T,)` or `(B, T)` int32 for `position`; None for 0 to T - 1, counted from the
-            first real step.
+        x: Input sequence, float, shape `(B, T, C)`.
+        mask: Padding, bool, shape `(B, T)`, True = real step; False = padding, which leaves
+            the state as it is. It is combined with the Keras mask of `x`.
+        positions: Positions of the steps for `position`, integers, shape `(T,)` or `(B, T)`. None
+            to count from 0 at the first real step.
 
     Returns:
-        `(B, T, C)`; at padding steps it is the output bias. The Keras mask of `x` is set on it.
+        `(B, T, C)`; at padding steps it is the output bias. The padding of `x`, by its Keras mask
+        and by `mask`, is the Keras mask of the output.
 
     Raises:
-        ValueError: For arguments out of range; when built, if C is not divisible by `num_heads`
-            while `key_dim` is None, or Dv is 1; when called, if `x` or `mask` has a wrong rank or
-            dtype.
+        ValueError: If an argument is out of range; when built, if C is not divisible by
+            `num_heads` while `key_dim` is None, or Dv is 1; when called, if `x` or `mask` has a
+            wrong rank or dtype.
 
     Example:
         >>> layer = kattn.layers.GatedLinearAttention(8, 8)
         >>> layer(keras.random.normal((2, 1024, 64))).shape
         (2, 1024, 64)
-        >>> y, cache = layer.decode(keras.random.normal((2, 1, 64)), layer.init_cache(2))
+        >>> cache = layer.init_cache(batch_size=2, length=1024)
+        >>> y, cache = layer.decode(keras.random.normal((2, 1, 64)), cache)
 
     Reference:
         "gated": Yang et al. 2023, sec. 4.4, https://arxiv.org/abs/2312.06635. From the paper: the
@@ -110,141 +129,120 @@ class GatedLinearAttention(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
+        check_heads(num_heads, key_dim, value_dim)
+        arguments.check_choice(DECAYS, decay=decay)
+        arguments.check_integers(1, gate_rank=gate_rank)
+        arguments.check_positive(temperature=temperature)
+        arguments.check_choice(chunks.IMPLEMENTATIONS, implementation=implementation)
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.value_dim = value_dim
         self.decay = decay
-        self.position = linear_parts.read_position(position)
+        self.position = read_position(position, scores=False)
         self.gate_rank = gate_rank
         self.temperature = temperature
-        self.use_bias = use_bias
         self.implementation = implementation
-        linear_parts.set_initializers(
-            self,
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
+        self._projections = ProjectionOptions(
+            use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer
         )
-        self._check()
-        self._mask_reader = MaskReader(name="mask_reader", dtype=self.dtype_policy)
 
     def build(self, x_shape):
-        projections.check_rank("x", x_shape)
+        check_sequence("x", x_shape)
         width = x_shape[-1]
-        heads, _, self._key_dim, value_dim = projections.sizes(self, width)
-        _check_value_dim(value_dim)
-        self._sizes = (heads * self._key_dim, heads * self._key_dim, heads * value_dim)
-        self._qkv = projections.dense(self, self._sizes, "qkv", width)
-        self._gate = projections.dense(self, (heads * value_dim,), "gate", width)
-        self._output = projections.dense(self, (width,), "output", heads * value_dim)
+        dense = functools.partial(self._projections.dense, dtype=self.dtype_policy)
+        self.head_sizes = sizes = HeadSizes.of(self, width)
+        arguments.check_integers(2, value_dim=sizes.value_dim)  # its heads are normalised over it
+        self._qkv = dense("qkv", width, sizes.query_width, sizes.key_width, sizes.value_width)
+        self._gate = dense("gate", width, sizes.output_width)
+        self._output = dense("output", sizes.output_width, width)
         if self.decay == "gated":
-            self._decay_down = keras.layers.Dense(
-                self.gate_rank,
-                use_bias=False,
-                kernel_initializer=self.kernel_initializer,
-                kernel_regularizer=self.kernel_regularizer,
-                dtype=self.dtype_policy,
-                name="decay_down",
-            )
-            self._decay_down.build((None, width))
-            sizes = (heads * self._key_dim,)
-            self._decay_up = projections.dense(self, sizes, "decay_up", self.gate_rank)
+            self._decay_down = dense("decay_down", width, self.gate_rank, use_bias=False)
+            self._decay_up = dense("decay_up", self.gate_rank, sizes.query_width)
         # Weights rather than a sub-layer, which would be given the sums in half precision.
-        options = {"shape": (value_dim,), "autocast": False}
+        options = {"shape": (sizes.value_dim,), "autocast": False}
         self._scale = self.add_weight(initializer="ones", name="norm_scale", **options)
         self._shift = self.add_weight(initializer="zeros", name="norm_shift", **options)
-        linear_parts.attach(self, width, key_dim=self._key_dim)
+        attach(self.position, width, sizes)
         self.built = True
 
     def call(self, x, mask=None, positions=None):
-        padding = linear_parts.read_padding(self, x, mask, called=True)
+        padding = read_padding(x, mask)
         # Channels that decay apart do not turn as one: the state depends on where it began.
         shifts_matter = self.decay == "gated"
-        positions = schemes.step_positions(
-            self.position, positions, padding, None, shifts_matter=shifts_matter
-        )
-        x = linear_parts.embed(self, x, positions)
+        positions = step_positions(self.position, positions, padding, shifts_matter=shifts_matter)
+        x = embed(self.position, x, positions)  # (B, T, C)
         q, k, v, log_decay = self._project(x, positions)
-        y = gated_linear_attention(
-            q, k, v, log_decay, mask=padding, implementation=self.implementation
-        )
+        options = {"mask": padding, "implementation": self.implementation}
+        y = gated_linear_attention(q, k, v, log_decay, **options)  # (B, T, N, Dv)
         return self._finish(x, y, padding)
 
-    def init_cache(self, batch_size, length=None):
-        """The state before the first step.
+    def init_cache(self, batch_size, length, context=None, context_mask=None):
+        """The state before the first step, for `decode`.
 
         Args:
-            batch_size: B.
-            length: Ignored: the state has one size for any number of steps. Layers that keep keys
-                need it, and a model of both kinds makes all its caches alike.
+            batch_size: Number of sequences that are decoded, B.
+            length: Number of steps that are decoded at most. The state has one size for any.
+            context: Must be None: the layer attends to its own sequence.
+            context_mask: Must be None, as there is no context.
 
         Returns:
             A `kattn.ops.GatedLinearState`.
 
         Raises:
-            ValueError: If `key_dim` is None and the layer is not built.
+            ValueError: If the layer is not built, if a size is not an integer >= 1, or if there is
+                a context.
         """
-        key_dim = linear_parts.key_dim_of(self)
-        value_dim = self.value_dim or key_dim
-        return initial_gated_linear_state(batch_size, self.num_heads, key_dim, value_dim)
+        check_decodes(self, batch_size, length, context)
+        sizes = self.head_sizes
+        return initial_gated_linear_state(batch_size, sizes.heads, sizes.key_dim, sizes.value_dim)
 
     def decode(self, x, cache, mask=None):
-        """The call on new steps, which go on from the state of the steps before.
+        """The output for new steps of a sequence, of which the cache holds the steps before.
+
+        Piece by piece it gives what the call gives for the whole sequence without its padding.
 
         Args:
-            x: `(B, t, C)` float, any number of new steps.
-            cache: The state of the steps before, of `init_cache` or of the last `decode`.
-            mask: `(B, t)` bool, True = real step; padding leaves the state as it is.
+            x: New steps, float, shape `(B, t, C)`, for any t.
+            cache: State that `init_cache` or the last `decode` returned.
+            mask: Padding of the new steps, bool, shape `(B, t)`: True = real step, False = padding,
+                at either side, which leaves the state as it is. It is combined with the Keras mask
+                of `x`.
 
         Returns:
-            `(B, t, C)`, and the new cache.
+            `(y, cache)`: the output, shape `(B, t, C)`, which is the output bias at padding; and
+            the state after these steps.
 
         Raises:
-            ValueError: Where the call would.
+            ValueError: If `mask` is of another kind, or shapes do not fit.
         """
-        if not self.built:
-            self.build(x.shape)
-        padding = linear_parts.read_padding(self, x, mask, called=False)  # a cast drops a mask
+        padding = read_padding(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         positions = next_positions(cache, x.shape[1], padding)
-        x = linear_parts.embed(self, x, positions)
+        x = embed(self.position, x, positions)  # (B, t, C)
         q, k, v, log_decay = self._project(x, positions)
         options = {"mask": padding, "implementation": self.implementation}
         y, cache = decode_gated_linear_attention(q, k, v, log_decay, cache, **options)
         return self._finish(x, y, padding), cache
 
     def compute_mask(self, x, previous_mask):
-        return padding_of(previous_mask)
+        return read_padding(x, previous_mask)
 
     def compute_output_shape(self, x_shape):
         return x_shape
 
     def get_config(self):
-        fields = linear_parts.config(self, *ARGUMENTS)
-        return {**super().get_config(), **fields, "position": schemes.write(self.position)}
-
-    @property
-    def num_key_value_heads(self):
-        """N: each head has a state of its own."""
-        return self.num_heads
-
-    def _check(self):
-        linear_parts.check_integers(self, "num_heads", "key_dim", "value_dim", "gate_rank")
-        linear_parts.check_choice(self, "decay", DECAYS)
-        linear_parts.check_choice(self, "implementation", chunks.IMPLEMENTATIONS)
-        if not self.temperature > 0.0:
-            raise ValueError(
-                f"`temperature` must be positive; received: temperature={self.temperature}"
-            )
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in ARGUMENTS},
+            **self._projections.get_config(),
+            "position": position_config(self.position),
+        }
 
     def _project(self, x, positions):
         """Queries in float32, as the sums over steps are to stay; keys, values, log decays."""
-        parts = projections.split(self._qkv(x), self._sizes)
-        q, k, v = (projections.split_heads(part, self.num_heads) for part in parts)
-        q = ops.cast(q, "float32") * self._key_dim**-0.5
-        if self.position is not None:
-            q, k = (self.position.rotate(part, positions) for part in (q, k))
+        q, k, v = self.head_sizes.split_qkv(self._qkv(x))
+        q = ops.cast(q, "float32") * self.head_sizes.key_dim**-0.5
+        q, k = rotate(self.position, q, positions), rotate(self.position, k, positions)
         return q, k, v, self._log_decay(x)
 
     def _log_decay(self, x):
@@ -253,21 +251,12 @@ class GatedLinearAttention(keras.layers.Layer):
             rates = [math.log1p(-(2.0 ** (-5 - n))) for n in range(self.num_heads)]
             return ops.convert_to_tensor(rates, dtype="float32")
         z = ops.cast(self._decay_up(self._decay_down(x)), "float32")
-        return projections.split_heads(ops.log_sigmoid(z) / self.temperature, self.num_heads)
+        return self.head_sizes.split_query(ops.log_sigmoid(z) / self.temperature)
 
-    def _finish(self, x, y, padding):
-        """Norm, gate and output of y, `(B, T, N, Dv)` float32."""
-        y = y - ops.mean(y, axis=-1, keepdims=True)
+    def _finish(self, x, mixed, padding):
+        """Norm, gate and output of the mixed values, `(B, T, N, Dv)` float32."""
+        y = mixed - ops.mean(mixed, axis=-1, keepdims=True)
         y = y * ops.rsqrt(ops.mean(y * y, axis=-1, keepdims=True) + EPSILON)
         y = y * ops.convert_to_tensor(self._scale) + ops.convert_to_tensor(self._shift)
-        y = ops.reshape(y, (*ops.shape(x)[:2], self._output.kernel.shape[0]))
-        y = ops.cast(y, self.compute_dtype) * ops.silu(self._gate(x))
-        return self._output(projections.silence(y, padding))
-
-
-def _check_value_dim(value_dim):
-    if value_dim < 2:
-        raise ValueError(
-            "`value_dim` must be at least 2, for a head's output is normalised over it; "
-            f"received: value_dim={value_dim}"
-        )
+        y = ops.cast(merge_heads(y), self.compute_dtype) * ops.silu(self._gate(x))
+        return self._output(silence(y, padding))  # (B, T, C)

@@ -1,14 +1,26 @@
 """Linear attention: a kernel of feature maps in place of softmax (Katharopoulos et al., 2020)."""
 
+import dataclasses
 import functools
 import math
 
 import keras
 from keras import ops
 
-from kattn.layers.attention import linear_parts, projections, schemes
-from kattn.layers.attention.mask_reader import MaskReader, padding_of
-from kattn.layers.position.position import Position
+from kattn import arguments
+from kattn.layers.attention.attention_layer import check_sequence
+from kattn.layers.attention.caches import check_decodes
+from kattn.layers.attention.head_sizes import HeadSizes, check_heads, merge_heads
+from kattn.layers.attention.mask_reader import read_padding, silence, silence_weights
+from kattn.layers.attention.positions import (
+    attach,
+    embed,
+    position_config,
+    read_position,
+    step_positions,
+)
+from kattn.layers.attention.projection_options import ProjectionOptions
+from kattn.layers.position.head_position import HeadPosition
 from kattn.ops import chunks, feature_maps
 from kattn.ops.cache import next_positions
 from kattn.ops.linear import (
@@ -29,7 +41,6 @@ ARGUMENTS = (
     "num_features",
     "causal",
     "use_gate",
-    "use_bias",
     "implementation",
     "seed",
 )
@@ -45,49 +56,60 @@ class LinearAttention(keras.layers.Layer):
     Shapes: B batch, T steps, C width, N heads, K key/value heads, D and Dv head widths, F features.
 
     Args:
-        num_heads: N.
-        key_dim: D; None for C / N, which then must be whole.
-        value_dim: Dv; None for D.
-        num_key_value_heads: K, a divisor of N: each serves N / K query heads. None for N.
-        feature_map: phi. "elu", elu(x) + 1; "softmax", over D for queries and over T for keys, or,
-            where causal, over D for both; "performer", random features whose weights are an
-            unbiased estimate of exp(q k / sqrt(D)); "performer_relu", rectified random features.
-        num_features: F of random features; None for D ln D, rounded up. The error of "performer"
-            goes as 1 / sqrt(F), and grows with the size of queries and keys.
+        num_heads: Number of attention heads, N.
+        key_dim: Width of the queries and keys of one head, D. None for the width of the input
+            divided by the number of heads, C / N, which must then be whole.
+        value_dim: Width of the values of one head, Dv. None for `key_dim`.
+        num_key_value_heads: Number of key/value heads, K, a divisor of `num_heads`; each serves
+            N / K query heads (grouped-query attention; 1 is multi-query attention). None for
+            `num_heads`.
+        feature_map: Feature map phi: "elu" is elu(x) + 1; "softmax" is a softmax over D for queries
+            and over T for keys, or, where causal, over D for both; "performer" are random features
+            whose weights are an unbiased estimate of exp(q k / sqrt(D)); "performer_relu" are
+            rectified random features.
+        num_features: Number of random features, F. None for D ln D, rounded up. The error of
+            "performer" goes as 1 / sqrt(F), and grows with the size of queries and keys.
         causal: If True, step t attends to steps <= t only.
-        position: A position layer of the inputs, or one that turns queries and keys,
-            `RotaryEmbedding()`: it then turns their features, in the weighted values but not in
-            the sum of the weights. None for none.
-        use_gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
+        position: Position layer that is added to the inputs, or one that turns queries and keys,
+            such as `RotaryEmbedding()`: it then turns their features, in the weighted values but
+            not in the sum of the weights. None for no positions.
+        use_gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), channel by
+            channel.
         use_bias: Whether the projections add a bias.
-        implementation: "parallel", all pairs of steps at once; "chunked"; or "auto". Results agree.
-        kernel_initializer: Of each projection on its own, though stored as one matrix.
-        bias_initializer: Of the biases.
-        kernel_regularizer: Of the projection matrices.
-        bias_regularizer: Of the biases.
+        implementation: Name of the algorithm: "parallel" takes all pairs of steps at once,
+            "chunked" goes through the sequence chunk by chunk, "auto" chooses. All give the same
+            result.
+        kernel_initializer: Initializer of the projection matrices. Each projection is initialised
+            on its own, though they are stored as one matrix.
+        bias_initializer: Initializer of the biases of the projections.
+        kernel_regularizer: Regularizer of the projection matrices, or None.
+        bias_regularizer: Regularizer of the biases of the projections, or None.
         seed: Integer seed of the random features, which are a weight that is saved, not trained.
-        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+            None for a random one.
+        **kwargs: `name`, `dtype` and `trainable`, as for any Keras layer.
 
     Call args:
-        x: `(B, T, C)` float.
-        mask: `(B, T)` bool, True = real step; False = padding, which is never attended to. It is
-            combined with the Keras mask of `x`, which means the same.
-        positions: `(T,)` or `(B, T)` int32 for `position`; None for 0 to T - 1, counted from the
-            first real step.
+        x: Input sequence, float, shape `(B, T, C)`.
+        mask: Padding, bool, shape `(B, T)`, True = real step; False = padding, which is never
+            attended to. It is combined with the Keras mask of `x`.
+        positions: Positions of the steps for `position`, integers, shape `(T,)` or `(B, T)`. None
+            to count from 0 at the first real step.
 
     Returns:
-        `(B, T, C)`; at padding steps it is the output bias. The Keras mask of `x` is set on it.
+        `(B, T, C)`; at padding steps it is the output bias. The padding of `x`, by its Keras mask
+        and by `mask`, is the Keras mask of the output.
 
     Raises:
-        ValueError: For arguments out of range; when built, if C is not divisible by `num_heads`
-            while `key_dim` is None; when called, if `x` or `mask` has a wrong rank or dtype; on
-            decoding, if not causal.
+        ValueError: If an argument is out of range; when built, if C is not divisible by
+            `num_heads` while `key_dim` is None; when called, if `x` or `mask` has a wrong rank or
+            dtype; when decoding, if the layer is not causal.
 
     Example:
         >>> layer = kattn.layers.LinearAttention(8, 8, causal=True)
         >>> layer(keras.random.normal((2, 1024, 64))).shape
         (2, 1024, 64)
-        >>> y, cache = layer.decode(keras.random.normal((2, 1, 64)), layer.init_cache(2))
+        >>> cache = layer.init_cache(batch_size=2, length=1024)
+        >>> y, cache = layer.decode(keras.random.normal((2, 1, 64)), cache)
 
     Reference:
         "elu": Katharopoulos et al. 2020, eq. 7, https://arxiv.org/abs/2006.16236
@@ -122,6 +144,9 @@ class LinearAttention(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
+        check_heads(num_heads, key_dim, value_dim, num_key_value_heads)
+        _check_features(feature_map, num_features)
+        arguments.check_choice(chunks.IMPLEMENTATIONS, implementation=implementation)
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.value_dim = value_dim
@@ -129,180 +154,164 @@ class LinearAttention(keras.layers.Layer):
         self.feature_map = feature_map
         self.num_features = num_features
         self.causal = causal
-        self.position = linear_parts.read_position(position)
+        self.position = read_position(position, scores=False)
         self.use_gate = use_gate
-        self.use_bias = use_bias
         self.implementation = implementation
         self.seed = seed
-        linear_parts.set_initializers(
-            self,
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
+        self._projections = ProjectionOptions(
+            use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer
         )
-        self._check()
-        self._mask_reader = MaskReader(name="mask_reader", dtype=self.dtype_policy)
 
     def build(self, x_shape):
-        projections.check_rank("x", x_shape)
+        check_sequence("x", x_shape)
         width = x_shape[-1]
-        heads, key_heads, self._key_dim, value_dim = projections.sizes(self, width)
-        self._sizes = (heads * self._key_dim, key_heads * self._key_dim, key_heads * value_dim)
-        self._qkv = projections.dense(self, self._sizes, "qkv", width)
-        self._output = projections.dense(self, (width,), "output", heads * value_dim)
+        dense = functools.partial(self._projections.dense, dtype=self.dtype_policy)
+        self.head_sizes = sizes = HeadSizes.of(self, width)
+        self._qkv = dense("qkv", width, sizes.query_width, sizes.key_width, sizes.value_width)
+        self._output = dense("output", sizes.output_width, width)
         if self.use_gate:
-            self._gate = projections.dense(self, (heads * value_dim,), "gate", width)
+            self._gate = dense("gate", width, sizes.output_width)
+        self._features = sizes.key_dim
         if self.feature_map in RANDOM:
+            default = max(1, math.ceil(sizes.key_dim * math.log(sizes.key_dim)))
+            self._features = self.num_features or default
             self._projection = self.add_weight(
-                shape=(self._key_dim, self._features()),
+                shape=(sizes.key_dim, self._features),
                 initializer=self._draw_projection,
                 trainable=False,
                 autocast=False,
                 dtype="float32",
                 name="projection",
             )
-        linear_parts.attach(self, width, key_dim=self._features())
+        attach(self.position, width, dataclasses.replace(sizes, key_dim=self._features))
         self.built = True
 
     def call(self, x, mask=None, positions=None):
-        padding = linear_parts.read_padding(self, x, mask, called=True)
-        positions = schemes.step_positions(self.position, positions, padding, None)
-        x = linear_parts.embed(self, x, positions)
-        q, k, v = self._project(x)
-        phi = self._feature_maps(padding)
-        options = {"mask": padding, "causal": self.causal, "implementation": self.implementation}
-        options["rotation"] = self._rotation(positions)
-        return self._finish(x, linear_attention(q, k, v, feature_map=phi, **options), padding)
+        padding = read_padding(x, mask)
+        positions = step_positions(self.position, positions, padding)
+        x = embed(self.position, x, positions)  # (B, T, C)
+        q, k, v = self.head_sizes.split_qkv(
+            self._qkv(x)
+        )  # (B, T, N, D), (B, T, K, D), (B, T, K, Dv)
+        y = linear_attention(
+            q,
+            k,
+            v,
+            feature_map=self._feature_maps(padding),
+            rotation=self._rotation(positions),
+            mask=padding,
+            causal=self.causal,
+            implementation=self.implementation,
+        )  # (B, T, N, Dv)
+        return self._finish(x, y, padding)
 
-    def attention_weights(self, x, mask=None, positions=None):
-        """The weights phi(q)^T phi(k) / sum that the call mixes values with.
-
-        Args:
-            x: As in the call.
-            mask: As in the call.
-            positions: As in the call.
-
-        Returns:
-            `(B, N, T, T)` float32, query by key; rows sum to 1, or are 0 at padding steps. Under a
-            rotation they may be negative, and sum to another number.
-        """
-        if not self.built:
-            self.build(x.shape)
-        padding = linear_parts.read_padding(self, x, mask, called=False)  # a cast drops a mask
-        x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
-        positions = schemes.step_positions(self.position, positions, padding, None)
-        q, k, _ = self._project(linear_parts.embed(self, x, positions))
-        options = {"mask": padding, "causal": self.causal, "rotation": self._rotation(positions)}
-        phi = self._feature_maps(padding)
-        weights = linear_attention_weights(q, k, feature_map=phi, **options)
-        return weights if padding is None else ops.where(padding[:, None, :, None], weights, 0.0)
-
-    def init_cache(self, batch_size, length=None):
-        """The state before the first step.
+    def init_cache(self, batch_size, length, context=None, context_mask=None):
+        """The state before the first step, for `decode`.
 
         Args:
-            batch_size: B.
-            length: Ignored: the state has one size for any number of steps. Layers that keep keys
-                need it, and a model of both kinds makes all its caches alike.
+            batch_size: Number of sequences that are decoded, B.
+            length: Number of steps that are decoded at most. The state has one size for any.
+            context: Must be None: the layer attends to its own sequence.
+            context_mask: Must be None, as there is no context.
 
         Returns:
             A `kattn.ops.LinearState`.
 
         Raises:
-            ValueError: If not causal; if `key_dim` is None and the layer is not built.
+            ValueError: If the layer is not causal or not built, if a size is not an integer >= 1,
+                or if there is a context.
         """
-        self._check_causal()
-        key_dim = linear_parts.key_dim_of(self)
-        key_heads = self.num_key_value_heads or self.num_heads
-        features = self._features(key_dim)
-        return initial_linear_state(batch_size, key_heads, features, self.value_dim or key_dim)
+        check_decodes(self, batch_size, length, context, causal=self.causal)
+        sizes = self.head_sizes
+        return initial_linear_state(batch_size, sizes.key_heads, self._features, sizes.value_dim)
 
     def decode(self, x, cache, mask=None):
-        """The call on new steps, which attend to themselves and to the steps before.
+        """The output for new steps of a sequence, of which the cache holds the steps before.
+
+        Piece by piece it gives what the call gives for the whole sequence without its padding.
 
         Args:
-            x: `(B, t, C)` float, any number of new steps.
-            cache: The state of the steps before, of `init_cache` or of the last `decode`.
-            mask: `(B, t)` bool, True = real step; padding leaves the state as it is.
+            x: New steps, float, shape `(B, t, C)`, for any t.
+            cache: State that `init_cache` or the last `decode` returned.
+            mask: Padding of the new steps, bool, shape `(B, t)`: True = real step, False = padding,
+                at either side, which leaves the state as it is. It is combined with the Keras mask
+                of `x`.
 
         Returns:
-            `(B, t, C)`, and the new cache.
+            `(y, cache)`: the output, shape `(B, t, C)`, which is the output bias at padding; and
+            the state after these steps.
 
         Raises:
-            ValueError: If not causal; where the call would.
+            ValueError: If `mask` is of another kind, or shapes do not fit.
         """
-        self._check_causal()
-        if not self.built:
-            self.build(x.shape)
-        padding = linear_parts.read_padding(self, x, mask, called=False)  # a cast drops a mask
+        padding = read_padding(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         positions = next_positions(cache, x.shape[1], padding)
-        x = linear_parts.embed(self, x, positions)
-        q, k, v = self._project(x)
-        phi = self._feature_maps(padding)
-        options = {
-            "mask": padding,
-            "implementation": self.implementation,
-            "rotation": self._rotation(positions),
-        }
-        y, cache = decode_linear_attention(q, k, v, cache, feature_map=phi, **options)
+        x = embed(self.position, x, positions)  # (B, t, C)
+        q, k, v = self.head_sizes.split_qkv(
+            self._qkv(x)
+        )  # (B, t, N, D), (B, t, K, D), (B, t, K, Dv)
+        y, cache = decode_linear_attention(
+            q,
+            k,
+            v,
+            cache,
+            feature_map=self._feature_maps(padding),
+            rotation=self._rotation(positions),
+            mask=padding,
+            implementation=self.implementation,
+        )  # (B, t, N, Dv)
         return self._finish(x, y, padding), cache
 
+    def attention_weights(self, x, mask=None, positions=None):
+        """The weights phi(q)^T phi(k) / sum that the call mixes values with.
+
+        Args:
+            x: Input sequence, float, shape `(B, T, C)`.
+            mask: Padding, bool, shape `(B, T)`, True = real step.
+            positions: Positions of the steps for `position`, integers, shape `(T,)` or `(B, T)`.
+
+        Returns:
+            `(B, N, T, T)` float32, query by key. Rows sum to 1, or are 0 at padding steps. Under a
+            rotation they may be negative, and sum to another number.
+        """
+        if not self.built:
+            self.build(x.shape)
+        padding = read_padding(x, mask)
+        x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
+        positions = step_positions(self.position, positions, padding)
+        q, k, _ = self.head_sizes.split_qkv(self._qkv(embed(self.position, x, positions)))
+        weights = linear_attention_weights(
+            q,
+            k,
+            feature_map=self._feature_maps(padding),
+            rotation=self._rotation(positions),
+            mask=padding,
+            causal=self.causal,
+        )  # (B, N, T, T)
+        return silence_weights(weights, padding)
+
     def compute_mask(self, x, previous_mask):
-        return padding_of(previous_mask)
+        return read_padding(x, previous_mask)
 
     def compute_output_shape(self, x_shape):
         return x_shape
 
     def get_config(self):
-        fields = linear_parts.config(self, *ARGUMENTS)
-        return {**super().get_config(), **fields, "position": schemes.write(self.position)}
-
-    def _check(self):
-        linear_parts.check_integers(
-            self, "num_heads", "key_dim", "value_dim", "num_key_value_heads", "num_features"
-        )
-        heads, key_heads = self.num_heads, self.num_key_value_heads
-        if key_heads is not None and heads % key_heads:
-            raise ValueError(
-                "`num_heads` must be a multiple of `num_key_value_heads`; received: "
-                f"num_heads={heads}, num_key_value_heads={key_heads}"
-            )
-        linear_parts.check_choice(self, "feature_map", FEATURE_MAPS)
-        linear_parts.check_choice(self, "implementation", chunks.IMPLEMENTATIONS)
-        if self.num_features is not None and self.feature_map not in RANDOM:
-            raise ValueError(
-                f"`num_features` is for random features ({', '.join(RANDOM)}); received: "
-                f"num_features={self.num_features}, feature_map={self.feature_map!r}"
-            )
-
-    def _check_causal(self):
-        if not self.causal:
-            raise ValueError(
-                "Decoding needs a causal layer: in any other a new step changes the outputs of the "
-                f"steps before it; received: causal={self.causal}"
-            )
-
-    def _features(self, key_dim=None):
-        """F."""
-        key_dim = key_dim or self._key_dim
-        if self.feature_map not in RANDOM:
-            return key_dim
-        return self.num_features or max(1, math.ceil(key_dim * math.log(key_dim)))
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in ARGUMENTS},
+            **self._projections.get_config(),
+            "position": position_config(self.position),
+        }
 
     def _draw_projection(self, shape, dtype=None):
         key_dim, features = shape
         return feature_maps.orthogonal_projection(key_dim, features, seed=self.seed)
 
-    def _project(self, x):
-        q, k, v = projections.split(self._qkv(x), self._sizes)
-        key_heads = self.num_key_value_heads or self.num_heads
-        k, v = projections.split_heads(k, key_heads), projections.split_heads(v, key_heads)
-        return projections.split_heads(q, self.num_heads), k, v
-
     def _rotation(self, positions):
-        if self.position is None or type(self.position).rotate is Position.rotate:
+        """What turns the features of queries, and of keys, or None."""
+        if not isinstance(self.position, HeadPosition):
             return None
         turn = functools.partial(self.position.rotate, positions=positions)
         return turn, turn
@@ -323,8 +332,20 @@ class LinearAttention(keras.layers.Layer):
         together = {} if self.causal else {"scaled_over": (1, 3), "mask": padding}
         return functools.partial(phi, scaled_over=-1), functools.partial(phi, **together)
 
-    def _finish(self, x, y, padding):
-        y = ops.reshape(y, (*ops.shape(x)[:2], self._output.kernel.shape[0]))
+    def _finish(self, x, mixed, padding):
+        """The output of the mixed values `(B, T, N, Dv)`: gated, silent at padding, projected."""
+        y = merge_heads(mixed)  # (B, T, N * Dv)
         if self.use_gate:
             y = y * ops.sigmoid(self._gate(x))
-        return self._output(projections.silence(y, padding))
+        return self._output(silence(y, padding))  # (B, T, C)
+
+
+def _check_features(feature_map, num_features):
+    arguments.check_choice(FEATURE_MAPS, feature_map=feature_map)
+    arguments.check_optional_integers(1, num_features=num_features)
+    if num_features is not None and feature_map not in RANDOM:
+        raise arguments.error(
+            f"`num_features` is for random features ({', '.join(RANDOM)})",
+            num_features=num_features,
+            feature_map=feature_map,
+        )

@@ -1,20 +1,144 @@
-"""Reading Keras's implicit masks, and making mask objects of what a layer is given."""
+"""The one reader of masks: what a layer's mask argument and Keras's own mask say together.
+
+The call of a layer, its `attention_weights`, its `decode` and the contexts it is given all read
+their masks here, so that an implicit mask (of `Embedding(mask_zero=True)` or `Masking`) and an
+explicit one mean the same everywhere.
+"""
+
+from typing import Any, NamedTuple
 
 import keras
+from keras import ops
 
-from kattn import masks
+from kattn import arguments, masks
+from kattn.ops import masking
 
 
-class MaskReader(keras.layers.Layer):
-    """Finds the mask that Keras keeps for a tensor, by the one way that holds under tracing.
+class InputMasks(NamedTuple):
+    """What the masks of one input say.
 
-    Keras gives a layer its input's mask as the argument `mask` unless the caller gave one; so a
-    layer whose caller did asks this one, which has no other caller.
+    Args:
+        padding: `(B, T)` bool, True = real step, False = padding; None if all steps are real.
+        allowed: Mask object of the keys that a query may attend to, the padding included; None
+            if it may attend to all of them.
     """
+
+    padding: Any
+    allowed: masks.Mask | None
+
+
+def read_masks(x, mask, name="mask"):
+    """The Keras mask of `x` and an explicit mask, combined.
+
+    Args:
+        x: Input sequence, shape `(B, T, C)`, as the layer got it. A cast drops its Keras mask.
+        mask: Explicit mask: bool array `(B, T)`, `(B, T, S)` or `(B, N, T, S)`, a
+            `kattn.masks.Mask`, or None.
+        name: Name of the argument that the mask came in, for messages.
+
+    Returns:
+        An `InputMasks`.
+
+    Raises:
+        ValueError: If `mask` is neither a mask object nor a boolean array of rank 2 to 4.
+    """
+    padding = read_padding(x, mask, name, query_by_key=True)
+    allowed = None if padding is None else masks.Padding(padding)
+    if mask is None or _rank(mask) == 2:
+        return InputMasks(padding, allowed)
+    if not isinstance(mask, masks.Mask):
+        mask = _boolean(mask, name)
+        mask = masks.Dense(mask[:, None] if len(mask.shape) == 3 else mask)
+    return InputMasks(padding, masking.intersect(mask, allowed))
+
+
+def read_padding(x, mask, name="mask", *, query_by_key=False):
+    """Which steps of `x` are real, by its Keras mask and by an explicit mask of rank 2.
+
+    Args:
+        x: Input, shape `(B, T, ...)`, as the layer got it.
+        mask: Explicit mask or None. One of rank 2 is joined with the Keras mask.
+        name: Name of the argument that the mask came in, for messages.
+        query_by_key: Whether the argument may also be a mask object or a mask of query by key,
+            which say nothing about padding.
+
+    Returns:
+        `(B, T)` bool, True = real step, or None if all steps are real.
+
+    Raises:
+        ValueError: If `mask` is of another kind than the argument allows.
+    """
+    implicit = keras_mask(x)
+    if mask is None or mask is implicit:  # Keras hands a layer the mask that it keeps
+        return implicit
+    _check_kind(mask, name, query_by_key=query_by_key)
+    if _rank(mask) != 2:
+        return implicit
+    mask = _boolean(mask, name)
+    return mask if implicit is None else ops.logical_and(mask, implicit)
+
+
+def read_new_masks(x, mask, name="mask"):
+    """The masks of new steps that are decoded: their padding, and an explicit mask object.
+
+    Args:
+        x: The new steps, shape `(B, t, C)`, as the layer got them.
+        mask: Bool array `(B, t)`, True = real step; a `kattn.masks.Mask` over the positions of the
+            whole sequence; or None.
+        name: Name of the argument that the mask came in, for messages.
+
+    Returns:
+        An `InputMasks`, whose `allowed` says nothing about the padding.
+
+    Raises:
+        ValueError: If `mask` is a mask of query by key, or of another kind.
+    """
+    if isinstance(mask, masks.Mask):
+        return InputMasks(keras_mask(x), mask)
+    if _rank(mask) in (3, 4):
+        raise arguments.error(
+            f"`{name}` of new steps must be a bool array `(B, t)`, True = real step, or a "
+            "kattn.masks.Mask over the positions of the whole sequence",
+            **{name: mask},
+        )
+    return InputMasks(read_padding(x, mask, name), None)
+
+
+def keras_mask(x):
+    """The mask that Keras keeps for a tensor, or None.
+
+    There is no public function for it; but Keras hands the mask of its input to a layer.
+    """
+    if isinstance(x, keras.KerasTensor) or keras.backend.backend() != "jax":
+        return getattr(x, "_keras_mask", None)
+    answer = _READER(x)  # an array of JAX takes no attribute
+    return answer if _rank(answer) < _rank(x) else None
+
+
+def set_keras_mask(x, mask):
+    """`x`, for which Keras keeps this mask, if any, from now on."""
+    return x if mask is None else _WRITER(x, mask=mask)
+
+
+def silence(y, padding):
+    """`y` `(B, T, ...)` with exact zeros at padding, where `padding` `(B, T)` is False."""
+    return y if padding is None else ops.where(padding[..., None], y, ops.zeros_like(y))
+
+
+def silence_weights(weights, padding):
+    """Weights `(B, N, T, S)` with exact zeros in the rows of queries that are padding."""
+    if padding is None:
+        return weights
+    return ops.where(padding[:, None, :, None], weights, ops.zeros_like(weights))
+
+
+class _Reader(keras.layers.Layer):
+    """Returns the Keras mask of its input, or, if there is none, the input."""
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
+        self.built = True
 
     def call(self, x, mask=None):
         return x if mask is None else mask
@@ -22,46 +146,49 @@ class MaskReader(keras.layers.Layer):
     def compute_mask(self, x, previous_mask):
         return None
 
-    def read(self, x):
-        """The mask of `x`, or None."""
-        if isinstance(x, keras.KerasTensor):
-            return getattr(x, "_keras_mask", None)
-        found = self(x)
-        return found if len(found.shape) < len(x.shape) else None
 
-
-class MaskWriter(keras.layers.Layer):
-    """Sets the mask that Keras keeps for a tensor: that of a layer's output is its `mask`."""
+class _Writer(keras.layers.Layer):
+    """Returns its input; Keras keeps the argument `mask` as the mask of the output."""
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
+        self.built = True
 
     def call(self, x, mask=None):
         return x
 
-    def write(self, x, mask):
-        """`x`, which now has this mask, if any."""
-        return x if mask is None else self(x, mask=mask)
+
+# They have no state, so one of each serves all layers, and no layer has them as parts.
+_READER = _Reader(name="mask_reader")
+_WRITER = _Writer(name="mask_writer")
 
 
-def padding_of(mask):
-    """`mask` if it is a bool array of rank 2, (B, T) padding; else None."""
-    return mask if len(getattr(mask, "shape", ())) == 2 else None
+def _rank(mask):
+    return len(getattr(mask, "shape", ()))
 
 
-def score_mask(mask, name, axes):
-    """A mask object of a layer's argument: padding of rank 2, or of rank 3 or 4, or an object."""
-    if mask is None or isinstance(mask, masks.Mask):
-        return mask
-    rank = len(getattr(mask, "shape", ()))
-    if rank == 2:
-        return masks.Padding(mask)
-    if rank == 3:
-        return masks.Dense(mask[:, None])
-    if rank == 4:
-        return masks.Dense(mask)
-    raise ValueError(
-        f"`{name}` must be a kattn.masks.Mask or a bool array {axes}; "
-        f"received: {name}={mask if rank == 0 else f'array of shape {tuple(mask.shape)}'}"
-    )
+def _check_kind(mask, name, *, query_by_key):
+    if query_by_key and (isinstance(mask, masks.Mask) or 2 <= _rank(mask) <= 4):
+        return
+    if not query_by_key and _rank(mask) == 2:
+        return
+    kinds = "a bool array `(B, T)`, True = real step"
+    if query_by_key:
+        kinds += ", a bool array `(B, T, S)` or `(B, N, T, S)`, or a kattn.masks.Mask"
+    if isinstance(mask, list | tuple):
+        kinds += "; make an array of a list by np.array(mask, bool)"
+    raise arguments.error(f"`{name}` must be {kinds}", **{name: mask})
+
+
+def _boolean(mask, name):
+    if not isinstance(mask, keras.KerasTensor):
+        mask = ops.convert_to_tensor(mask)
+    dtype = keras.backend.standardize_dtype(mask.dtype)
+    if dtype != "bool":
+        raise ValueError(
+            f"`{name}` must be boolean, True = may attend. For a mask of 0 and 1 write "
+            f"mask.astype(bool); numbers that are to be added to the scores are a bias, not a "
+            f"mask: give mask == 0 for 0 and -inf; received: {name} of dtype {dtype}"
+        )
+    return mask

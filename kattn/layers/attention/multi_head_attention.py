@@ -5,15 +5,30 @@ import string
 import keras
 from keras import ops
 
-from kattn import masks
-from kattn.layers.attention import schemes
-from kattn.layers.attention.mask_reader import MaskReader, MaskWriter
-from kattn.layers.attention.projections import silence
-from kattn.layers.position.position import Position
-from kattn.ops import masking
+from kattn import arguments, masks
+from kattn.layers.attention.caches import check_decodes, empty_cache_of
+from kattn.layers.attention.flattened_axes import FlattenedAxes, check_axes, with_rank
+from kattn.layers.attention.head_sizes import HeadSizes
+from kattn.layers.attention.mask_reader import (
+    keras_mask,
+    read_new_masks,
+    set_keras_mask,
+    silence,
+    silence_weights,
+)
+from kattn.layers.attention.positions import (
+    attach,
+    position_config,
+    read_position,
+    rotate,
+    score_bias,
+)
+from kattn.layers.initializers import numbered
+from kattn.layers.position.input_position import InputPosition
 from kattn.ops.attention import attention, attention_weights
 from kattn.ops.cache import next_positions
 from kattn.ops.decoding import decode
+from kattn.ops.masking import intersect
 
 NOT_FUSED = ("banded", "chunked", "dense")
 
@@ -32,44 +47,49 @@ class MultiHeadAttention(keras.layers.Layer):
     Shapes: B batch, T and S steps of query and value, N heads, D `key_dim`, Dv `value_dim`.
 
     Args:
-        num_heads: N.
-        key_dim: D.
-        value_dim: Dv; None for D.
-        dropout: Fraction of attention weights dropped in training, in [0, 1).
+        num_heads: Number of attention heads, N.
+        key_dim: Width of the queries and keys of one head, D.
+        value_dim: Width of the values of one head, Dv. None for `key_dim`.
+        dropout: Fraction of the attention weights that are dropped during training, in [0, 1).
         use_bias: Whether the projections add a bias.
-        output_shape: Of an output step, an integer or several; None for the query's width.
-        attention_axes: The axes, without batch and width, over which steps attend to each
-            other; the rest are batch. None for all of them.
-        sliding_window: If W, a step attends to those less than W steps away. None for no limit.
-        flash_attention: True for the framework's own kernel or an error that says why not,
-            False for any other, None to let `kattn.ops.explain` and
+        output_shape: Shape of a step of the output, an integer or several. None for the width of
+            the query.
+        attention_axes: Axes, without batch and width, over which steps attend to each other; the
+            other axes are treated as batch. None for all of them.
+        sliding_window: Number W; a step attends to those less than W steps away. None for no limit.
+        flash_attention: True for the framework's own kernel, or an error that says why it cannot
+            be used; False for any other kernel; None to let `kattn.ops.explain` and
             `keras.config.disable_flash_attention` decide.
-        kernel_initializer: Of the projection kernels.
-        bias_initializer: Of the biases.
-        kernel_regularizer: Of the projection kernels.
-        bias_regularizer: Of the biases.
-        activity_regularizer: Of the projections' outputs.
-        kernel_constraint: Of the projection kernels.
-        bias_constraint: Of the biases.
-        use_gate: Whether each head's output is multiplied by sigmoid(query W_g + b_g).
-        seed: Integer seed of the dropout.
-        position: Not in Keras: a position layer for queries and keys, `RotaryEmbedding()` or a
-            bias, over flattened steps; query and key are aligned to the end, as causal masks are.
-            None for none.
-        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+        kernel_initializer: Initializer of the projection kernels.
+        bias_initializer: Initializer of the biases of the projections.
+        kernel_regularizer: Regularizer of the projection kernels, or None.
+        bias_regularizer: Regularizer of the biases of the projections, or None.
+        activity_regularizer: Regularizer of the outputs of the projections, or None.
+        kernel_constraint: Constraint of the projection kernels, or None.
+        bias_constraint: Constraint of the biases of the projections, or None.
+        use_gate: If True, each head's output is multiplied by sigmoid(query W_g + b_g).
+        seed: Integer seed of the dropout, or None for a random one.
+        position: Position layer for queries and keys, such as `RotaryEmbedding()` or a bias, over
+            flattened steps; query and key are aligned to the end, as causal masks are. None for
+            no positions. Keras's layer has no such argument.
+        **kwargs: `name`, `dtype` and `trainable`, as for any Keras layer.
 
     Call args:
-        query: `(B, T, C)` float, or `(B, <axes>, C)`.
-        value: `(B, S, E)` float, or `(B, <axes>, E)`.
-        key: Of the shape of `value`, but for the width; None for `value`.
-        query_mask: `(B, T)` bool, True = real step; joined with the Keras mask of `query`.
-        value_mask: `(B, S)` bool, True = real step; joined with the Keras mask of `value`.
-        key_mask: `(B, S)` bool, True = real step; joined with the Keras mask of `key`.
-        attention_mask: True = may attend. `(B, T, S)` or `(B, N, T, S)` bool, T and S each
-            several axes where `attention_axes` are several; or a `kattn.masks.Mask` over
-            flattened steps.
-        return_attention_scores: Whether to return the weights, too.
-        training: Whether dropout applies.
+        query: Input that asks, float, shape `(B, T, C)` or `(B, <axes>, C)`.
+        value: Input that provides values, float, shape `(B, S, E)` or `(B, <axes>, E)`.
+        key: Input that provides keys, float, of the shape of `value`, but for the width. None for
+            `value`.
+        query_mask: Padding of the query, bool, shape `(B, T)`, True = real step. It is combined
+            with the Keras mask of `query`.
+        value_mask: Padding of the value, bool, shape `(B, S)`, True = real step. It is combined
+            with the Keras mask of `value`.
+        key_mask: Padding of the key, bool, shape `(B, S)`, True = real step. It is combined with
+            the Keras mask of `key`.
+        attention_mask: Mask of query by key, bool, True = may attend: shape `(B, T, S)` or
+            `(B, N, T, S)`, where T and S are several axes each if `attention_axes` are several; or
+            a `kattn.masks.Mask` over flattened steps.
+        return_attention_scores: Whether to return the attention weights, too.
+        training: Whether dropout is applied.
         use_causal_mask: Whether a step attends to steps up to its own only. Several axes count
             as one, the last running fastest.
 
@@ -78,8 +98,8 @@ class MultiHeadAttention(keras.layers.Layer):
         `return_attention_scores` a pair, the second `(B, N, T, S)`, before dropout.
 
     Raises:
-        ValueError: For arguments out of range; when called, for inputs or masks whose rank, size
-            or dtype do not fit, and where `flash_attention=True` cannot be had.
+        ValueError: If an argument is out of range; when called, if the rank, size or dtype of an
+            input or a mask does not fit, or if `flash_attention=True` cannot be had.
 
     Example:
         >>> layer = kattn.layers.MultiHeadAttention(num_heads=4, key_dim=16)
@@ -138,36 +158,28 @@ class MultiHeadAttention(keras.layers.Layer):
         self._activity_regularizer = keras.regularizers.get(activity_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
-        self.position = schemes.read(position, "position", Position)
+        self.position = read_position(position)
         self._check()
         self._window = None if sliding_window is None else masks.Window(sliding_window)
-        self._mask_reader = MaskReader(name="mask_reader", dtype=self.dtype_policy)
-        self._mask_writer = MaskWriter(name="mask_writer", dtype=self.dtype_policy)
         self._seed_generator = keras.random.SeedGenerator(seed) if dropout else None
 
     def _check(self):
-        for name in ("num_heads", "key_dim", "value_dim", "sliding_window"):
-            value = getattr(self, name)
-            if name == "sliding_window" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1; received: {name}={value!r}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"`dropout` must be in [0, 1); received: dropout={self.dropout}")
-        if self.flash_attention not in (None, True, False):
-            raise ValueError(
-                "`flash_attention` must be True, False or None; "
-                f"received: flash_attention={self.flash_attention!r}"
-            )
-        if self.position is not None and self.position.is_absolute:
-            raise ValueError(
-                "`position` must be of queries and keys or a bias; absolute positions are added "
-                f"to the inputs, before the layer. Received: position={self.position!r}"
+        arguments.check_integers(
+            1, num_heads=self.num_heads, key_dim=self.key_dim, value_dim=self.value_dim
+        )
+        arguments.check_optional_integers(1, sliding_window=self.sliding_window)
+        arguments.check_fractions(dropout=self.dropout)
+        arguments.check_choice((None, True, False), flash_attention=self.flash_attention)
+        if isinstance(self.position, InputPosition):
+            raise arguments.error(
+                "`position` must turn queries and keys or be a bias; add positions of the inputs "
+                "before the layer",
+                position=self.position,
             )
 
     def build(self, query_shape, value_shape, key_shape=None):
         key_shape = value_shape if key_shape is None else key_shape
-        self._check_shapes(query_shape, value_shape, key_shape)
+        check_axes(self.attention_axes, query_shape, value_shape, key_shape)
         heads, key_size, value_size = self.num_heads, self.key_dim, self.value_dim
         # Order and attribute names are those of Keras: its weights and weight files fit.
         self.query_dense = self._project("query", query_shape, 1, (heads, key_size))
@@ -178,38 +190,9 @@ class MultiHeadAttention(keras.layers.Layer):
         mixed_shape = (*query_shape[:-1], heads, value_size)
         sizes = self._output_sizes or (query_shape[-1],)
         self.output_dense = self._project("attention_output", mixed_shape, 2, sizes)
-        if self.position is not None:
-            sizes = {"width": query_shape[-1], "num_heads": heads, "key_dim": key_size}
-            self.position.attach(**sizes)
+        self.head_sizes = HeadSizes(heads, heads, key_size, value_size)
+        attach(self.position, query_shape[-1], self.head_sizes)
         self.built = True
-
-    def _check_shapes(self, query_shape, value_shape, key_shape):
-        received = f"query.shape={query_shape}, value.shape={value_shape}, key.shape={key_shape}"
-        ranks = {len(shape) for shape in (query_shape, value_shape, key_shape)}
-        if len(ranks) > 1 or min(ranks) < 3:
-            raise ValueError(
-                f"`query`, `value` and `key` must have one rank, 3 or more; received: {received}"
-            )
-        if tuple(value_shape[1:-1]) != tuple(key_shape[1:-1]):
-            raise ValueError(f"`value` and `key` must have the same steps; received: {received}")
-        rank, axes = len(query_shape), self.attention_axes
-        if axes is None:
-            return
-        inside = all(-rank <= axis < rank and 1 <= axis % rank < rank - 1 for axis in axes)
-        if not inside or len({axis % rank for axis in axes}) < len(axes):
-            raise ValueError(
-                "`attention_axes` must lie between the batch and the width, each once; received: "
-                f"attention_axes={axes}, {received}"
-            )
-        for axis in {*range(1, rank - 1)} - {axis % rank for axis in axes}:
-            if query_shape[axis] != value_shape[axis] and None not in (
-                query_shape[axis],
-                value_shape[axis],
-            ):
-                raise ValueError(
-                    f"Axes that are not among `attention_axes` must be alike; axis {axis} is not: "
-                    f"attention_axes={axes}, {received}"
-                )
 
     def _project(self, name, shape, summed, sizes, activation=None):
         """A built EinsumDense from the last `summed` axes of `shape` to `sizes`."""
@@ -223,8 +206,8 @@ class MultiHeadAttention(keras.layers.Layer):
             output_shape=(*(None for _ in free[1:]), *sizes),
             bias_axes=outer if self.use_bias else None,
             activation=activation,
-            kernel_initializer=_copy(self.kernel_initializer),
-            bias_initializer=_copy(self.bias_initializer),
+            kernel_initializer=numbered(self.kernel_initializer, 0),
+            bias_initializer=numbered(self.bias_initializer, 0),
             kernel_regularizer=self.kernel_regularizer,
             bias_regularizer=self.bias_regularizer,
             activity_regularizer=self._activity_regularizer,
@@ -251,26 +234,27 @@ class MultiHeadAttention(keras.layers.Layer):
         use_causal_mask=False,  # noqa: FBT002, as Keras has it
     ):
         key = value if key is None else key
-        steps = _Steps(self.attention_axes, ops.shape(query), ops.shape(value))
-        q, k, bias = self._queries_and_keys(steps, query, key)
-        v = steps.flatten(self.value_dense(value), 2)
-        padding, mask = self._masks(
-            steps, (query, value, key), (query_mask, value_mask, key_mask),
-            attention_mask, use_causal_mask,
-        )  # fmt: skip
-        rate = self.dropout if training else 0.0
-        y = attention(
-            q, k, v, mask=mask, bias=bias, dropout_rate=rate, seed=self._seed_generator,
-            implementation=self._implementation,
-        )  # fmt: skip
-        y = steps.unflatten(silence(y, None if padding is None else padding[..., None]))
+        axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(value))
+        q, k, bias = self._queries_and_keys(axes, query, key)
+        v = axes.flatten(self.value_dense(value), 2)
+        explicit = query_mask, value_mask, key_mask
+        padding, allowed = self._masks(axes, (query, value, key), explicit)
+        allowed = self._allowed(axes, allowed, attention_mask, causal=use_causal_mask)
+        options = {
+            "dropout_rate": self.dropout if training else 0.0,
+            "seed": self._seed_generator,
+            "implementation": self._implementation,
+        }
+        y = attention(q, k, v, mask=allowed, bias=bias, **options)  # (B', T', N, Dv)
+        y = axes.unflatten(silence(y, None if padding is None else padding[..., None]))
         if self.use_gate:
             y = y * self._gate_dense(query)
-        y = self._mask_writer.write(self.output_dense(y), self._padding(query, query_mask))
+        y = set_keras_mask(self.output_dense(y), _joined(query, query_mask))
         if not return_attention_scores:
             return y
-        scores = self._scores(steps, q, k, padding, mask, bias)
-        return y, ops.cast(scores, self.compute_dtype)
+        weights = silence_weights(attention_weights(q, k, mask=allowed, bias=bias), padding)
+        weights = axes.unflatten_scores(weights, self.num_heads)
+        return y, ops.cast(weights, self.compute_dtype)
 
     def attention_weights(
         self,
@@ -284,136 +268,134 @@ class MultiHeadAttention(keras.layers.Layer):
         attention_mask=None,
         use_causal_mask=False,
     ):
-        """The weights that the call mixes values with, whatever kernel it takes.
+        """The attention weights that the call mixes values with, whatever kernel it takes.
 
         Args:
-            query: As in the call.
-            value: As in the call.
-            key: As in the call.
-            query_mask: As in the call.
-            value_mask: As in the call.
-            key_mask: As in the call.
-            attention_mask: As in the call.
-            use_causal_mask: As in the call.
+            query: Input that asks, float, shape `(B, T, C)` or `(B, <axes>, C)`.
+            value: Input that provides values, float, shape `(B, S, E)` or `(B, <axes>, E)`.
+            key: Input that provides keys, float, of the shape of `value`, but for the width. None
+                for `value`.
+            query_mask: Padding of the query, bool, shape `(B, T)`, True = real step.
+            value_mask: Padding of the value, bool, shape `(B, S)`, True = real step.
+            key_mask: Padding of the key, bool, shape `(B, S)`, True = real step.
+            attention_mask: Mask of query by key, bool, True = may attend, of any kind that the
+                call takes.
+            use_causal_mask: Whether a step attends to steps up to its own only.
 
         Returns:
-            `(B, N, T, S)` float32, or with several axes for each of T and S; rows sum to 1, or
+            `(B, N, T, S)` float32, or with several axes for each of T and S. Rows sum to 1, or
             are 0 at padding steps and where a query may attend to nothing. Dropout is not
             applied.
         """
         key = value if key is None else key
         if not self.built:
             self.build(query.shape, value.shape, key.shape)
-        steps = _Steps(self.attention_axes, ops.shape(query), ops.shape(key))
-        padding, mask = self._masks(  # of the inputs as they are: a cast drops a Keras mask
-            steps, (query, value, key), (query_mask, value_mask, key_mask),
-            attention_mask, use_causal_mask,
-        )  # fmt: skip
-        dtype = self.compute_dtype
-        query, key = (ops.convert_to_tensor(x, dtype=dtype) for x in (query, key))
-        q, k, bias = self._queries_and_keys(steps, query, key)
-        return self._scores(steps, q, k, padding, mask, bias)
+        axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(key))
+        explicit = query_mask, value_mask, key_mask
+        padding, allowed = self._masks(axes, (query, value, key), explicit)
+        allowed = self._allowed(axes, allowed, attention_mask, causal=use_causal_mask)
+        query, key = (ops.convert_to_tensor(x, dtype=self.compute_dtype) for x in (query, key))
+        q, k, bias = self._queries_and_keys(axes, query, key)
+        weights = silence_weights(attention_weights(q, k, mask=allowed, bias=bias), padding)
+        return axes.unflatten_scores(weights, self.num_heads)
 
-    def init_cache(self, batch_size, length):
-        """Not in Keras: an empty cache for `decode`.
+    def init_cache(self, batch_size, length, context=None, context_mask=None):
+        """An empty cache for `decode`, which Keras's layer does not have.
 
         Args:
-            batch_size: B.
-            length: The most steps that will be decoded.
+            batch_size: Number of sequences that are decoded, B.
+            length: Number of steps that are decoded at most.
+            context: Must be None: `decode` is causal self-attention. For cross-attention use
+                `kattn.layers.CrossAttention`.
+            context_mask: Must be None, as there is no context.
 
         Returns:
-            A `kattn.ops.KVCache`, or a `kattn.ops.RingCache` if `sliding_window` is shorter.
+            A `kattn.ops.KVCache` with room for `length` steps, or, if `sliding_window` is shorter,
+            a `kattn.ops.RingCache` of its size.
 
         Raises:
-            ValueError: If the layer is not built, or not for sequences `(B, T, C)`.
+            ValueError: If the layer is not built or not for sequences `(B, T, C)`, if a size is not
+                an integer >= 1, or if there is a context.
         """
-        if not self.built or len(self.query_dense.kernel.shape) != 3 or self.attention_axes not in (
-            None, (1,), (-2,)
-        ):  # fmt: skip
-            raise ValueError(
-                "Only a built layer for sequences can make a cache; received: "
-                f"built={self.built}, attention_axes={self.attention_axes}"
+        check_decodes(self, batch_size, length, context)
+        is_sequence = len(self.query_dense.kernel.shape) == 3
+        if not is_sequence or self.attention_axes not in (None, (1,), (-2,)):
+            raise arguments.error(
+                "Only a layer for sequences (B, T, C) can decode step by step",
+                attention_axes=self.attention_axes,
             )
-        sizes = {"heads": self.num_heads, "key_dim": self.key_dim, "value_dim": self.value_dim}
-        pattern = masking.intersect(masks.Causal(), self._window)
-        dtype = self.compute_dtype
-        return schemes.make_cache(pattern, batch_size, length, dtype=dtype, **sizes)
+        pattern = intersect(masks.Causal(), self._window)
+        return empty_cache_of(pattern, batch_size, length, self.head_sizes, self.compute_dtype)
 
     def decode(self, x, cache, mask=None):
-        """Not in Keras: causal self-attention of new steps, of which the cache holds the rest.
+        """Causal self-attention of new steps, of which the cache holds the steps before.
 
-        Piece by piece it gives what `layer(x, x, use_causal_mask=True)` gives for the whole.
+        Piece by piece it gives what `layer(x, x, use_causal_mask=True)` gives for the whole
+        sequence without its padding. Keras's layer does not have this method.
 
         Args:
-            x: `(B, t, C)` float, the new steps.
-            cache: From `init_cache`, or the last call of `decode`.
-            mask: `(B, t)` bool, True = real step, False = padding, which is not kept; or a
-                `kattn.masks.Mask` over the positions of the whole sequence.
+            x: New steps, float, shape `(B, t, C)`, for any t.
+            cache: Cache that `init_cache` or the last `decode` returned.
+            mask: Padding of the new steps, bool, shape `(B, t)`: True = real step, False = padding,
+                at either side, which is not kept. Or a `kattn.masks.Mask` over the positions of
+                the whole sequence. It is combined with the Keras mask of `x`.
 
         Returns:
-            `(y, cache)`, see `SelfAttention.decode`.
+            `(y, cache)`: the output, shape `(B, t, C)`, which is the output bias at padding; and
+            the cache with the new steps. The old cache must not be used any more: on PyTorch it is
+            written in place, unless gradients are recorded (`torch.no_grad` saves the copy).
 
         Raises:
-            ValueError: If the steps do not fit into the cache, and that can be seen.
+            ValueError: If the steps do not fit into the cache, where that can be seen.
         """
-        real, mask = schemes.split_mask(mask)
+        padding, allowed = read_new_masks(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         q, k, v = self.query_dense(x), self.key_dense(x), self.value_dense(x)
-        bias = None
-        if self.position is not None:
-            positions = next_positions(cache, x.shape[1], real)
-            q, k = (self.position.rotate(part, positions) for part in (q, k))
-            bias = self.position.bias(q)
-        allowed = masking.intersect(masking.intersect(masks.Causal(), self._window), mask)
-        y, cache = decode(q, k, v, cache, real=real, mask=allowed, bias=bias)
+        positions = next_positions(cache, x.shape[1], padding)
+        q, k = rotate(self.position, q, positions), rotate(self.position, k, positions)
+        allowed = intersect(intersect(masks.Causal(), self._window), allowed)
+        bias = score_bias(self.position, q)
+        y, cache = decode(q, k, v, cache, real=padding, mask=allowed, bias=bias)  # (B, t, N, Dv)
         if self.use_gate:
             y = y * self._gate_dense(x)
         return self.output_dense(y), cache
 
-    def _queries_and_keys(self, steps, query, key):
-        """Both over flattened steps, and the bias of their scores."""
-        q, k = steps.flatten(self.query_dense(query), 2), steps.flatten(self.key_dense(key), 2)
+    def _queries_and_keys(self, axes, query, key):
+        """Queries and keys over flattened steps, and the bias of their scores."""
+        q, k = axes.flatten(self.query_dense(query), 2), axes.flatten(self.key_dense(key), 2)
         if self.position is None:
             return q, k, None
-        index = [ops.arange(ops.shape(x)[1], dtype="int32") for x in (q, k)]
-        index[0] = index[0] + (ops.shape(k)[1] - ops.shape(q)[1])
-        default = len(self.attention_axes or query.shape[1:-1]) > 1  # the scheme knows its grid
-        q, k = (
-            self.position.rotate(x, None if default else i)
-            for x, i in zip((q, k), index, strict=True)
+        at_q = at_k = None  # the position layer knows its grid
+        if len(axes.axes) == 1:
+            queries, keys = ops.shape(q)[1], ops.shape(k)[1]
+            at_k = ops.arange(keys, dtype="int32")
+            at_q = ops.arange(queries, dtype="int32") + (keys - queries)
+        q, k = rotate(self.position, q, at_q), rotate(self.position, k, at_k)
+        return q, k, score_bias(self.position, q)
+
+    def _masks(self, axes, inputs, explicit):
+        """The padding of the queries, `(B', T')` or None, and that of the keys as a mask object."""
+        padding, of_value, of_key = (
+            _joined(x, mask) for x, mask in zip(inputs, explicit, strict=True)
         )
-        return q, k, self.position.bias(q)
-
-    def _scores(self, steps, q, k, padding, mask, bias):
-        weights = attention_weights(q, k, mask=mask, bias=bias)
-        if padding is not None:
-            weights = ops.where(padding[:, None, :, None], weights, 0.0)
-        return steps.unflatten_scores(weights, self.num_heads)
-
-    def _masks(self, steps, inputs, explicit, attention_mask, use_causal_mask):
-        """The padding of the queries, `(B', T')` or None, and the mask of the scores."""
         query, value, key = inputs
-        found = [self._padding(x, mask) for x, mask in zip(inputs, explicit, strict=True)]
-        padding = None if found[0] is None else steps.flatten(_stretch(found[0], query), 0)
-        allowed = masking.intersect(masks.Causal() if use_causal_mask else None, self._window)
+        if padding is not None:
+            padding = axes.flatten_padding(padding, query)
+        allowed = None
         has_key_mask = key is not value or explicit[2] is not None
-        for x, keep in ((value, found[1]), (key, found[2] if has_key_mask else None)):
+        for x, keep in ((value, of_value), (key, of_key if has_key_mask else None)):
             if keep is not None:
-                keep = steps.flatten(_stretch(keep, x), 0)
-                allowed = masking.intersect(allowed, masks.Padding(keep))
+                allowed = intersect(allowed, masks.Padding(axes.flatten_padding(keep, x)))
+        return padding, allowed
+
+    def _allowed(self, axes, padding, attention_mask, *, causal):
+        """All that limits which keys a query may attend to, as a mask object or None."""
+        allowed = intersect(masks.Causal() if causal else None, self._window)
+        allowed = intersect(allowed, padding)
         if attention_mask is not None and not isinstance(attention_mask, masks.Mask):
             attention_mask = _boolean(attention_mask, "attention_mask")
-            attention_mask = masks.Dense(steps.flatten_mask(attention_mask))
-        return padding, masking.intersect(allowed, attention_mask)
-
-    def _padding(self, x, explicit):
-        """The Keras mask of `x` and an explicit one, joined."""
-        implicit = self._mask_reader.read(x)
-        explicit = _boolean(explicit, "a padding mask")
-        if implicit is None or explicit is None:
-            return explicit if implicit is None else implicit
-        rank = max(len(explicit.shape), len(implicit.shape))
-        return ops.logical_and(_with_rank(explicit, rank), _with_rank(implicit, rank))
+            attention_mask = masks.Dense(axes.flatten_mask(attention_mask))
+        return intersect(allowed, attention_mask)
 
     @property
     def _implementation(self):
@@ -440,11 +422,11 @@ class MultiHeadAttention(keras.layers.Layer):
     ):
         shape = self.compute_output_shape(query.shape, value.shape)
         output = keras.KerasTensor(shape, dtype=self.compute_dtype)
-        output._keras_mask = self._padding(query, query_mask)
+        output._keras_mask = _joined(query, query_mask)
         if not return_attention_scores:
             return output
-        steps = _Steps(self.attention_axes, query.shape, value.shape)
-        shape = (*steps.batch, self.num_heads, *steps.queries, *steps.keys)
+        axes = FlattenedAxes(self.attention_axes, query.shape, value.shape)
+        shape = (*axes.batch, self.num_heads, *axes.queries, *axes.keys)
         return output, keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
@@ -471,58 +453,17 @@ class MultiHeadAttention(keras.layers.Layer):
             "use_gate": self.use_gate,
             "seed": self.seed,
             # Keras has no such field, and takes a config without it.
-            **({} if self.position is None else {"position": schemes.write(self.position)}),
+            **({} if self.position is None else {"position": position_config(self.position)}),
         }
 
 
-class _Steps:
-    """The attention axes of an input as one axis of steps, the others as one of batch."""
-
-    def __init__(self, axes, query_shape, value_shape):
-        rank = len(query_shape)
-        self.axes = tuple(range(1, rank - 1)) if axes is None else tuple(a % rank for a in axes)
-        self.others = tuple(a for a in range(rank - 1) if a not in self.axes)
-        self.batch = tuple(query_shape[a] for a in self.others)
-        self.queries = tuple(query_shape[a] for a in self.axes)
-        self.keys = tuple(value_shape[a] for a in self.axes)
-
-    def flatten(self, x, kept):
-        """`(B, <axes>, <kept>)` to `(B', T', <kept>)`."""
-        order = (*self.others, *self.axes)
-        x = ops.transpose(x, (*order, *range(len(order), len(order) + kept)))
-        shape = ops.shape(x)
-        split, end = len(self.others), len(order)
-        return ops.reshape(x, (_product(shape[:split]), _product(shape[split:end]), *shape[end:]))
-
-    def unflatten(self, y):
-        """The way back for the output `(B', T', N, Dv)`."""
-        y = ops.reshape(y, (*self.batch, *self.queries, *ops.shape(y)[2:]))
-        order = (*self.others, *self.axes)
-        back = [order.index(axis) for axis in range(len(order))]
-        return ops.transpose(y, (*back, len(order), len(order) + 1))
-
-    def unflatten_scores(self, weights, heads):
-        """`(B', N, T', S')` to `(<batch>, N, <query axes>, <key axes>)`."""
-        return ops.reshape(weights, (*self.batch, heads, *self.queries, *self.keys))
-
-    def flatten_mask(self, mask):
-        """A mask over axes as Keras has it to `(B', N or 1, T', S')`."""
-        full = len(self.batch) + 1 + 2 * len(self.axes)
-        least = 2 * len(self.axes)
-        if not least <= len(mask.shape) <= full:
-            raise ValueError(
-                f"`attention_mask` must have rank {least} to {full}, ([batch, [heads,]] query "
-                f"axes, key axes); received: attention_mask.shape={tuple(mask.shape)}"
-            )
-        head_axis = len(mask.shape) - least
-        while len(mask.shape) < full:
-            mask = ops.expand_dims(mask, head_axis)
-        if len(self.batch) == len(self.axes) == 1:
-            return mask
-        mask_heads = mask.shape[len(self.batch)]
-        mask = ops.broadcast_to(mask, (*self.batch, mask_heads, *self.queries, *self.keys))
-        sizes = (self.batch, (mask_heads,), self.queries, self.keys)
-        return ops.reshape(mask, tuple(_product(part) for part in sizes))
+def _joined(x, explicit):
+    """The Keras mask of `x` and an explicit padding mask, combined; None if there is neither."""
+    implicit, explicit = keras_mask(x), _boolean(explicit, "a padding mask")
+    if implicit is None or explicit is None:
+        return explicit if implicit is None else implicit
+    rank = max(len(explicit.shape), len(implicit.shape))
+    return ops.logical_and(with_rank(explicit, rank), with_rank(implicit, rank))
 
 
 def _boolean(mask, name):
@@ -535,46 +476,11 @@ def _boolean(mask, name):
     return ops.cast(mask, "bool")
 
 
-def _stretch(keep, x):
-    """A padding mask with an entry for each step of x, `(B, <axes>)`."""
-    steps = ops.shape(x)[:-1]
-    shape = tuple(keep.shape)
-    pairs = list(zip(shape, x.shape, strict=False))
-    alike = all(a in (1, b) or None in (a, b) for a, b in pairs)
-    if not 2 <= len(shape) <= len(steps) or not alike:
-        raise ValueError(
-            "A padding mask must have the first axes of its input, two or more, without the width; "
-            f"received: a mask of shape {shape} for an input of shape {tuple(x.shape)}"
-        )
-    return keep if len(steps) == 2 else ops.broadcast_to(_with_rank(keep, len(steps)), steps)
-
-
-def _with_rank(x, rank):
-    """`x` with axes of 1 at its end."""
-    for _ in range(rank - len(x.shape)):
-        x = ops.expand_dims(x, -1)
-    return x
-
-
-def _product(sizes):
-    total = 1
-    for size in sizes:
-        total = total * size
-    return total
-
-
 def _integers(name, value):
     """None, or a tuple of integers from one or several."""
     if value is None:
         return None
-    found = value if isinstance(value, list | tuple) else (value,)
-    if not all(isinstance(part, int) for part in found):
-        raise ValueError(f"`{name}` must be an integer or several; received: {name}={value!r}")
-    return tuple(found)
-
-
-def _copy(initializer):
-    """Another instance: one and the same draws the same numbers twice."""
-    if not isinstance(initializer, keras.initializers.Initializer):
-        return initializer
-    return type(initializer).from_config(initializer.get_config())
+    values = value if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(part, int) for part in values):
+        raise arguments.error(f"`{name}` must be an integer or several", **{name: value})
+    return tuple(values)

@@ -1,69 +1,87 @@
-"""Self-attention with one fused projection (Vaswani et al., 2017)."""
+"""Multi-head self-attention with one fused projection (Vaswani et al., 2017)."""
 
 import keras
 from keras import ops
 
-from kattn import masks
-from kattn.layers.attention import projections, schemes
-from kattn.layers.attention.mask_reader import MaskReader, padding_of, score_mask
-from kattn.layers.position.position import Position
-from kattn.ops import masking
+from kattn.layers.attention.attention_layer import AttentionLayer, check_sequence
+from kattn.layers.attention.caches import check_decodes, empty_cache_of
+from kattn.layers.attention.head_sizes import HeadSizes
+from kattn.layers.attention.mask_reader import read_masks, read_new_masks, silence_weights
+from kattn.layers.attention.patterns import (
+    is_causal,
+    join_patterns,
+    pattern_config,
+    read_pattern,
+)
+from kattn.layers.attention.positions import embed, new_positions, rotate, step_positions
+from kattn.layers.attention.projection_options import ProjectionOptions
 from kattn.ops.attention import attention, attention_weights
 from kattn.ops.cache import next_positions
 from kattn.ops.decoding import decode
+from kattn.ops.masking import intersect
 
 
 @keras.saving.register_keras_serializable("kattn")
-class SelfAttention(keras.layers.Layer):
+class SelfAttention(AttentionLayer):
     """softmax(Q K^T / sqrt(D)) V in `num_heads` subspaces of one sequence.
 
     Q, K and V come from one matrix product. Causal and windowed attention visit only the keys
-    they can see.
+    that they can see.
 
     Shapes: B batch, T steps, C width, N heads, K key/value heads, D and Dv head widths.
 
     Args:
-        num_heads: N.
-        key_dim: D; None for C / N, which then must be whole.
-        value_dim: Dv; None for D.
-        num_key_value_heads: K, a divisor of N: each serves N / K query heads (grouped-query
-            attention; 1 is multi-query). None for N.
+        num_heads: Number of attention heads, N.
+        key_dim: Width of the queries and keys of one head, D. None for the width of the input
+            divided by the number of heads, C / N, which must then be whole.
+        value_dim: Width of the values of one head, Dv. None for `key_dim`.
+        num_key_value_heads: Number of key/value heads, K, a divisor of `num_heads`; each serves
+            N / K query heads (grouped-query attention; 1 is multi-query attention). None for
+            `num_heads`.
         causal: If True, step t attends to steps <= t only.
-        window: If W, step t attends to itself and the W - 1 steps before it, and, if not
-            causal, the W - 1 after it. None for no limit.
-        pattern: A `kattn.masks.Mask` without arrays, joined with the two above by `&`:
-            `Window(256) | Global([0])`, or `Causal() | Prefix(16)`. None for none.
-        position: A position layer, such as `RotaryEmbedding()` or `ALiBi()`, or None.
-        use_qk_norm: If True, queries and keys pass an RMS norm over D with learned scales.
-        softcap: If c, the scores s become c * tanh(s / c).
-        use_sinks: If True, each head learns a score that takes part in the softmax and has no value,
-            so that a head can attend to nothing.
-        use_gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), per channel.
-        dropout: Fraction of attention weights dropped in training, in [0, 1).
+        window: Number of steps W that a step attends to: itself and the W - 1 steps before it,
+            and, if not `causal`, the W - 1 steps after it. None for no limit.
+        pattern: Mask object without arrays that limits which steps see each other, such as
+            `Window(256) | Global([0])` or `Causal() | Prefix(16)` of `kattn.masks`. It is combined
+            with `causal` and `window`. None for no limit.
+        position: Position layer, such as `RotaryEmbedding()`, `ALiBi()` or `LearnedPositions(512)`.
+            None for no positions.
+        use_qk_norm: If True, queries and keys pass an RMS normalisation over the head width, with
+            learned scales.
+        softcap: Positive number c; the scores s become c * tanh(s / c). None for no cap.
+        use_sinks: If True, each head learns a score that takes part in the softmax and has no
+            value, so that a head can attend to nothing.
+        use_gate: If True, each head's output is multiplied by sigmoid(x W_g + b_g), channel by
+            channel.
+        dropout: Fraction of the attention weights that are dropped during training, in [0, 1).
         use_bias: Whether the projections add a bias.
-        implementation: Which algorithm computes it: "auto" or a name `kattn.ops.attention` knows.
-        kernel_initializer: Of each projection on its own, though stored as one matrix.
-        bias_initializer: Of the biases.
-        kernel_regularizer: Of the projection matrices.
-        bias_regularizer: Of the biases.
-        seed: Integer seed of the dropout.
-        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+        implementation: Name of the algorithm that computes the attention: "auto", or one of those
+            that `kattn.ops.attention` knows. All give the same result.
+        kernel_initializer: Initializer of the projection matrices. Each projection is initialised
+            on its own, though they are stored as one matrix.
+        bias_initializer: Initializer of the biases of the projections.
+        kernel_regularizer: Regularizer of the projection matrices, or None.
+        bias_regularizer: Regularizer of the biases of the projections, or None.
+        seed: Integer seed of the dropout, or None for a random one.
+        **kwargs: `name`, `dtype` and `trainable`, as for any Keras layer.
 
     Call args:
-        x: `(B, T, C)` float.
-        mask: True = may attend. `(B, T)` bool padding, True = real step; or `(B, T, T)` or
-            `(B, N, T, T)` bool, query by key; or a `kattn.masks.Mask`. It is combined with the
-            Keras mask of `x`, which is of the first kind and means the same.
-        positions: `(T,)` or `(B, T)` int32 for `position`; None for 0 to T - 1, counted from the
-            first real step, or from the first of each segment of `masks.Segments`.
-        training: Whether dropout applies.
+        x: Input sequence, float, shape `(B, T, C)`.
+        mask: Mask, bool, True = may attend: padding `(B, T)` (True = real step), or query by key
+            `(B, T, T)` or `(B, N, T, T)`, or a `kattn.masks.Mask`. It is combined with the Keras
+            mask of `x`.
+        positions: Positions of the steps for `position`, integers, shape `(T,)` or `(B, T)`. None
+            to count from 0 at the first real step, and anew in each segment of `masks.Segments`.
+        training: Whether dropout is applied.
 
     Returns:
-        `(B, T, C)`; at padding steps it is the output bias. A `(B, T)` mask is set on it.
+        `(B, T, C)`; at padding steps it is the output bias. The padding of `x`, by its Keras mask
+        and by a `mask` of shape `(B, T)`, is the Keras mask of the output.
 
     Raises:
-        ValueError: For arguments out of range; when built, if C is not divisible by `num_heads`
-            while `key_dim` is None; when called, if `x` or `mask` has a wrong rank or dtype.
+        ValueError: If an argument is out of range; when built, if C is not divisible by
+            `num_heads` while `key_dim` is None; when called, if `x` or `mask` has a wrong rank or
+            dtype.
 
     Example:
         >>> layer = kattn.layers.SelfAttention(8, causal=True, window=256)
@@ -105,140 +123,120 @@ class SelfAttention(keras.layers.Layer):
         seed=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-        self.num_heads = num_heads
-        self.key_dim = key_dim
-        self.value_dim = value_dim
-        self.num_key_value_heads = num_key_value_heads
+        super().__init__(
+            num_heads=num_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            num_key_value_heads=num_key_value_heads,
+            position=position,
+            use_qk_norm=use_qk_norm,
+            softcap=softcap,
+            use_sinks=use_sinks,
+            use_gate=use_gate,
+            dropout=dropout,
+            implementation=implementation,
+            seed=seed,
+            projections=ProjectionOptions(
+                use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer
+            ),
+            **kwargs,
+        )
         self.causal = causal
         self.window = window
-        self.pattern = schemes.read(pattern, "pattern", masks.Mask)
-        self.position = schemes.read(position, "position", Position)
-        self.use_qk_norm = use_qk_norm
-        self.softcap = softcap
-        self.use_sinks = use_sinks
-        self.use_gate = use_gate
-        self.dropout = dropout
-        self.use_bias = use_bias
-        self.implementation = implementation
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.seed = seed
-        projections.check(self)
-        schemes.check_pattern(self.pattern)
-        window = None if window is None else masks.Window(window)
-        self._pattern = masking.intersect(masks.Causal() if causal else None, window)
-        self._pattern = masking.intersect(self._pattern, self.pattern)
-        self._mask_reader = MaskReader(name="mask_reader", dtype=self.dtype_policy)
-        self._seed_generator = keras.random.SeedGenerator(seed) if dropout else None
+        self.pattern = read_pattern(pattern)
+        self._pattern = join_patterns(causal, window, self.pattern)
 
     def build(self, x_shape):
-        projections.check_rank("x", x_shape)
+        check_sequence("x", x_shape)
         width = x_shape[-1]
-        heads, key_heads, key_dim, value_dim = self._sizes(width)
-        maps = self._maps
-        sizes = (maps * heads * key_dim, maps * key_heads * key_dim, key_heads * value_dim)
-        self._qkv = projections.dense(self, sizes, "qkv", width)
-        self._output = projections.dense(self, (width,), "output", heads * value_dim)
-        if self.use_gate:
-            self._gate = projections.dense(self, (heads * value_dim,), "gate", width)
-        if self.use_qk_norm:
-            self._query_norm = projections.norm(self, "query_norm", key_dim)
-            self._key_norm = projections.norm(self, "key_norm", key_dim)
-        self._sinks = None
-        if self.use_sinks:
-            self._sinks = self.add_weight(name="sinks", shape=(heads,), initializer="zeros")
-        if self.position is not None:
-            self.position.attach(width=width, num_heads=heads, key_dim=key_dim)
-        self.built = True
+        sizes = HeadSizes.of(self, width)
+        parts = sizes.query_width, sizes.key_width, sizes.value_width
+        self._qkv = self._dense("qkv", width, *parts)
+        self._build_around_core(sizes, width)
 
     def call(self, x, mask=None, positions=None, training=None):
-        padding, mask = self._masks(x, mask)
-        x = self._embed(x, positions := self._positions(positions, padding, mask))
-        q, k, v = self._project(x, positions)
-        rate = self.dropout if training else 0.0
-        options = {
-            "dropout_rate": rate,
-            "seed": self._seed_generator,
-            "implementation": self.implementation,
-        }
-        return self._finish(x, self._attend(q, k, v, mask=mask, **options), padding)
+        padding, allowed = read_masks(x, mask)
+        positions = step_positions(self.position, positions, padding, allowed)
+        x = embed(self.position, x, positions)  # (B, T, C)
+        q, k, v = self._project(x, positions)  # (B, T, N, D), (B, T, K, D), (B, T, K, Dv)
+        allowed = intersect(self._pattern, allowed)
+        options = {**self._scores(q), **self._weighting(training)}
+        y = attention(q, k, v, mask=allowed, **options)  # (B, T, N, Dv)
+        return self._finish(x, y, padding)
 
-    def init_cache(self, batch_size, length):
+    def init_cache(self, batch_size, length, context=None, context_mask=None):
         """An empty cache for `decode`.
 
         Args:
-            batch_size: B.
-            length: The most steps that will be decoded.
+            batch_size: Number of sequences that are decoded, B.
+            length: Number of steps that are decoded at most.
+            context: Must be None: the layer attends to its own sequence.
+            context_mask: Must be None, as there is no context.
 
         Returns:
             A `kattn.ops.KVCache` with room for `length` steps, or, if the layer has a window that
-            is shorter, a `kattn.ops.RingCache` of this window.
+            is shorter, a `kattn.ops.RingCache` of the size of this window.
 
         Raises:
-            ValueError: If the layer is neither causal nor has a `pattern`, or is not built.
+            ValueError: If the layer is not causal or not built, if a size is not an integer >= 1,
+                or if there is a context.
         """
-        schemes.check_decodes(self)
-        _, key_heads, key_dim, value_dim = self._sizes(self._qkv.kernel.shape[0])
-        sizes = {"heads": key_heads, "key_dim": self._maps * key_dim, "value_dim": value_dim}
-        dtype = self.compute_dtype
-        return schemes.make_cache(self._pattern, batch_size, length, dtype=dtype, **sizes)
+        check_decodes(self, batch_size, length, context, causal=is_causal(self._pattern))
+        return empty_cache_of(
+            self._pattern, batch_size, length, self.head_sizes, self.compute_dtype
+        )
 
     def decode(self, x, cache, mask=None):
-        """The layer's output for new steps of a sequence, of which the cache holds the rest.
+        """The output for new steps of a sequence, of which the cache holds the steps before.
 
         Piece by piece it gives what the call gives for the whole sequence without its padding.
 
         Args:
-            x: `(B, t, C)` float, the new steps.
-            cache: From `init_cache`, or the last call of `decode`.
-            mask: `(B, t)` bool, True = real step, False = padding at either side, which is not
-                kept; or a `kattn.masks.Mask` over the positions of the whole sequence.
+            x: New steps, float, shape `(B, t, C)`, for any t.
+            cache: Cache that `init_cache` or the last `decode` returned.
+            mask: Padding of the new steps, bool, shape `(B, t)`: True = real step, False = padding,
+                at either side, which is not kept. Or a `kattn.masks.Mask` over the positions of
+                the whole sequence. It is combined with the Keras mask of `x`.
 
         Returns:
-            `(y, cache)`: `(B, t, C)`, at padding the output bias, and the cache with these steps.
-            The old cache is not valid any more: on PyTorch it is written in place, unless
-            gradients are recorded (`torch.no_grad` saves the copy).
+            `(y, cache)`: the output, shape `(B, t, C)`, which is the output bias at padding; and
+            the cache with the new steps. The old cache must not be used any more: on PyTorch it is
+            written in place, unless gradients are recorded (`torch.no_grad` saves the copy).
 
         Raises:
-            ValueError: If the steps do not fit into the cache, and that can be seen.
+            ValueError: If the steps do not fit into the cache, where that can be seen.
         """
-        real, mask = schemes.split_mask(mask)
+        padding, allowed = read_new_masks(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
-        positions = next_positions(cache, x.shape[1], real)
-        positions = schemes.new_positions(self.position, positions, mask)
-        x = self._embed(x, positions)
-        q, k, v = self._project(x, positions)
-        mask = masking.intersect(self._pattern, mask)
-        y, cache = self._decode(q, k, v, cache, real=real, mask=mask)
-        return self._finish(x, y, real), cache
+        positions = next_positions(cache, x.shape[1], padding)
+        positions = new_positions(self.position, positions, allowed)
+        x = embed(self.position, x, positions)  # (B, t, C)
+        q, k, v = self._project(x, positions)  # (B, t, N, D), (B, t, K, D), (B, t, K, Dv)
+        allowed = intersect(self._pattern, allowed)
+        y, cache = decode(q, k, v, cache, real=padding, mask=allowed, **self._scores(q))
+        return self._finish(x, y, padding), cache
 
     def attention_weights(self, x, mask=None, positions=None):
-        """The weights that the call mixes values with, whatever kernel it takes.
+        """The attention weights that the call mixes values with, whatever algorithm it takes.
 
         Args:
-            x: As in the call.
-            mask: As in the call.
-            positions: As in the call.
+            x: Input sequence, float, shape `(B, T, C)`.
+            mask: Mask, bool, True = may attend, of any kind that the call takes.
+            positions: Positions of the steps for `position`, integers, shape `(T,)` or `(B, T)`.
 
         Returns:
-            `(B, N, T, T)` float32, query by key; rows sum to 1, or are 0 at padding steps and
-            where a query may attend to nothing. Dropout is not applied.
+            `(B, N, T, T)` float32, query by key. Rows sum to 1, or are 0 at padding steps and where
+            a query may attend to nothing. Dropout is not applied.
         """
         if not self.built:
             self.build(x.shape)
-        padding, mask = self._masks(x, mask)  # of the input as it is: a cast drops a Keras mask
+        padding, allowed = read_masks(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
-        x = self._embed(x, positions := self._positions(positions, padding, mask))
-        q, k, _ = self._project(x, positions)
-        weights = self._weights(q, k, mask)
-        return weights if padding is None else ops.where(padding[:, None, :, None], weights, 0.0)
-
-    def compute_mask(self, x, previous_mask):
-        return padding_of(previous_mask)
+        positions = step_positions(self.position, positions, padding, allowed)
+        q, k, _ = self._project(embed(self.position, x, positions), positions)
+        allowed = intersect(self._pattern, allowed)
+        weights = attention_weights(q, k, mask=allowed, **self._scores(q))  # (B, N, T, T)
+        return silence_weights(weights, padding)
 
     def compute_output_shape(self, x_shape):
         return x_shape
@@ -246,68 +244,13 @@ class SelfAttention(keras.layers.Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            **projections.config(self),
             "causal": self.causal,
             "window": self.window,
-            "pattern": schemes.write(self.pattern),
-            "position": schemes.write(self.position),
+            "pattern": pattern_config(self.pattern),
         }
 
-    # What `DifferentialAttention` does otherwise: it has two maps of weights, not one.
-
-    _maps = 1
-
-    def _sizes(self, width):
-        return projections.sizes(self, width)
-
-    def _attend(self, q, k, v, **options):
-        return attention(q, k, v, **options, **self._options(q))
-
-    def _weights(self, q, k, mask):
-        return attention_weights(q, k, mask=mask, **self._options(q))
-
-    def _decode(self, q, k, v, cache, **options):
-        return decode(q, k, v, cache, **options, **self._options(q))
-
-    def _positions(self, explicit, padding, mask):
-        return schemes.step_positions(self.position, explicit, padding, mask)
-
-    def _embed(self, x, positions):
-        return x if self.position is None else self.position.embed(x, positions)
-
-    def _options(self, q):
-        """What changes the scores beside the mask."""
-        bias = None if self.position is None else self.position.bias(q)
-        sinks = None if self._sinks is None else ops.convert_to_tensor(self._sinks)
-        return {"bias": bias, "softcap": self.softcap, "sinks": sinks}
-
-    def _finish(self, x, y, padding):
-        """The gated output `(B, T, N, Dv)` of the heads, projected."""
-        y = ops.reshape(y, (*ops.shape(x)[:2], self._output.kernel.shape[0]))
-        if self.use_gate:
-            y = y * ops.sigmoid(self._gate(x))
-        return self._output(projections.silence(y, padding))
-
     def _project(self, x, positions):
-        heads, key_heads, key_dim, value_dim = self._sizes(x.shape[-1])
-        heads, maps = self._maps * heads, self._maps
-        sizes = (heads * key_dim, maps * key_heads * key_dim, key_heads * value_dim)
-        q, k, v = projections.split(self._qkv(x), sizes)
-        q, k = projections.split_heads(q, heads), projections.split_heads(k, maps * key_heads)
-        v = projections.split_heads(v, key_heads)
-        if self.use_qk_norm:
-            q, k = self._query_norm(q), self._key_norm(k)
-        if self.position is not None:
-            q, k = (self.position.rotate(part, positions) for part in (q, k))
-        return q, k, v
-
-    def _masks(self, x, mask):
-        """The padding of x, `(B, T)` or None, and the mask of the scores."""
-        implicit = self._mask_reader.read(x) if mask is not None else None
-        padding = padding_of(mask)
-        if implicit is not None:
-            padding = implicit if padding is None else ops.logical_and(padding, implicit)
-        allowed = score_mask(mask, "mask", "(B, T), (B, T, T) or (B, N, T, T)")
-        if implicit is not None:
-            allowed = masking.intersect(allowed, masks.Padding(implicit))
-        return padding, masking.intersect(self._pattern, allowed)
+        """Queries `(B, T, N, D)`, keys `(B, T, K, D)` and values `(B, T, K, Dv)` at positions."""
+        q, k, v = self.head_sizes.split_qkv(self._qkv(x))
+        q, k = self._normalize(q, k)
+        return rotate(self.position, q, positions), rotate(self.position, k, positions), v

@@ -1,1 +1,1 @@
-"""Where the steps are: alone, or as `position=` of an attention layer."""
+"""Position layers: called alone, or given to an attention layer as `position=`."""

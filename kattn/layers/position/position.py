@@ -1,33 +1,38 @@
-"""What an attention layer asks of its `position=`."""
+"""What the three kinds of position layers share."""
 
 import keras
 
 
 class Position(keras.layers.Layer):
-    """Where steps are: added to the inputs, turned into queries and keys, or added to the scores.
+    """Base class of the three kinds of position layers.
 
-    A scheme is a subclass that defines one of `embed`, `rotate` and `bias`, and `attach` where it
-    has weights. An attention layer calls all of them; called alone, a scheme does its own.
+    A position layer is a subclass of one of the kinds, and overrides one method of it:
+
+    - `InputPosition`: `embed` (added to the inputs),
+    - `HeadPosition`: `rotate` (applied to queries and keys),
+    - `ScoreBias`: `bias` (added to the scores).
+
+    A layer with weights makes them in `attach`, which every kind has.
 
     Args:
-        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+        **kwargs: Arguments that every Keras layer takes: `name`, `dtype` and `trainable`.
 
     Call args:
-        x: What the scheme changes: here `(B, T, C)`, see the subclass.
-        positions: As in `embed`.
+        *args: Tensors that the position layer changes. Each kind says which.
 
     Returns:
-        `x`, changed.
+        The first of the tensors, changed; its shape stays the same.
 
     Raises:
-        ValueError: See the subclass.
+        ValueError: When attached to attention layers whose sizes cannot share its weights.
 
     Example:
-        >>> class Reversed(Position):  # counts from the end of 512 steps
-        ...     def embed(self, x, positions=None):
-        ...         steps = keras.ops.arange(x.shape[1]) if positions is None else positions
-        ...         return x + keras.ops.cast(511 - steps, x.dtype)[..., None] / 512
-        >>> layer = SelfAttention(4, position=Reversed())
+        >>> position = kattn.layers.T5RelativeBias()  # one table for two attention layers
+        >>> first = kattn.layers.SelfAttention(4, position=position)
+        >>> second = kattn.layers.SelfAttention(4, position=position)
+        >>> y = second(first(keras.random.normal((2, 10, 16))))
+        >>> tuple(y.shape), tuple(position.table.shape)
+        ((2, 10, 16), (4, 32))
 
     Reference:
         Dufter et al. 2021 (a survey), https://arxiv.org/abs/2102.11090
@@ -35,73 +40,50 @@ class Position(keras.layers.Layer):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-
-    # Whether a shift of all positions changes the result: then padding at the left must be known.
-    is_absolute = False
-
-    def call(self, x, positions=None):
-        return self.embed(x, positions)
+        self.supports_masking = True
+        self._sizes = None
 
     def attach(self, *, width, num_heads, key_dim):
-        """Makes the weights for an attention layer of these sizes; again with the same: nothing.
+        """Makes the weights for an attention layer of these sizes.
+
+        An attention layer calls this when it is built, once for each layer that shares the
+        position layer. A position layer that is called alone calls it itself, with None for the
+        sizes that it cannot know. A position layer without weights need not override `attach`.
 
         Args:
-            width: C of the layer's input.
-            num_heads: N.
-            key_dim: D.
-        """
-
-    def embed(self, x, positions=None):
-        """The input of the projections.
-
-        Args:
-            x: `(B, T, C)` float.
-            positions: `(T,)` or `(B, T)` int32, or `(T, A)` or `(B, T, A)` on A axes; None for
-                0 to T - 1.
-
-        Returns:
-            `(B, T, C)`.
-        """
-        return x
-
-    def rotate(self, x, positions=None):
-        """Queries or keys.
-
-        Args:
-            x: `(B, T, N, D)` float.
-            positions: As in `embed`.
-
-        Returns:
-            `(B, T, N, D)`.
-        """
-        return x
-
-    def bias(self, query):
-        """What is added to the scores of a sequence.
-
-        Args:
-            query: `(B, T, N, D)` float.
-
-        Returns:
-            A `kattn.biases.Bias`, or None.
-        """
-        return
-
-    def map_bias(self, query, sides, stride):
-        """What is added to the scores of a map, whose cells, row-major, are the steps.
-
-        Args:
-            query: `(B, T, N, D)` float.
-            sides: Of the map of queries.
-            stride: A cell of the map of keys is this many cells of that of the queries wide.
-
-        Returns:
-            A `kattn.biases.Bias`, or None.
+            width: Number of channels C of the input of the attention layer, or None.
+            num_heads: Number of query heads N, or None.
+            key_dim: Width D of the queries and keys of one head, or None.
 
         Raises:
-            ValueError: If the scheme has a bias, but of sequences only.
+            ValueError: If the weights were made for other sizes.
         """
-        if type(self).bias is not Position.bias:
-            raise ValueError(
-                f"A bias of a sequence knows no map; received: position={self!r}, sides={sides}"
-            )
+
+    def remember_sizes(self, **sizes):
+        """Whether these sizes are the first ones, so that `attach` must make the weights now.
+
+        Args:
+            **sizes: Sizes that the weights depend on, among `width`, `num_heads` and `key_dim`.
+
+        Returns:
+            True the first time, False each time that the sizes are the same again.
+
+        Raises:
+            ValueError: If a size differs from that of the first time.
+
+        Example:
+            >>> position = kattn.layers.Position()
+            >>> position.remember_sizes(num_heads=4), position.remember_sizes(num_heads=4)
+            (True, False)
+        """
+        if self._sizes is None:
+            self._sizes = sizes
+            self.built = True
+            return True
+        for name, size in sizes.items():
+            if size != self._sizes[name]:
+                raise ValueError(
+                    f"This position layer was built for {name}={self._sizes[name]}; "
+                    f"it cannot be shared with {name}={size}."
+                )
+        return False

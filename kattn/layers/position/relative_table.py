@@ -9,72 +9,75 @@ import numpy as np
 from keras import ops
 
 from kattn import biases
-from kattn.layers.position.position import Position
-from kattn.layers.position.tables import (
-    add_table,
-    check_count,
-    check_query,
-    check_same,
-    numbers_by_query,
-    read_initializer,
-    read_table,
-)
-from kattn.ops.scores import add_bias, check_scores
+from kattn.arguments import check_integers, error, is_integer
+from kattn.grid import Grid
+from kattn.layers.initializers import numbered
+from kattn.layers.position.learned_table import add_table, read_initializer, read_table
+from kattn.layers.position.query_products import check_query, query_products, require_query
+from kattn.layers.position.score_bias import ScoreBias
+from kattn.ops.scores import add_bias
 
 
 @keras.saving.register_keras_serializable("kattn")
-class RelativeTable(Position):
-    """Score + a number for the difference of key and query on a grid of 1, 2 or 3 axes.
+class RelativeTable(ScoreBias):
+    """Adds a learned number for the difference of key and query on a grid of 1, 2 or 3 axes.
 
-    The number is learned, one for each head and difference (Swin), or, with `by_query`, the
-    query's product with a learned vector for each axis and difference, q . (r_y + r_x) / sqrt(D)
-    (BoTNet). On a grid of other sides the table is interpolated, so a model with inputs of
-    another size loads the same weights.
+    There is one number for each head and difference (Swin). With `by_query`, the number is the
+    query's product with a learned vector for each axis and difference,
+    q . (r_y + r_x) / sqrt(D) (BoTNet). On a grid of other sides the table is interpolated, so
+    that a model for inputs of another size can load the same weights.
 
     Shapes: B batch, N heads, T query steps, S key steps, D head width. The steps are the cells
-    of the grid, row-major.
+    of the grid in row-major order.
 
     Args:
-        sides: (T,), (H, W) or (depth, H, W): of the grid that the table is made for. On one axis
-            T and S may be any; steps farther away than the table reaches count as the farthest.
-        by_query: If True, a weight `table_<axis>` `(2 * side - 1, D)` for each axis, shared by
-            the heads; if False, one weight `table` `(N, product of all 2 * side - 1)`.
-        initializer: Of a table; None for a truncated normal of deviation 0.02, as in Swin.
-        regularizer: Of a table.
-        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+        sides: Sides of the grid that the table is made for: `(T,)`, `(H, W)` or
+            `(depth, H, W)`. On one axis T and S may be any; steps farther away than the table
+            reaches count as the farthest.
+        by_query: If True, there is a weight `table_<axis>` of shape `(2 * side - 1, D)` for each
+            axis, which all heads share. If False, there is one weight `table` of shape
+            `(N, product of all 2 * side - 1)`.
+        initializer: Initializer of each table. None gives a truncated normal of standard
+            deviation 0.02, as in Swin.
+        regularizer: Regularizer of each table, or None.
+        **kwargs: Arguments that every Keras layer takes: `name`, `dtype` and `trainable`.
 
     Call args:
-        scores: `(B, N, T, S)` float, already scaled.
-        query: `(B, T, N, D)` float, that they were made from. Needed by `by_query`.
-        sides: Those of the grid at hand, integers; None for those of the table.
-        stride: A cell of the keys' grid is as wide as this many of the queries'.
+        scores: Scores q . k / sqrt(D), float, shape `(B, N, T, S)`.
+        query: Queries that the scores were made from, float, shape `(B, T, N, D)`. It must be
+            given with `by_query`; without, None will do.
+        sides: Sides of the grid of the queries at hand, as many integers as the table has axes.
+            None stands for the sides of the table.
+        stride: Downsampling factor of the grid of keys relative to the grid of queries, an
+            integer >= 1.
 
     Returns:
-        `(B, N, T, S)`, the scores with their bias, which is made and added in float32.
+        `(B, N, T, S)`, the scores with their bias, of the dtype of `scores`. The bias and the
+        sum are computed in float32.
 
     Raises:
-        ValueError: For arguments out of range; when called, if `scores`, `query` or `sides` do
-            not fit; if a bias is asked for before there are weights, or heads or head width are
-            other than theirs.
+        ValueError: If `sides` are not 1 to 3 integers >= 1; when called, if `scores`, `query`,
+            `sides` or `stride` does not fit; if a bias is asked for before there are weights, or
+            if the layer is shared with layers of another number of heads (with `by_query`: of
+            another head width).
 
     Example:
         >>> position = kattn.layers.RelativeTable((7, 7))
-        >>> position(keras.random.normal((2, 4, 49, 49))).shape
+        >>> tuple(position(keras.random.normal((2, 4, 49, 49))).shape)
         (2, 4, 49, 49)
-        >>> position(keras.random.normal((2, 4, 144, 144)), sides=(12, 12)).shape
+        >>> tuple(position(keras.random.normal((2, 4, 144, 144)), sides=(12, 12)).shape)
         (2, 4, 144, 144)
 
     Reference:
-        Liu et al. 2021 (Swin), sec. 3.2, https://arxiv.org/abs/2103.14030, who interpolate with
-        cubics where this is linear.
-        By query: Srinivas et al. 2021 (BoTNet), sec. 3, https://arxiv.org/abs/2101.11605, after
-        Bello et al. 2019, sec. 3.2, https://arxiv.org/abs/1904.09925
+        Liu et al. 2021 (Swin), sec. 3.2, https://arxiv.org/abs/2103.14030. They interpolate with
+        cubics; here the interpolation is linear.
+        With `by_query`: Srinivas et al. 2021 (BoTNet), sec. 3, https://arxiv.org/abs/2101.11605,
+        after Bello et al. 2019, sec. 3.2, https://arxiv.org/abs/1904.09925
     """
 
     def __init__(self, sides, *, by_query=False, initializer=None, regularizer=None, **kwargs):
         super().__init__(**kwargs)
         _check_sides(sides)
-        self.supports_masking = True
         self.sides = tuple(sides)
         self.by_query = by_query
         self.initializer = read_initializer(initializer)
@@ -82,56 +85,52 @@ class RelativeTable(Position):
         self.tables = None
 
     def build(self, scores_shape, query_shape=None):
-        num_heads = check_scores(scores_shape)
         if self.by_query:
-            _require_query(query_shape)
-        self.attach(num_heads=num_heads, key_dim=query_shape and query_shape[-1])
+            require_query(query_shape)
+        super().build(scores_shape, query_shape)
 
-    def attach(self, *, width=None, num_heads, key_dim=None):
-        name, size = ("key_dim", key_dim) if self.by_query else ("num_heads", num_heads)
-        if self.tables is not None:
-            shape = self.tables[0].shape
-            check_same(name, size, shape[1] if self.by_query else shape[0])
-            return
-        check_count(name, size, 1)
-        self.tables = self._make_tables(size)
-        self.built = True
+    def attach(self, *, width, num_heads, key_dim):
+        sizes = {"key_dim": key_dim} if self.by_query else {"num_heads": num_heads}
+        check_integers(1, **sizes)
+        if self.remember_sizes(**sizes):
+            self.tables = self._make_tables(**sizes)
 
     def call(self, scores, query=None, sides=None, stride=1):
-        if self.by_query:
-            _require_query(query)
+        if query is not None:
             check_query(query, scores)
-        return add_bias(scores, self.bias(query, sides=sides, stride=stride))
+        if sides is not None:
+            _check_sides(sides)
+        grid = Grid(self.sides if sides is None else tuple(sides), stride)
+        return add_bias(scores, self.bias(query, grid))
 
-    def bias(self, query, *, sides=None, stride=1):
+    def bias(self, query, grid=None):
         """What is added to the scores.
 
         Args:
-            query: `(B, T, N, D)` float; None will do without `by_query`.
-            sides: As in the call.
-            stride: As in the call.
+            query: Queries, float, shape `(B, T, N, D)`. None will do without `by_query`.
+            grid: `kattn.grid.Grid` of the queries at hand, whose `key_stride` is the downsampling
+                factor of the grid of keys. None stands for the grid that the table is made for,
+                or for a sequence of any length where that has one axis.
 
         Returns:
             A `kattn.biases.Bias`.
+
+        Raises:
+            ValueError: If `grid` has another number of axes than the table, or sides that are
+                not known; if there are no weights yet; if `query` is needed and does not fit.
         """
-        sides = self._sides_at_hand(sides)
-        check_count("stride", stride, 1)
+        grid = Grid(self.sides) if grid is None else grid
+        self._check_grid(grid)
         tables = [read_table(self, table) for table in self.tables or [None]]
-        axes = tuple(range(len(sides)))
+        axes = tuple(range(len(grid.sides)))
         if not self.by_query:
-            return _rule(_resize(tables[0], self.sides, sides), sides, axes, stride)
+            return _rule(_resize(tables[0], self.sides, grid.sides), grid, axes)
         rules = []
         for axis in axes:
-            old, new = (self.sides[axis],), (sides[axis],)
+            old, new = (self.sides[axis],), (grid.sides[axis],)
             table = ops.transpose(_resize(ops.transpose(tables[axis]), old, new))
-            rules.append(_rule(numbers_by_query(query, table), sides, (axis,), stride))
+            rules.append(_rule(query_products(query, table), grid, (axis,)))
         return functools.reduce(operator.add, rules)
-
-    def map_bias(self, query, sides, stride):
-        return self.bias(query, sides=sides, stride=stride)
-
-    def compute_output_shape(self, scores_shape, query_shape=None):
-        return scores_shape
 
     def get_config(self):
         return {
@@ -142,48 +141,40 @@ class RelativeTable(Position):
             "regularizer": keras.regularizers.serialize(self.regularizer),
         }
 
-    def _make_tables(self, size):
+    def _make_tables(self, num_heads=None, key_dim=None):
         differences = [2 * side - 1 for side in self.sides]
         if not self.by_query:
-            return [add_table(self, "table", (size, math.prod(differences)), self.initializer)]
+            shape = (num_heads, math.prod(differences))
+            return [add_table(self, "table", shape, self.initializer)]
         return [
-            add_table(self, f"table_{axis}", (count, size), _numbered(self.initializer, axis))
+            add_table(self, f"table_{axis}", (count, key_dim), numbered(self.initializer, axis))
             for axis, count in enumerate(differences)
         ]
 
-    def _sides_at_hand(self, sides):
-        if sides is None:
-            return self.sides
-        _check_sides(sides)
-        if len(sides) != len(self.sides):
+    def _check_grid(self, grid):
+        _check_sides(grid.sides)
+        if len(grid.sides) != len(self.sides):
             raise ValueError(
-                "`sides` at hand must be as many as those of the table; "
-                f"received: sides={tuple(sides)}, sides of the table={self.sides}"
+                "The grid at hand must have as many sides as that of the table; "
+                f"received: sides={grid.sides}, sides of the table={self.sides}"
             )
-        return tuple(sides)
-
-
-def _require_query(query):
-    if query is None:
-        raise ValueError("A bias that is `by_query` needs `query`; received: query=None")
 
 
 def _check_sides(sides):
-    sides = tuple(sides) if isinstance(sides, tuple | list) else sides
-    fits = isinstance(sides, tuple) and 1 <= len(sides) <= 3
-    if not fits or not all(type(x) is int and x >= 1 for x in sides):
-        raise ValueError(f"`sides` must be 1 to 3 integers >= 1; received: sides={sides!r}")
+    fits = isinstance(sides, tuple | list) and 1 <= len(sides) <= 3
+    if not fits or not all(is_integer(side) and side >= 1 for side in sides):
+        raise error("`sides` must be 1 to 3 integers >= 1", sides=sides)
 
 
-def _rule(values, sides, axes, stride):
-    """On one axis, that which also serves T unlike S, and both unlike the table."""
-    if len(sides) == 1 and stride == 1:
+def _rule(values, grid, axes):
+    # On one axis there is a rule that also serves T unlike S, and either unlike the table.
+    if len(grid.sides) == 1 and grid.key_stride == 1:
         return biases.Clipped(values)
-    return biases.Grid(values, sides, axes, stride)
+    return biases.GridTable(values, grid.sides, axes, grid.key_stride)
 
 
 def _resize(table, old, new):
-    """`(A, R)`, the R numbers those of a grid of sides `old`, to a grid of sides `new`."""
+    """A table of shape `(A, R)` for a grid of sides `old`, interpolated for sides `new`."""
     if old == new:
         return table
     values = ops.reshape(table, (table.shape[0], *(2 * side - 1 for side in old)))
@@ -194,20 +185,11 @@ def _resize(table, old, new):
 
 
 def _interpolation(old, new):
-    """float32 `(2 * old - 1, 2 * new - 1)`: the share of each old number in each new one.
+    """The share of each old number in each new one, float32 `(2 * old - 1, 2 * new - 1)`.
 
-    The farthest difference stays the farthest: d of the new is d * (old - 1) / (new - 1).
+    The farthest difference stays the farthest: difference d of the new side stands where
+    d * (old - 1) / (new - 1) is on the old side.
     """
     scale = (old - 1) / (new - 1) if new > 1 else 0.0
     at = np.arange(1 - new, new) * scale
     return np.maximum(0.0, 1.0 - np.abs(at - np.arange(1 - old, old)[:, None])).astype("float32")
-
-
-def _numbered(initializer, axis):
-    """A copy of the initializer that draws other numbers for another axis."""
-    if not isinstance(initializer, keras.initializers.Initializer):
-        return initializer
-    fields = initializer.get_config()
-    if isinstance(fields.get("seed"), int):
-        fields["seed"] += axis
-    return type(initializer).from_config(fields)

@@ -5,60 +5,71 @@ import math
 import keras
 from keras import ops
 
-from kattn.layers.position.position import Position
+from kattn.arguments import check_numbers, error
+from kattn.layers.position.head_position import HeadPosition
 from kattn.ops.positions import check_axes, default_positions
-from kattn.ops.rotary import check_scaling, rotary_frequencies, turn, turns_of
+from kattn.ops.rotary import channel_angle_steps, check_scaling, rotary_frequencies, turn
 
 
 @keras.saving.register_keras_serializable("kattn")
-class RotaryEmbedding(Position):
+class RotaryEmbedding(HeadPosition):
     """Turns pair i of the channels at position p by the angle p / base^(2i / R).
 
-    A query and a key so turned have a dot product that depends on where they stand only by the
-    difference of their positions. Nothing depends on the length of the sequence at hand, so keys
-    in a cache stay valid: there is no "dynamic" scaling, which would change them as it grows.
+    The dot product of a query and a key that were turned in this way depends on their positions
+    only by the difference of the two. Nothing depends on the length of the sequence at hand, so
+    keys in a cache stay valid. For that reason there is no "dynamic" scaling, which would change
+    the keys as the sequence grows.
 
     Shapes: B batch, T steps, N heads, D head width, A axes; R is the rotated width of one axis,
     `fraction` * D / A.
 
     Args:
-        base: Above 1; the longest wave has some 2 * pi * `base` steps.
-        fraction: Share of the channels, the first ones, that are rotated, in (0, 1].
+        base: Number above 1 that sets the wavelengths, in steps: the longest wave has some
+            2 * pi * `base` steps.
+        fraction: Share of the channels that are rotated, in (0, 1]; they are the first ones.
             `fraction` * D, rounded, must be a multiple of 2 * A.
-        axes: A: 1 for a sequence, 2 for the rows and columns of an image, 3 for video. The
-            rotated channels are split in A equal parts, and part a is rotated by axis a.
-        grid: Sides, one for each axis, of the grid whose cells, in row-major order, are the
-            positions where none are given; None for 0 to T - 1 on one axis.
-        scaling: How a model serves `factor` times the length that it was trained on, per axis:
-            "linear" (position interpolation), "ntk" (a larger base), "yarn" (by the wavelength,
-            with a factor of the scores), or None. See `kattn.ops.rotary_frequencies`.
-        factor: s >= 1, by which the length grows; 1 without `scaling`.
-        original_length: Span that the model was trained on; needed by "yarn", unused by others.
-        beta_fast: "yarn" keeps pairs that turn so often or more in `original_length` steps.
-        beta_slow: "yarn" slows pairs that turn so often or less by `factor`.
-        interleaved: If True, a pair is channels (2i, 2i + 1) of an axis, as in RoFormer; if
-            False, (i, i + R / 2), as in GPT-NeoX and most checkpoints since. The two differ by an
-            order of the channels that the projections learn; halves need no strided copies.
-        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+        axes: Number of axes A: 1 for a sequence, 2 for the rows and columns of an image, 3 for
+            video. The rotated channels are split into A equal parts, and part a is rotated by
+            the position on axis a.
+        grid: Sides of the grid, one for each axis, whose cells in row-major order are the
+            positions where none are given. None stands for 0 to T - 1 on one axis.
+        scaling: How a model serves `factor` times the length that it was trained on, on each
+            axis: "linear" (position interpolation), "ntk" (a larger base), "yarn" (by the
+            wavelength, with a factor of the scores), or None. `kattn.ops.rotary_frequencies`
+            gives the equations.
+        factor: Factor s >= 1 by which the length grows. It must be 1 without `scaling`.
+        original_length: Length in steps that the model was trained on. "yarn" needs it; the
+            other scalings do not use it.
+        beta_fast: Number of turns in `original_length` steps from which on "yarn" keeps a pair
+            as it is.
+        beta_slow: Number of turns in `original_length` steps up to which "yarn" slows a pair by
+            the whole `factor`.
+        interleaved: If True, a pair is the channels (2i, 2i + 1) of an axis, as in RoFormer. If
+            False, it is (i, i + R / 2), as in GPT-NeoX and most checkpoints since. The two
+            differ by an order of the channels that the projections learn; halves need no
+            strided copies.
+        **kwargs: Arguments that every Keras layer takes: `name`, `dtype` and `trainable`.
 
     Call args:
-        x: `(B, T, N, D)` float, queries or keys.
-        positions: `(T,)` or `(B, T)`, or `(T, A)` or `(B, T, A)` on A > 1 axes; integers or
-            floats, negative ones too. None for the default; see `grid`.
+        x: Queries or keys, float, shape `(B, T, N, D)`.
+        positions: Positions of the steps, shape `(T,)` or `(B, T)`; on A > 1 axes `(T, A)` or
+            `(B, T, A)`. They may be integers or floats, and negative. None stands for the cells
+            of `grid`, or without it for 0 to T - 1.
 
     Returns:
-        `(B, T, N, D)`, with the Keras mask of `x`. Angles and rotation are in float32 and the
-        result is rounded once, whatever the dtype policy. "yarn" multiplies the rotated channels
-        by 0.1 ln(s) + 1.
+        `(B, T, N, D)`, with the Keras mask of `x`. Angles and rotation are computed in float32
+        and the result is rounded once, whatever the dtype policy. "yarn" multiplies the rotated
+        channels by 0.1 ln(s) + 1.
 
     Raises:
-        ValueError: For arguments out of range; when called, or attached to an attention layer,
-            if the rotated width cannot be split in pairs for each axis; when called, if `x` has
-            another rank, if the positions do not fit it, or there are none on several axes.
+        ValueError: If an argument is out of range; when called, or attached to an attention
+            layer, if the rotated width cannot be split into pairs for each axis; when called, if
+            `x` has another rank, if the positions do not fit it, or if positions on several axes
+            are neither given nor known from `grid`.
 
     Example:
-        >>> layer = RotaryEmbedding(scaling="yarn", factor=4.0, original_length=2048)
-        >>> layer(keras.random.normal((2, 8192, 4, 64))).shape
+        >>> layer = kattn.layers.RotaryEmbedding(scaling="yarn", factor=4.0, original_length=2048)
+        >>> tuple(layer(keras.random.normal((2, 8192, 4, 64))).shape)
         (2, 8192, 4, 64)
 
     Reference:
@@ -86,11 +97,9 @@ class RotaryEmbedding(Position):
     ):
         # Keras would round float positions to half precision.
         super().__init__(autocast=False, **kwargs)
-        if not 0.0 < fraction <= 1.0:
-            raise ValueError(f"`fraction` must be in (0, 1]; received: fraction={fraction}")
+        check_numbers("a fraction in (0, 1]", lambda x: 0 < x <= 1, fraction=fraction)
         check_axes(axes, grid)
         check_scaling(base, scaling, factor, original_length, beta_fast, beta_slow)
-        self.supports_masking = True
         self.base = base
         self.fraction = fraction
         self.axes = axes
@@ -105,10 +114,10 @@ class RotaryEmbedding(Position):
 
     def build(self, x_shape):
         _check_rank(x_shape)
-        self._turns(x_shape[-1])
+        super().build(x_shape)
 
     def attach(self, *, width, num_heads, key_dim):
-        self._turns(key_dim)
+        self._angle_steps(key_dim)
 
     def call(self, x, positions=None):
         return self.rotate(ops.cast(x, self.compute_dtype), positions)
@@ -118,10 +127,7 @@ class RotaryEmbedding(Position):
         if positions is None:
             positions = default_positions(x, self.axes, self.grid)
         scale = 0.1 * math.log(self.factor) + 1.0 if self.scaling == "yarn" else 1.0
-        return turn(x, positions, self._turns(x.shape[-1]), self.interleaved, scale)
-
-    def compute_output_shape(self, x_shape):
-        return x_shape
+        return turn(x, positions, self._angle_steps(x.shape[-1]), self.interleaved, scale)
 
     def get_config(self):
         return {
@@ -138,19 +144,19 @@ class RotaryEmbedding(Position):
             "interleaved": self.interleaved,
         }
 
-    def _turns(self, width):
-        """Those of `_frequencies`, made when the width is first seen."""
+    def _angle_steps(self, width):
+        """What `turn` needs for heads of this width; kept until another width comes."""
         if self._known_width != width:
-            self._known = turns_of(self._frequencies(width), self.interleaved)
+            self._known = channel_angle_steps(self._frequencies(width), self.interleaved)
             self._known_width = width
         return self._known
 
     def _frequencies(self, width):
-        """`(F,)`, or `(A, F)` on A axes, for heads of this width."""
+        """The frequencies for heads of this width, `(F,)`, or `(A, F)` on A axes."""
         rotated = round(self.fraction * width)
         if rotated < 1 or rotated % (2 * self.axes):
             raise ValueError(
-                "The rotated width, `fraction` times the width, must be a multiple of 2 * `axes`; "
+                "`fraction` times the width, rounded, must be a multiple of 2 * `axes`; "
                 f"received: rotated width={rotated}, fraction={self.fraction}, width={width}, "
                 f"axes={self.axes}"
             )
@@ -168,7 +174,7 @@ class RotaryEmbedding(Position):
 
 def _check_rank(shape):
     if len(shape) != 4 or shape[-1] is None:
-        raise ValueError(
-            "`x` must have rank 4, (batch, steps, heads, width), and a known width; "
-            f"received: x.shape={tuple(shape)}"
+        raise error(
+            "`x` must have rank 4, (batch, steps, heads, width), and a known width",
+            **{"x.shape": tuple(shape)},
         )

@@ -3,51 +3,49 @@
 import keras
 
 from kattn import biases
-from kattn.layers.position.position import Position
-from kattn.layers.position.tables import (
-    add_table,
-    check_count,
-    check_query,
-    check_same,
-    numbers_by_query,
-    read_initializer,
-    read_table,
-)
-from kattn.ops.scores import add_bias, check_scores
+from kattn.arguments import check_integers
+from kattn.layers.position.learned_table import add_table, read_initializer, read_table
+from kattn.layers.position.query_products import query_products, require_query
+from kattn.layers.position.score_bias import ScoreBias
 
 
 @keras.saving.register_keras_serializable("kattn")
-class ShawRelative(Position):
-    """Score + q_i . table[clip(j - i, -k, k) + k] / sqrt(D).
+class ShawRelative(ScoreBias):
+    """Adds q_i . table[clip(j - i, -k, k) + k] / sqrt(D) to the scores.
 
-    The products of a query and the 2k + 1 vectors are made once, `(B, N, T, 2k + 1)`, not those
-    with a vector for each pair of query and key.
+    The products of a query with the 2k + 1 vectors are computed once, `(B, N, T, 2k + 1)`, and
+    not anew for each pair of query and key.
 
     Shapes: B batch, N heads, T query steps, S key steps, D head width, k = `max_distance`.
 
     Args:
-        max_distance: k; farther keys count as k steps away. The paper finds no gain above 2
-            (table 2), and uses 16 and 8.
-        initializer: Of the table; None for a truncated normal of deviation 0.02.
-        regularizer: Of the table.
-        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+        max_distance: Largest distance k in steps that has a vector of its own. Keys that are
+            farther away count as k steps away. The paper finds no gain above 2 (table 2), and
+            uses 16 and 8.
+        initializer: Initializer of the table. None gives a truncated normal of standard
+            deviation 0.02.
+        regularizer: Regularizer of the table, or None.
+        **kwargs: Arguments that every Keras layer takes: `name`, `dtype` and `trainable`.
 
     Call args:
-        scores: `(B, N, T, S)` float, q . k / sqrt(D). Query i stands at key i + (S - T).
-        query: `(B, T, N, D)` float, that they were made from.
+        scores: Scores q . k / sqrt(D), float, shape `(B, N, T, S)`. Query i stands at the
+            position of key i + (S - T).
+        query: Queries that the scores were made from, float, shape `(B, T, N, D)`. It must be
+            given.
 
     Returns:
-        `(B, N, T, S)`, the scores with their bias, which is made and added in float32.
+        `(B, N, T, S)`, the scores with their bias, of the dtype of `scores`. The bias and the
+        sum are computed in float32.
 
     Raises:
-        ValueError: If `max_distance` is no integer >= 1; when called, if `scores` or `query` do
-            not fit; if a bias is asked for before there are weights, or the head width is other
-            than theirs.
+        ValueError: If `max_distance` is not an integer >= 1; when called, if `query` is missing
+            or `scores` or `query` does not fit; if a bias is asked for before there are weights,
+            or if the layer is shared with layers of another head width.
 
     Example:
         >>> position = kattn.layers.ShawRelative(16)
-        >>> q = keras.random.normal((2, 100, 8, 64))
-        >>> position(keras.random.normal((2, 8, 100, 100)), q).shape
+        >>> query = keras.random.normal((2, 100, 8, 64))
+        >>> tuple(position(keras.random.normal((2, 8, 100, 100)), query).shape)
         (2, 8, 100, 100)
 
     Reference:
@@ -60,35 +58,25 @@ class ShawRelative(Position):
 
     def __init__(self, max_distance, *, initializer=None, regularizer=None, **kwargs):
         super().__init__(**kwargs)
-        check_count("max_distance", max_distance, 1)
-        self.supports_masking = True
+        check_integers(1, max_distance=max_distance)
         self.max_distance = max_distance
         self.initializer = read_initializer(initializer)
         self.regularizer = keras.regularizers.get(regularizer)
         self.table = None
 
-    def build(self, scores_shape, query_shape):
-        check_scores(scores_shape)
-        self.attach(key_dim=query_shape[-1])
+    def build(self, scores_shape, query_shape=None):
+        require_query(query_shape)
+        super().build(scores_shape, query_shape)
 
-    def attach(self, *, width=None, num_heads=None, key_dim):
-        if self.table is not None:
-            check_same("key_dim", key_dim, self.table.shape[-1])
-            return
-        check_count("key_dim", key_dim, 1)
-        shape = (2 * self.max_distance + 1, key_dim)
-        self.table = add_table(self, "table", shape, self.initializer)
-        self.built = True
+    def attach(self, *, width, num_heads, key_dim):
+        check_integers(1, key_dim=key_dim)
+        if self.remember_sizes(key_dim=key_dim):
+            shape = (2 * self.max_distance + 1, key_dim)
+            self.table = add_table(self, "table", shape, self.initializer)
 
-    def call(self, scores, query):
-        check_query(query, scores)
-        return add_bias(scores, self.bias(query))
-
-    def bias(self, query):
-        return biases.Clipped(numbers_by_query(query, read_table(self, self.table)))
-
-    def compute_output_shape(self, scores_shape, query_shape):
-        return scores_shape
+    def bias(self, query, grid=None):
+        self.check_sequence(grid)
+        return biases.Clipped(query_products(query, read_table(self, self.table)))
 
     def get_config(self):
         return {

@@ -4,58 +4,61 @@ import keras
 import numpy as np
 from keras import ops
 
-from kattn.layers.position.position import Position
-from kattn.ops.positions import angles, by_axis, check_axes, default_positions, turns
+from kattn.arguments import check_numbers, error
+from kattn.layers.position.input_position import InputPosition
+from kattn.ops.positions import angle_steps, angles, by_axis, check_axes, default_positions
 
 
 @keras.saving.register_keras_serializable("kattn")
-class SinusoidalPositions(Position):
-    """x + P, where P[p, 2i] = sin(p / base^(2i / C)) and P[p, 2i + 1] the cosine of the same.
+class SinusoidalPositions(InputPosition):
+    """x + P, where P[p, 2i] = sin(p / base^(2i / C)) and P[p, 2i + 1] is the cosine of the same.
 
-    On several axes each axis has a part of the channels, and in it a P of that width: as equal
-    parts as whole pairs allow, the larger ones first, an odd channel to the last.
+    On several axes each axis has a part of the channels, which holds a P of that width. The parts
+    are as equal as whole pairs allow; the larger parts come first, and an odd channel belongs to
+    the last.
 
     Shapes: B batch, T steps, C width, A axes.
 
     Args:
-        base: Above 1; the longest wave has some 2 * pi * `base` steps.
-        axes: A: 1 for a sequence, 2 for the rows and columns of an image.
-        grid: Sides, one for each axis, of the grid whose cells, in row-major order, are the
-            positions where none are given; None for 0 to T - 1 on one axis.
-        scale: Factor of P. Vaswani et al. multiply x by sqrt(C) before: 1 / sqrt(C) here is
-            that, but for the size of the sum.
-        **kwargs: `name`, `dtype`, `trainable`, as for any Keras layer.
+        base: Number above 1 that sets the wavelengths, in steps: the longest wave has some
+            2 * pi * `base` steps.
+        axes: Number of axes A: 1 for a sequence, 2 for the rows and columns of an image.
+        grid: Sides of the grid, one for each axis, whose cells in row-major order are the
+            positions where none are given. None stands for 0 to T - 1 on one axis.
+        scale: Factor of P. Vaswani et al. multiply x by sqrt(C) before the sum; a `scale` of
+            1 / sqrt(C) has the same effect, except that the whole sum is smaller by sqrt(C).
+        **kwargs: Arguments that every Keras layer takes: `name`, `dtype` and `trainable`.
 
     Call args:
-        x: `(B, T, C)` float. C may be odd, and must be at least 2 * A.
-        positions: `(T,)` or `(B, T)`, or `(T, A)` or `(B, T, A)` on A > 1 axes; integers or
-            floats, negative ones too. None for the default; see `grid`.
+        x: Input sequence, float, shape `(B, T, C)`. C may be odd, and must be at least 2 * A.
+        positions: Positions of the steps, shape `(T,)` or `(B, T)`; on A > 1 axes `(T, A)` or
+            `(B, T, A)`. They may be integers or floats, and negative. None stands for the cells
+            of `grid`, or without it for 0 to T - 1.
 
     Returns:
         `(B, T, C)`, with the Keras mask of `x`.
 
     Raises:
-        ValueError: For arguments out of range; when called, if `x` has another rank or too small
-            a width, if the positions do not fit it, or there are none on several axes.
+        ValueError: If an argument is out of range; when called, if `x` has another rank or too
+            small a width, if the positions do not fit it, or if positions on several axes are
+            neither given nor known from `grid`.
 
     Example:
-        >>> layer = SinusoidalPositions()
-        >>> layer(keras.ops.zeros((1, 2, 4)))
-        [[[0., 1., 0., 1.], [0.8415, 0.5403, 0.01, 0.99995]]]
+        >>> layer = kattn.layers.SinusoidalPositions()
+        >>> y = layer(keras.ops.zeros((1, 2, 4)))
+        >>> keras.ops.convert_to_numpy(y).round(3).tolist()[0][0]
+        [0.0, 1.0, 0.0, 1.0]
 
     Reference:
-        Vaswani et al. 2017, sec. 3.5, https://arxiv.org/abs/1706.03762; several axes are ours.
+        Vaswani et al. 2017, sec. 3.5, https://arxiv.org/abs/1706.03762. They have one axis;
+        several axes are ours.
     """
-
-    is_absolute = True
 
     def __init__(self, base=10000.0, *, axes=1, grid=None, scale=1.0, **kwargs):
         # Keras would round float positions to half precision.
         super().__init__(autocast=False, **kwargs)
-        if not base > 1.0:
-            raise ValueError(f"`base` must be above 1; received: base={base}")
+        check_numbers("a number above 1", lambda x: x > 1, base=base)
         check_axes(axes, grid)
-        self.supports_masking = True
         self.base = base
         self.axes = axes
         self.grid = None if grid is None else tuple(grid)
@@ -64,6 +67,7 @@ class SinusoidalPositions(Position):
 
     def build(self, x_shape):
         self._check(x_shape)
+        super().build(x_shape)
 
     def attach(self, *, width, num_heads, key_dim):
         self._check((None, None, width))
@@ -75,14 +79,13 @@ class SinusoidalPositions(Position):
         self._check(x.shape)
         if positions is None:
             positions = default_positions(x, self.axes, self.grid)
-        turns, is_sine = self._waves(x.shape[-1])
-        parts = zip(by_axis(positions, x, self.axes), turns, is_sine, strict=True)
-        waves = [ops.where(ops.convert_to_tensor(sine), ops.sin(a), ops.cos(a))
-                 for sine, a in ((sine, angles(p, its)) for p, its, sine in parts)]  # fmt: skip
+        positions = by_axis(positions, x, self.axes)
+        waves = []
+        for place, steps, is_sine in zip(positions, *self._waves(x.shape[-1]), strict=True):
+            angle = angles(place, steps)  # (T, F) or (B, T, F)
+            is_sine = ops.convert_to_tensor(is_sine)  # (F,)
+            waves.append(ops.where(is_sine, ops.sin(angle), ops.cos(angle)))
         return x + ops.cast(self.scale * ops.concatenate(waves, axis=-1), x.dtype)
-
-    def compute_output_shape(self, x_shape):
-        return x_shape
 
     def get_config(self):
         return {
@@ -94,12 +97,12 @@ class SinusoidalPositions(Position):
         }
 
     def _waves(self, width):
-        """What `angles` needs of each axis, and which channels are sines: even ones."""
+        """What `angles` needs of each axis, and which channels are sines: the even ones."""
         if self._known_width != width:
             channels = [np.arange(size) for size in _sizes(width, self.axes)]
             frequencies = [self.base ** (-2.0 * (c // 2) / len(c)) for c in channels]
             self._known = (
-                tuple(map(turns, frequencies)),
+                tuple(map(angle_steps, frequencies)),
                 tuple(tuple((c % 2 == 0).tolist()) for c in channels),
             )
             self._known_width = width
@@ -107,14 +110,15 @@ class SinusoidalPositions(Position):
 
     def _check(self, shape):
         if len(shape) != 3 or shape[-1] is None:
-            raise ValueError(
-                "`x` must have rank 3, (batch, steps, width), and a known width; "
-                f"received: x.shape={tuple(shape)}"
+            raise error(
+                "`x` must have rank 3, (batch, steps, width), and a known width",
+                **{"x.shape": tuple(shape)},
             )
         if shape[-1] < 2 * self.axes:
-            raise ValueError(
-                "The width must be at least twice the number of axes; "
-                f"received: width={shape[-1]}, axes={self.axes}"
+            raise error(
+                "The width must be at least twice the number of axes",
+                width=shape[-1],
+                axes=self.axes,
             )
 
 

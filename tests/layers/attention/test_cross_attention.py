@@ -4,14 +4,16 @@ import pytest
 
 from kattn import masks
 from kattn.layers import CrossAttention
+from kattn.layers.position.alibi import ALiBi
 from kattn.layers.position.rotary_embedding import RotaryEmbedding
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions
 from tests import oracle, rotary_oracle
-from tests.checks import check_layer, shake
+from tests.checks import check_layer, ready, shake
 from tests.compute import assert_close, run
+from tests.decode_checks import check_decodes
 
 KEEP = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)  # steps of x
-REAL = np.array([[1, 1, 0, 1], [1] * 4, [1, 0, 1, 1]], bool)  # steps of the context
+REAL = np.array([[0, 1, 0, 1], [1] * 4, [1, 0, 1, 1]], bool)  # steps of the context
 FULL = {
     "num_heads": 4,
     "key_dim": 6,
@@ -49,6 +51,11 @@ def build(rng, **options):
 FROM_THE_FIRST = np.arange(5), np.arange(4)
 
 
+def since_the_first(keep):
+    """Positions counted from the first real step."""
+    return np.maximum(np.arange(keep.shape[1]) - keep.argmax(1)[:, None], 0)
+
+
 def expected_output(layer, x, context, keep, options, positions=FROM_THE_FIRST):
     """From the layer's weights by name; `keep` broadcasts to `(B, N, T, S)`."""
     w = {weight.path.split("/", 1)[1]: run(keras.ops.convert_to_tensor, weight).astype(float)
@@ -82,7 +89,8 @@ def expected_output(layer, x, context, keep, options, positions=FROM_THE_FIRST):
 def test_matches_oracle(rng, case):
     layer, x, context = build(rng, **CASES[case])
     keep = KEEP[:, None, :, None] & REAL[:, None, None, :]
-    expected, weights = expected_output(layer, x, context, keep, CASES[case])
+    positions = since_the_first(KEEP), since_the_first(REAL)
+    expected, weights = expected_output(layer, x, context, keep, CASES[case], positions)
     given = {"mask": KEEP, "context_mask": REAL}
     assert_close(run(layer, x, context, **given), expected)
     assert_close(run(layer.attention_weights, x, context, **given), weights)
@@ -146,7 +154,48 @@ def make(**options):
 def test_battery():
     rng = np.random.default_rng(0)
     inputs = [rng.normal(size=(3, 5, 8)), rng.normal(size=(3, 4, 6))]
-    check_layer(make, inputs, fixture="cross_attention")
+    check_layer(make, inputs, fixture="cross_attention", decodes=True)
+
+
+def test_decoding_with_positions_added_to_inputs(rng):
+    inputs = [rng.normal(size=(3, 6, 8)), rng.normal(size=(3, 4, 8))]
+    check_decodes(
+        lambda: ready(lambda: CrossAttention(2, position=SinusoidalPositions()), inputs), inputs
+    )
+
+
+def test_padding_at_the_left_of_either_side_changes_nothing(rng):
+    """Also where positions are added to the inputs, or turn queries and keys."""
+    x, context = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 4, 8))
+    for position in (RotaryEmbedding(), SinusoidalPositions()):
+        layer = CrossAttention(2, position=position)
+        shake(layer, [x, context])
+        full = run(layer, x, context)
+        longer, keep = at_the_left(x, 2)
+        longer_context, keep_context = at_the_left(context, 3)
+        y = run(layer, longer, longer_context, mask=keep, context_mask=keep_context)
+        assert_close(y[:, 2:], full)
+
+
+def at_the_left(x, count):
+    """The sequence after so many steps of padding, and which steps are real."""
+    keep = np.ones((len(x), count + x.shape[1]), bool)
+    keep[:, :count] = False
+    return np.concatenate([np.full_like(x[:, :count], 5.0), x], axis=1), keep
+
+
+def test_bad_decoding(rng):
+    x, context = rng.normal(size=(3, 5, 8)), rng.normal(size=(3, 4, 8))
+    layer = CrossAttention(2, position=ALiBi())
+    layer(x, context)
+    with pytest.raises(ValueError, match=r"with a bias cannot decode step by step.*ALiBi"):
+        layer.init_cache(3, 5, context=context)
+    layer = CrossAttention(2)
+    layer(x, context)
+    with pytest.raises(ValueError, match=r"`context_mask` must be a bool array `\(B, T\)`"):
+        layer.init_cache(3, 5, context=context, context_mask=np.ones((3, 5, 4), bool))
+    with pytest.raises(ValueError, match=r"`mask` must be a bool array `\(B, T\)`.*Causal"):
+        layer.decode(x, layer.init_cache(3, 5, context=context), mask=masks.Causal())
 
 
 def test_bad_input(rng):
@@ -155,11 +204,13 @@ def test_bad_input(rng):
         CrossAttention(3)(x, context)
     with pytest.raises(ValueError, match=r"`context` must have rank 3.*\(3, 4\)"):
         CrossAttention(2)(x, context[:, :, 0])
-    with pytest.raises(ValueError, match=r"`mask` must be a bool array \(B, T\).*Causal"):
+    with pytest.raises(ValueError, match=r"`mask` must be a bool array `\(B, T\)`.*Causal"):
         CrossAttention(2)(x, context, mask=masks.Causal())
     with pytest.raises(ValueError, match=r"must broadcast to .*\(3, 5\)"):
         CrossAttention(2)(x, context, context_mask=KEEP)
-    with pytest.raises(ValueError, match=r"`context_mask` must be a kattn.masks.Mask or a bool"):
+    with pytest.raises(
+        ValueError, match=r"`context_mask` must be a bool array.*or a kattn.masks.Mask"
+    ):
         CrossAttention(2)(x, context, context_mask=REAL[0])
     with pytest.raises(ValueError, match=r"`num_heads` must be an integer >= 1.*num_heads=0"):
         CrossAttention(0)

@@ -6,8 +6,9 @@ from kattn import masks
 from kattn.layers import DifferentialAttention
 from kattn.layers.position.rotary_embedding import RotaryEmbedding
 from tests import oracle, rotary_oracle
-from tests.checks import check_layer, in_pieces, shake
+from tests.checks import check_layer, shake
 from tests.compute import assert_close, run
+from tests.decode_checks import in_pieces
 from tests.layers.attention.test_self_attention import DECODED, KEEP
 
 FULL = {

@@ -160,8 +160,8 @@ def test_padded_prompts(rng, case, side):
     longer = np.concatenate([x[:, :3], pad][::order], axis=1).astype("float32")
     mask = np.concatenate([keep, np.zeros((3, 2), bool)][::order], axis=1)
     decode, call = quick(layer.decode), quick(layer)
-    _, alone = decode(x[:, :3], layer.init_cache(3))
-    y, padded = decode(longer, layer.init_cache(3), mask=mask)
+    _, alone = decode(x[:, :3], layer.init_cache(3, 9))
+    y, padded = decode(longer, layer.init_cache(3, 9), mask=mask)
     for have, want in zip(padded, alone, strict=True):
         assert_close(run(lambda have=have: have), run(lambda want=want: want), 1e-6)
     assert_close(run(lambda: y)[mask].reshape(3, 3, 8), run(call, x[:, :3]))
@@ -178,7 +178,7 @@ def test_half_precision_keeps_sums_in_float32(rng, dtype):
     layer = GatedLinearAttention(2, decay="fixed", dtype=dtype)
     layer.build(x.shape)
     layer.set_weights(reference.get_weights())
-    y, cache = layer.decode(x, layer.init_cache(3))
+    y, cache = layer.decode(x, layer.init_cache(3, 9))
     dtypes = [keras.backend.standardize_dtype(a.dtype) for a in cache]
     assert dtypes == ["float32", "int32"]
     assert keras.backend.standardize_dtype(y.dtype) == dtype.removeprefix("mixed_")
@@ -228,7 +228,10 @@ BAD = {
     "value_dim": ({"value_dim": 1.5}, "`value_dim` must be.*value_dim=1.5"),
     "gate_rank": ({"gate_rank": 0}, "`gate_rank` must be an integer >= 1.*gate_rank=0"),
     "decay": ({"decay": "slow"}, "`decay` must be one of gated, fixed.*decay='slow'"),
-    "temperature": ({"temperature": 0.0}, "`temperature` must be positive.*temperature=0.0"),
+    "temperature": (
+        {"temperature": 0.0},
+        "`temperature` must be a finite number above 0.*temperature=0.0",
+    ),
     "implementation": (
         {"implementation": "dense"},
         "`implementation` must be one of auto.*implementation='dense'",
@@ -248,7 +251,7 @@ def test_bad_input(rng):
     x = rng.normal(size=(3, 5, 8)).astype("float32")
     with pytest.raises(ValueError, match=r"divisible by `num_heads`.*width=8, num_heads=3"):
         GatedLinearAttention(3)(x)
-    with pytest.raises(ValueError, match=r"`value_dim` must be at least 2.*value_dim=1"):
+    with pytest.raises(ValueError, match=r"`value_dim` must be an integer >= 2.*value_dim=1"):
         GatedLinearAttention(8)(x)
     with pytest.raises(ValueError, match=r"`x` must have rank 3.*\(3, 5\)"):
         GatedLinearAttention(2)(x[:, :, 0])
@@ -256,5 +259,5 @@ def test_bad_input(rng):
         GatedLinearAttention(2)(x, mask=KEEP.astype("float32"))
     with pytest.raises(ValueError, match=r"`mask` must have shape .*\(3, 5\).*\(3, 4\)"):
         GatedLinearAttention(2)(x, mask=KEEP[:, :4])
-    with pytest.raises(ValueError, match=r"A cache needs `key_dim`.*key_dim=None, built=False"):
-        GatedLinearAttention(2).init_cache(3)
+    with pytest.raises(ValueError, match="must be built before it can make a cache"):
+        GatedLinearAttention(2).init_cache(3, 5)

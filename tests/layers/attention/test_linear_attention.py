@@ -219,8 +219,8 @@ def test_padded_prompts(rng, case, side):
     longer = np.concatenate([x[:, :3], pad][::order], axis=1).astype("float32")
     mask = np.concatenate([keep, np.zeros((3, 2), bool)][::order], axis=1)
     decode, call = quick(layer.decode), quick(layer)
-    _, alone = decode(x[:, :3], layer.init_cache(3))
-    y, padded = decode(longer, layer.init_cache(3), mask=mask)
+    _, alone = decode(x[:, :3], layer.init_cache(3, 9))
+    y, padded = decode(longer, layer.init_cache(3, 9), mask=mask)
     for have, want in zip(padded, alone, strict=True):
         assert_close(run(lambda have=have: have), run(lambda want=want: want), 1e-6)
     assert_close(run(lambda: y)[mask].reshape(3, 3, 8), run(call, x[:, :3]))
@@ -231,7 +231,7 @@ def test_padded_prompts(rng, case, side):
 def test_decoding_in_half_precision_keeps_the_state_in_float32(rng):
     layer = LinearAttention(**FULL, dtype="mixed_bfloat16")
     x = rng.normal(size=(3, 5, 8)).astype("float32")
-    y, cache = layer.decode(x, layer.init_cache(3))
+    y, cache = layer.decode(x, layer.init_cache(3, 9))
     assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
     dtypes = [keras.backend.standardize_dtype(a.dtype) for a in cache]
     assert dtypes == ["float32", "float32", "int32"]
@@ -242,7 +242,7 @@ def test_decoding_reads_the_mask_that_keras_keeps(rng):
     layer, x = build(rng, **CASES["causal"])
     x[~KEEP] = 0.0
     masked = keras.layers.Masking()(ops.convert_to_tensor(x))
-    y, cache = layer.decode(masked, layer.init_cache(3))
+    y, cache = layer.decode(masked, layer.init_cache(3, 9))
     np.testing.assert_array_equal(run(lambda: cache.length), KEEP.sum(axis=1))
     assert_close(run(lambda: y), run(layer, x, mask=KEEP))
 
@@ -298,16 +298,15 @@ def test_bad_input(rng):
         LinearAttention(2)(x[:, :, 0])
     with pytest.raises(ValueError, match=r"`mask` must be boolean.*float32"):
         LinearAttention(2)(x, mask=KEEP.astype("float32"))
-    with pytest.raises(ValueError, match=r"`mask` must have shape .*\(3, 5\).*\(3, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"`mask` must be a bool array `\(B, T\)`.*\(3, 5, 5\)"):
         LinearAttention(2)(x, mask=np.ones((3, 5, 5), bool))
 
 
 def test_bad_decoding(rng):
     x = rng.normal(size=(3, 5, 8)).astype("float32")
     layer = LinearAttention(2, 4)
-    with pytest.raises(ValueError, match=r"Decoding needs a causal layer.*causal=False"):
-        layer.init_cache(3)
-    with pytest.raises(ValueError, match=r"Decoding needs a causal layer.*causal=False"):
-        layer.decode(x, None)
-    with pytest.raises(ValueError, match=r"A cache needs `key_dim`.*key_dim=None, built=False"):
-        LinearAttention(2, causal=True).init_cache(3)
+    layer(x)
+    with pytest.raises(ValueError, match=r"Only a causal layer can decode.*causal=True"):
+        layer.init_cache(3, 9)
+    with pytest.raises(ValueError, match="must be built before it can make a cache"):
+        LinearAttention(2, causal=True).init_cache(3, 5)

@@ -11,8 +11,9 @@ from kattn.layers.position.rotary_embedding import RotaryEmbedding
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions
 from tests import oracle as core_oracle
 from tests import rotary_oracle
-from tests.checks import check_layer, in_pieces, shake
+from tests.checks import check_layer, shake
 from tests.compute import assert_close, run
+from tests.decode_checks import in_pieces
 
 KEEP_QUERIES = np.array([[1] * 4, [0, 1, 1, 0], [0] * 4], bool)  # none, some, all padded
 KEEP_KEYS = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)

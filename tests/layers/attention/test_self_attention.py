@@ -5,11 +5,12 @@ import pytest
 from kattn import biases, masks
 from kattn.layers import SelfAttention
 from kattn.layers.position.learned_positions import LearnedPositions
-from kattn.layers.position.position import Position
 from kattn.layers.position.rotary_embedding import RotaryEmbedding
+from kattn.layers.position.score_bias import ScoreBias
 from tests import oracle, rotary_oracle
-from tests.checks import check_layer, in_pieces, shake
+from tests.checks import check_layer, shake
 from tests.compute import assert_close, run
+from tests.decode_checks import in_pieces
 
 KEEP = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)  # none, some, all padded
 FULL = {
@@ -226,15 +227,15 @@ def test_packed_sequences_are_those_apart(rng, case):
         assert_close(found[b, start:stop], apart[0])
 
 
-class Slopes(Position):
-    def bias(self, query):
+class Slopes(ScoreBias):
+    def bias(self, query, grid=None):
         return biases.ALiBi((0.5, 0.25))
 
 
-class Relative(Position):
+class Relative(ScoreBias):
     """Numbers of each query's own."""
 
-    def bias(self, query):
+    def bias(self, query, grid=None):
         return biases.Clipped(keras.ops.transpose(query[..., :3], (0, 2, 1, 3)))
 
 
@@ -322,14 +323,20 @@ BAD = {
         "multiple of `num_key_value_heads`.*num_heads=2, num_key_value_heads=3",
     ),
     "window": ({"window": 0}, "`window` must be an integer >= 1.*window=0"),
-    "dropout": ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\).*dropout=1\.0"),
-    "softcap": ({"softcap": -1.0}, r"`softcap` must be positive.*softcap=-1\.0"),
+    "dropout": ({"dropout": 1.0}, r"`dropout` must be a fraction in \[0, 1\).*dropout=1\.0"),
+    "softcap": ({"softcap": -1.0}, r"`softcap` must be a finite number above 0.*softcap=-1\.0"),
     "kernel": (
         {"implementation": "flash"},
         "`implementation` must be one of auto.*implementation='flash'",
     ),
-    "position": ({"position": "rotary"}, "`position` must be a kattn.*Position or None.*'rotary'"),
-    "pattern": ({"pattern": "causal"}, "`pattern` must be a kattn.masks.Mask or None.*'causal'"),
+    "position": (
+        {"position": "rotary"},
+        r"`position` must be a position layer, such as kattn.layers.RotaryEmbedding\(\).*'rotary'",
+    ),
+    "pattern": (
+        {"pattern": "causal"},
+        r"`pattern` must be a kattn.masks.Mask, such as .*or None.*'causal'",
+    ),
     "pattern of arrays": (
         {"pattern": masks.Prefix(np.array([1, 2]))},
         "`pattern` must be a mask without arrays.*Prefix",
@@ -350,23 +357,30 @@ def test_bad_input(rng):
         SelfAttention(3)(x)
     with pytest.raises(ValueError, match=r"`x` must have rank 3.*\(3, 5\)"):
         SelfAttention(2)(x[:, :, 0])
-    with pytest.raises(ValueError, match=r"must be boolean.*float32"):
+    with pytest.raises(ValueError, match=r"`mask` must be boolean.*float32"):
         SelfAttention(2)(x, mask=KEEP.astype("float32"))
     with pytest.raises(ValueError, match=r"must broadcast to .*\(3, 4\)"):
         SelfAttention(2)(x, mask=KEEP[:, :4])
-    with pytest.raises(ValueError, match=r"`mask` must be a kattn.masks.Mask or a bool array"):
+    with pytest.raises(ValueError, match=r"`mask` must be a bool array.*or a kattn.masks.Mask"):
         SelfAttention(2)(x, mask=KEEP[0])
-    with pytest.raises(ValueError, match=r"`positions` are for a `position`.*position=None"):
+    with pytest.raises(ValueError, match=r"make an array of a list by np.array\(mask, bool\)"):
+        SelfAttention(2).attention_weights(x, mask=KEEP.tolist())
+    with pytest.raises(ValueError, match=r"one sequence \(steps, width\) write x\[None\]"):
+        SelfAttention(2)(x[0])
+    with pytest.raises(ValueError, match=r"`positions` can only be given if.*position=None"):
         SelfAttention(2)(x, positions=np.arange(5))
-    with pytest.raises(ValueError, match=r"`positions` are for a `position`.*Slopes"):
+    with pytest.raises(ValueError, match=r"`positions` can only be given if.*Slopes"):
         SelfAttention(2, position=Slopes())(x, positions=np.arange(5))
 
 
 def test_bad_decoding(rng):
     x = rng.normal(size=(3, 5, 8)).astype("float32")
     layer = SelfAttention(2)
-    with pytest.raises(ValueError, match=r"Only a causal layer.*causal=False, pattern=None"):
-        layer.init_cache(3, 5)
+    for options in ({}, {"window": 3}, {"pattern": masks.Dilated(2, 2)}):
+        layer = SelfAttention(2, **options)
+        layer.build(x.shape)
+        with pytest.raises(ValueError, match=r"Only a causal layer can decode.*causal=True"):
+            layer.init_cache(3, 5)
     layer = SelfAttention(2, causal=True)
     with pytest.raises(ValueError, match="must be built before it can make a cache"):
         layer.init_cache(3, 5)
@@ -379,5 +393,5 @@ def test_bad_decoding(rng):
         layer.decode(x, layer.init_cache(3, 4))
     with pytest.raises(ValueError, match=r"same batch, key heads.*cache=\(2, 2, 4, 4\)"):
         layer.decode(x, layer.init_cache(2, 9))
-    with pytest.raises(ValueError, match=r"`mask` of new steps must be bool \(B, t\)"):
+    with pytest.raises(ValueError, match=r"`mask` of new steps must be a bool array `\(B, t\)`"):
         layer.decode(x, layer.init_cache(3, 9), mask=np.ones((3, 5, 5), bool))

@@ -4,7 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from kattn.grid import Grid
 from kattn.layers.position.alibi import ALiBi
+from kattn.layers.position.input_position import InputPosition
+from kattn.layers.position.score_bias import ScoreBias
 from tests import bias_checks, checks
 from tests.bias_checks import quick
 from tests.compute import assert_close, run
@@ -45,6 +48,12 @@ def test_alone(rng, heads, is_learned):
     scores = rng.normal(size=(2, heads, 3, 5)).astype("float32")
     expected = scores + rule(np.zeros((2, 3, heads, 4)), keys=5)
     assert_close(run(quick(ALiBi(learned=is_learned)), scores), expected)
+
+
+def test_queries_are_not_needed(rng):
+    scores = rng.normal(size=(2, 3, 4, 5)).astype("float32")
+    q = rng.normal(size=(2, 4, 3, 6)).astype("float32")
+    np.testing.assert_array_equal(run(ALiBi(), scores, q), run(ALiBi(), scores))
 
 
 @pytest.mark.parametrize("kernel", bias_checks.KERNELS)
@@ -116,15 +125,22 @@ def test_precision_inside_a_layer(policy):
 
 
 def test_it_is_relative():
-    assert not ALiBi.is_absolute
+    assert issubclass(ALiBi, ScoreBias)
+    assert not issubclass(ALiBi, InputPosition)
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match=r"`scores` must have rank 4.*\(3, 4, 5\)"):
         ALiBi()(np.ones((3, 4, 5), "float32"))
-    with pytest.raises(ValueError, match=r"weights after it was attached.*'early'"):
+    with pytest.raises(ValueError, match=r"has no weights yet.*'early'"):
         ALiBi(learned=True, name="early").bias(np.ones((1, 2, 3, 4)))
-    with pytest.raises(ValueError, match=r"for num_heads=3 serves no.*received: num_heads=4"):
+    with pytest.raises(
+        ValueError, match=r"was built for num_heads=3; it cannot be shared with num_heads=4\."
+    ):
         learned().attach(width=12, num_heads=4, key_dim=3)
-    with pytest.raises(ValueError, match=r"`slopes` of a bias.*N=2.*received: 3"):
+    with pytest.raises(
+        ValueError, match=r"ALiBi has.*sequences only; use RelativeTable.*grid=Grid"
+    ):
+        ALiBi().bias(np.ones((1, 6, 3, 4)), Grid((2, 3)))
+    with pytest.raises(ValueError, match=r"`slopes` of a bias.*N=2.*received: .*3"):
         learned()(np.ones((1, 2, 5, 5), "float32"))

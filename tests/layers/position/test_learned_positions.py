@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.learned_positions import LearnedPositions
 from tests import checks
 from tests.compute import assert_close, run
@@ -82,9 +83,13 @@ def test_attached_once(rng):
     values = run(keras.ops.convert_to_tensor, table)
     for function in (layer, layer.embed):
         assert_close(run(function, keras.ops.convert_to_tensor(x)), oracle(x, values, 1))
-    with pytest.raises(ValueError, match=r"that of the table.*width=5, width of the table=4"):
+    with pytest.raises(
+        ValueError, match=r"was built for width=4; it cannot be shared with width=5\."
+    ):
         layer.attach(width=5, num_heads=2, key_dim=3)
-    with pytest.raises(ValueError, match=r"that of the table.*width=3, width of the table=4"):
+    with pytest.raises(
+        ValueError, match=r"width of the table; received: width=3, width of the table=4"
+    ):
         layer.embed(x[..., :3])
 
 
@@ -128,6 +133,7 @@ def test_battery_of_images(rng):
 
 
 def test_it_is_absolute():
+    assert issubclass(LearnedPositions, InputPosition)
     assert LearnedPositions.is_absolute
 
 
@@ -159,7 +165,7 @@ def test_bad_input():
         LearnedPositions(4)(x)
     with pytest.raises(ValueError, match=r"longer than `length`.*axis=1, length=4"):
         LearnedPositions(4)(keras.Input((5, 3)))
-    with pytest.raises(ValueError, match=r"The width must be known.*width=None"):
+    with pytest.raises(ValueError, match=r"The width of `x` must be known.*width=None"):
         LearnedPositions(7)(keras.Input((5, None)))
     with pytest.raises(ValueError, match=r"`positions` must be integers.*float32"):
         LearnedPositions(7)(x, positions=np.ones(5, "float32"))

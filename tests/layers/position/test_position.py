@@ -1,23 +1,18 @@
-"""The protocol: its defaults, and a layer that holds a scheme."""
+"""What the three kinds share, and a layer that holds one of the library's own."""
 
 import keras
 import numpy as np
 import pytest
 
+from kattn.layers.position.head_position import HeadPosition
+from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.learned_positions import LearnedPositions
 from kattn.layers.position.position import Position
 from kattn.layers.position.rotary_embedding import RotaryEmbedding
+from kattn.layers.position.score_bias import ScoreBias
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions
 from tests.checks import shake
 from tests.compute import assert_close, run
-
-
-class Reversed(Position):
-    """That of the docstring of `Position`."""
-
-    def embed(self, x, positions=None):
-        steps = keras.ops.arange(x.shape[1]) if positions is None else positions
-        return x + keras.ops.cast(511 - steps, x.dtype)[..., None] / 512
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -35,7 +30,8 @@ class Host(keras.layers.Layer):
         self.built = True
 
     def call(self, x, positions=None):
-        x = self.position.embed(x, positions)
+        if isinstance(self.position, InputPosition):
+            return self.position.embed(x, positions)
         heads = keras.ops.reshape(x, (-1, x.shape[1], 2, x.shape[-1] // 2))
         return keras.ops.reshape(self.position.rotate(heads, positions), (-1, *x.shape[1:]))
 
@@ -49,24 +45,33 @@ class Host(keras.layers.Layer):
         return cls(position, **config)
 
 
-def test_defaults_change_nothing(rng):
-    position = Position()
-    x, heads = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 2, 2))
+def test_the_base_does_nothing():
+    position = Position(name="where")
     assert position.attach(width=4, num_heads=2, key_dim=2) is None
-    assert position.embed(x) is x
-    assert position.embed(x, np.arange(3)) is x
-    assert position.rotate(heads) is heads
-    assert position.rotate(heads, np.arange(3)) is heads
-    assert position.bias(heads) is None
-    assert not position.is_absolute
     assert not position.weights
+    assert not position.built
+    assert position.supports_masking
+    assert Position.from_config(position.get_config()).name == "where"
 
 
-def test_a_subclass_defines_what_it_needs(rng):
-    position, x = Reversed(), rng.normal(size=(2, 3, 4)).astype("float32")
-    expected = x + np.array([511, 510, 509])[:, None] / 512
-    assert_close(run(position.embed, keras.ops.convert_to_tensor(x)), expected)
-    assert position.rotate(x) is x
+def test_the_kinds_are_apart():
+    kinds = (InputPosition, HeadPosition, ScoreBias)
+    for kind in kinds:
+        assert [issubclass(kind, other) for other in kinds].count(True) == 1
+        assert issubclass(kind, Position)
+
+
+def test_sizes_are_remembered():
+    position = Position()
+    assert position.remember_sizes(num_heads=4, key_dim=8)
+    assert position.built
+    assert not position.remember_sizes(num_heads=4, key_dim=8)
+    message = "This position layer was built for num_heads=4; it cannot be shared with num_heads=8."
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        position.remember_sizes(num_heads=8, key_dim=8)
+    with pytest.raises(ValueError, match=r"built for key_dim=8; .* shared with key_dim=3\."):
+        position.remember_sizes(num_heads=4, key_dim=3)
+    assert not position.remember_sizes(num_heads=4, key_dim=8)
 
 
 SCHEMES = {

@@ -7,7 +7,10 @@ import keras
 import numpy as np
 import pytest
 
+from kattn.grid import Grid
+from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.relative_table import RelativeTable
+from kattn.layers.position.score_bias import ScoreBias
 from kattn.ops import attention
 from tests import bias_checks, checks, oracle
 from tests.bias_checks import quick
@@ -116,7 +119,7 @@ def test_in_attention(monkeypatch, kernel, by_query, axes, resized):
     layer = attached(SIDES[axes], by_query, heads=2, width=3)
     bias_checks.check_attention(
         layer,
-        functools.partial(layer.bias, sides=at_hand),
+        functools.partial(layer.bias, grid=None if at_hand is None else Grid(at_hand)),
         RULES[axes, by_query, at_hand],
         (2, steps, steps, 2, 3),
         kernel,
@@ -166,7 +169,9 @@ def test_keys_on_every_second_cell(rng, sides, by_query):
     assert_close(run(quick(lambda s, q: layer(s, q, stride=2)), scores, q), scores + bias)
     k = v = rng.normal(size=(2, keys, 3, 4))
     tensors = [keras.ops.convert_to_tensor(x, "float32") for x in (q, k, v)]
-    found = run(quick(lambda q, k, v: attention(q, k, v, bias=layer.bias(q, stride=2))), *tensors)
+    found = run(
+        quick(lambda q, k, v: attention(q, k, v, bias=layer.bias(q, Grid(sides, 2)))), *tensors
+    )
     assert_close(found, oracle.attention(q, k, v, bias=bias)[0])
 
 
@@ -198,7 +203,7 @@ def test_linear_functions_are_resized_exactly(sides, at_hand):
     coefficients = [1.0, -2.5, 0.5][: len(sides)]
     old, new = (linear(sides, shape, coefficients) for shape in (sides, at_hand))
     layer.tables[0].assign(np.stack([old, 3.0 * old + 1.0]))
-    found = run(quick(lambda: layer.bias(None, sides=at_hand).values))
+    found = run(quick(lambda: layer.bias(None, Grid(at_hand)).values))
     assert_close(found, np.stack([new, 3.0 * new + 1.0]), 1e-6)
 
 
@@ -206,7 +211,7 @@ def test_linear_functions_are_resized_exactly(sides, at_hand):
 def test_vectors_are_resized_axis_by_axis(rng, sides, at_hand):
     layer = attached(sides, by_query=True)
     q = rng.normal(size=(2, 6, 3, 4)).astype("float32")
-    parts = layer.bias(keras.ops.convert_to_tensor(q), sides=at_hand).parts()
+    parts = layer.bias(keras.ops.convert_to_tensor(q), Grid(at_hand)).parts()
     for part, table, old, new in zip(
         parts, bias_checks.weights_of(layer), sides, at_hand, strict=True
     ):
@@ -220,7 +225,7 @@ def test_vectors_are_resized_axis_by_axis(rng, sides, at_hand):
 def test_equal_sides_change_nothing(rng, sides, by_query):
     layer = attached(sides, by_query)
     q = keras.ops.convert_to_tensor(rng.normal(size=(2, 5, 3, 4)), "float32")
-    found, expected = layer.bias(q, sides=list(sides)), layer.bias(q)
+    found, expected = layer.bias(q, Grid(sides)), layer.bias(q)
     assert len(found.parts()) == (len(sides) if by_query else 1)
     for part, other in zip(found.parts(), expected.parts(), strict=True):
         assert_close(run(lambda p=part: p.values), run(lambda p=other: p.values), 1e-7)
@@ -246,7 +251,7 @@ def test_a_larger_model_loads_the_weights(rng, tmp_path, by_query):
 
     def model(sides):
         position = RelativeTable((2, 3), by_query=by_query, name="table")
-        host = bias_checks.BiasHost(position, {"sides": sides}, name="host")
+        host = bias_checks.BiasHost(position, sides, name="host")
         node = keras.Input((math.prod(sides), 8))
         return keras.Model(node, host(node))
 
@@ -273,7 +278,9 @@ def test_weights(by_query):
     assert len(layer.losses) == len(weights)
     assert all(0.0 < np.abs(w).max() <= 0.04 for w in bias_checks.weights_of(layer))
     name, have, other = ("key_dim", 4, 3) if by_query else ("num_heads", 3, 4)
-    with pytest.raises(ValueError, match=f"for {name}={have} serves no.*received: {name}={other}"):
+    with pytest.raises(
+        ValueError, match=f"for {name}={have}; it cannot be shared with {name}={other}"
+    ):
         layer.attach(width=12, num_heads=4, key_dim=3)
 
 
@@ -343,7 +350,8 @@ def test_battery_by_query(rng):
 
 
 def test_it_is_relative():
-    assert not RelativeTable.is_absolute
+    assert issubclass(RelativeTable, ScoreBias)
+    assert not issubclass(RelativeTable, InputPosition)
 
 
 @pytest.mark.parametrize("sides", [(), (2, 3, 4, 5), (2, 0), (2.0, 3), 5, (True, 3)])
@@ -351,7 +359,14 @@ def test_bad_sides(sides):
     with pytest.raises(ValueError, match="`sides` must be 1 to 3 integers >= 1; received: sides="):
         RelativeTable(sides)
     with pytest.raises(ValueError, match="`sides` must be 1 to 3 integers >= 1; received: sides="):
-        attached((2, 3), by_query=False).bias(None, sides=sides)
+        attached((2, 3), by_query=False)(np.ones((1, 3, 6, 6), "float32"), sides=sides)
+
+
+def test_a_grid_must_be_known():
+    with pytest.raises(
+        ValueError, match=r"`sides` must be 1 to 3 int.*received: sides=\(None, 3\)"
+    ):
+        attached((2, 3), by_query=False).bias(None, Grid((None, 3)))
 
 
 def test_bad_input():
@@ -360,17 +375,17 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"`scores` must have rank 4.*\(3, 6, 6\)"):
         RelativeTable((2, 3))(scores[0])
     for some in (layer, RelativeTable((2, 3), by_query=True)):
-        with pytest.raises(ValueError, match="`by_query` needs `query`; received: query=None"):
+        with pytest.raises(ValueError, match=r"`query` must be given, because.*: query=None"):
             some(scores)
     with pytest.raises(ValueError, match=r"`query` must have rank 4.*D=4.*\(2, 6, 3, 3\)"):
         layer(scores, q[..., :3])
-    with pytest.raises(ValueError, match=r"where `scores` is \(B, N, T, S\).*\(2, 3, 6, 4\)"):
+    with pytest.raises(ValueError, match=r"where `scores` has \(B, N, T, S\).*\(2, 3, 6, 4\)"):
         layer(scores, q.swapaxes(1, 2))
-    with pytest.raises(ValueError, match=r"as many as those of the.*sides=\(6,\), .*\(2, 3\)"):
+    with pytest.raises(ValueError, match=r"as many sides as that of the.*sides=\(6,\), .*\(2, 3\)"):
         layer(scores, q, sides=(6,))
     with pytest.raises(ValueError, match=r"`stride` must be an integer >= 1.*stride=0"):
         layer(scores, q, stride=0)
     with pytest.raises(ValueError, match=r"A grid of \(3, 4\) with stride 1 has 12 steps.*T=6"):
         layer(scores, q, sides=(3, 4))
-    with pytest.raises(ValueError, match=r"weights after it was attached.*'early'"):
+    with pytest.raises(ValueError, match=r"has no weights yet.*'early'"):
         RelativeTable((2, 3), name="early").bias(q)

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import pytest
 
+from kattn.layers.position.head_position import HeadPosition
+from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.rotary_embedding import RotaryEmbedding
 from tests import checks
 from tests import rotary_oracle as oracle
@@ -190,14 +192,18 @@ def test_unknown_sizes(rng, maker):
 
 
 def test_it_is_relative():
-    assert not RotaryEmbedding.is_absolute
+    assert issubclass(RotaryEmbedding, HeadPosition)
+    assert not issubclass(RotaryEmbedding, InputPosition)
     assert not make().weights
 
 
 BAD = {
     "base": ({"base": 1}, "`base` must be above 1.*base=1"),
-    "fraction": ({"fraction": 0.0}, r"`fraction` must be in \(0, 1\].*fraction=0\.0"),
-    "fraction above 1": ({"fraction": 1.5}, r"`fraction` must be in \(0, 1\].*fraction=1\.5"),
+    "fraction": ({"fraction": 0.0}, r"`fraction` must be a fraction in \(0, 1\].*fraction=0\.0"),
+    "fraction above 1": (
+        {"fraction": 1.5},
+        r"`fraction` must be a fraction in \(0, 1\].*fraction=1\.5",
+    ),
     "axes": ({"axes": 0}, "`axes` must be an integer >= 1.*axes=0"),
     "grid": ({"grid": (2, 3)}, r"`grid` must be None or hold.*grid=\(2, 3\), axes=1"),
     "scaling": ({"scaling": "dynamic"}, "`scaling` must be one of.*scaling='dynamic'"),

@@ -6,6 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from kattn.grid import Grid
+from kattn.layers.position.input_position import InputPosition
+from kattn.layers.position.score_bias import ScoreBias
 from kattn.layers.position.shaw_relative import ShawRelative
 from kattn.ops import attention
 from tests import bias_checks, checks
@@ -78,7 +81,9 @@ def test_weights():
     assert [(w.name, tuple(w.shape)) for w in layer.weights] == [("table", (7, 4))]
     np.testing.assert_array_equal(run(keras.ops.convert_to_tensor, table), np.ones((7, 4)))
     assert_close(run(keras.ops.convert_to_tensor, layer.losses[0]), 14.0)
-    with pytest.raises(ValueError, match=r"for key_dim=4 serves no.*received: key_dim=3"):
+    with pytest.raises(
+        ValueError, match=r"was built for key_dim=4; it cannot be shared with key_dim=3\."
+    ):
         layer.attach(width=12, num_heads=4, key_dim=3)
 
 
@@ -120,7 +125,8 @@ def test_battery(rng):
 
 
 def test_it_is_relative():
-    assert not ShawRelative.is_absolute
+    assert issubclass(ShawRelative, ScoreBias)
+    assert not issubclass(ShawRelative, InputPosition)
 
 
 @pytest.mark.parametrize("limit", [0, 2.0, None])
@@ -134,11 +140,16 @@ def test_bad_input():
     scores, q = np.ones((2, 3, 5, 5), "float32"), np.ones((2, 5, 3, 4), "float32")
     with pytest.raises(ValueError, match=r"`scores` must have rank 4.*\(3, 5, 5\)"):
         ShawRelative(2)(scores[0], q)
+    for layer in (ShawRelative(2), attached()):
+        with pytest.raises(ValueError, match=r"`query` must be given, because.*query=None"):
+            layer(scores)
+    with pytest.raises(ValueError, match=r"ShawRelative.*sequences only; use RelativeTable.*Grid"):
+        attached().bias(q, Grid((1, 5)))
     with pytest.raises(ValueError, match=r"`query` must have rank 4.*\(5, 3, 4\)"):
         ShawRelative(2)(scores, q[0])
     with pytest.raises(ValueError, match=r"`query` must have rank 4.*D=4.*\(2, 5, 3, 3\)"):
         attached()(scores, q[..., :3])
-    with pytest.raises(ValueError, match=r"where `scores` is \(B, N, T, S\).*\(2, 3, 5, 4\)"):
+    with pytest.raises(ValueError, match=r"where `scores` has \(B, N, T, S\).*\(2, 3, 5, 4\)"):
         ShawRelative(2)(scores, q.swapaxes(1, 2))
-    with pytest.raises(ValueError, match=r"weights after it was attached.*'early'"):
+    with pytest.raises(ValueError, match=r"has no weights yet.*'early'"):
         ShawRelative(2, name="early").bias(q)

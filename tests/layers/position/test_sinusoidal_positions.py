@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions
 from tests import checks
 from tests.compute import assert_close, compiled, run
@@ -139,12 +140,13 @@ def test_unknown_sizes(rng):
 
 
 def test_it_is_absolute():
+    assert issubclass(SinusoidalPositions, InputPosition)
     assert SinusoidalPositions.is_absolute
     assert not make().weights
 
 
 BAD = {
-    "base": ({"base": 1}, "`base` must be above 1.*base=1"),
+    "base": ({"base": 1}, "`base` must be a number above 1; received: base=1"),
     "axes": ({"axes": 0}, "`axes` must be an integer >= 1.*axes=0"),
     "grid": ({"grid": (2, 3)}, r"`grid` must be None or hold.*grid=\(2, 3\), axes=1"),
 }

@@ -6,6 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from kattn.grid import Grid
+from kattn.layers.position.input_position import InputPosition
+from kattn.layers.position.score_bias import ScoreBias
 from kattn.layers.position.t5_relative_bias import T5RelativeBias
 from tests import bias_checks, checks, oracle
 from tests.bias_checks import quick
@@ -86,7 +89,9 @@ def test_weights():
     assert [(w.name, tuple(w.shape)) for w in layer.weights] == [("table", (3, 6))]
     np.testing.assert_array_equal(run(keras.ops.convert_to_tensor, table), np.ones((3, 6)))
     assert_close(run(keras.ops.convert_to_tensor, layer.losses[0]), 9.0)
-    with pytest.raises(ValueError, match=r"for num_heads=3 serves no.*received: num_heads=4"):
+    with pytest.raises(
+        ValueError, match=r"was built for num_heads=3; it cannot be shared with num_heads=4\."
+    ):
         layer.attach(width=12, num_heads=4, key_dim=3)
 
 
@@ -152,7 +157,8 @@ def test_battery(rng, bidirectional):
 
 
 def test_it_is_relative():
-    assert not T5RelativeBias.is_absolute
+    assert issubclass(T5RelativeBias, ScoreBias)
+    assert not issubclass(T5RelativeBias, InputPosition)
 
 
 BAD = {
@@ -181,7 +187,11 @@ def test_bad_arguments(name):
 def test_bad_input():
     with pytest.raises(ValueError, match=r"`scores` must have rank 4.*\(3, 4, 5\)"):
         T5RelativeBias()(np.ones((3, 4, 5), "float32"))
-    with pytest.raises(ValueError, match=r"weights after it was attached.*'early'"):
+    with pytest.raises(ValueError, match=r"has no weights yet.*'early'"):
         T5RelativeBias(name="early").bias(np.ones((1, 2, 3, 4)))
-    with pytest.raises(ValueError, match=r"`values` of a bias.*N=2.*received: 3"):
+    with pytest.raises(
+        ValueError, match=r"T5Relative.*sequences only; use RelativeTable.*grid=Grid"
+    ):
+        attached(True).bias(np.ones((1, 6, 3, 4)), Grid((2, 3)))
+    with pytest.raises(ValueError, match=r"`values` of a bias.*N=2.*received: .*3"):
         attached(True)(np.ones((1, 2, 5, 5), "float32"))

@@ -139,8 +139,8 @@ def make_bias(name, queries, keys, heads):
         "clipped": biases.Clipped,
         "clipped by query": biases.Clipped,
         "t5": functools.partial(biases.T5, max_distance=9),
-        "grid": functools.partial(biases.Grid, sides=(queries,), axes=(0,)),
-        "grid by query": functools.partial(biases.Grid, sides=(queries,), axes=(0,)),
+        "grid": functools.partial(biases.GridTable, sides=(queries,), axes=(0,)),
+        "grid by query": functools.partial(biases.GridTable, sides=(queries,), axes=(0,)),
         "sum": lambda table, by_query, array, slopes: (
             biases.Clipped(table)
             + biases.Clipped(by_query)

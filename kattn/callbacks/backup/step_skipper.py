@@ -1,0 +1,41 @@
+"""Steps that read their data and do not train."""
+
+import keras
+
+
+class StepSkipper:
+    """Takes the place of a model's training step, to read batches without training on them.
+
+    Args:
+        model: The model that is in `fit`.
+        steps: How many steps one call of the training step joins.
+
+    Attributes:
+        skips_next: Whether the next call is to be skipped. Each skipped call sets it to False.
+        batch: The last batch that was skipped.
+    """
+
+    def __init__(self, model, steps):
+        self.skips_next = False
+        self.batch = None
+        self._model, self._steps = model, steps
+        self._history = model.history  # each fit has a history of its own
+        self._function = model.train_function
+        model.train_function = self
+
+    def __call__(self, *arguments):
+        if not self.skips_next or self._model.history is not self._history:
+            # An exception ended the fit that was to skip.
+            return self._function(*arguments)
+        self.skips_next = False
+        if keras.backend.backend() == "torch":
+            return {}
+        *state, iterator = arguments
+        for _ in range(self._steps):
+            self.batch = next(iterator)
+        return ({}, *state) if state else {}
+
+    def remove(self):
+        """Put the training step back, unless another one has taken the place since."""
+        if self._model.train_function is self:
+            self._model.train_function = self._function

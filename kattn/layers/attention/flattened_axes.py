@@ -1,0 +1,116 @@
+"""Inputs of any rank as sequences: attention axes become one of steps, the rest one of batch."""
+
+import math
+
+from keras import ops
+
+from kattn import arguments
+
+
+class FlattenedAxes:
+    """How inputs `(B, <axes>, C)` become sequences `(B', T', C)`, and outputs go back.
+
+    Args:
+        axes: The axes over which steps attend to each other, or None for all between the batch
+            and the width. They become the axis of steps, the last one running fastest.
+        query_shape: Shape of the input that asks.
+        value_shape: Shape of the input that provides values, of the same rank.
+    """
+
+    def __init__(self, axes, query_shape, value_shape):
+        rank = len(query_shape)
+        self.axes = tuple(range(1, rank - 1)) if axes is None else tuple(a % rank for a in axes)
+        self.others = tuple(a for a in range(rank - 1) if a not in self.axes)
+        self.batch = tuple(query_shape[a] for a in self.others)
+        self.queries = tuple(query_shape[a] for a in self.axes)
+        self.keys = tuple(value_shape[a] for a in self.axes)
+
+    def flatten(self, x, kept):
+        """`(B, <axes>, <kept>)`, of which `kept` axes stay, to `(B', T', <kept>)`."""
+        order = (*self.others, *self.axes)
+        x = ops.transpose(x, (*order, *range(len(order), len(order) + kept)))
+        shape = ops.shape(x)
+        split, end = len(self.others), len(order)
+        return ops.reshape(x, (math.prod(shape[:split]), math.prod(shape[split:end]), *shape[end:]))
+
+    def unflatten(self, y):
+        """The way back for the output of the heads, `(B', T', N, Dv)`."""
+        y = ops.reshape(y, (*self.batch, *self.queries, *ops.shape(y)[2:]))
+        order = (*self.others, *self.axes)
+        back = [order.index(axis) for axis in range(len(order))]
+        return ops.transpose(y, (*back, len(order), len(order) + 1))
+
+    def unflatten_scores(self, weights, heads):
+        """`(B', N, T', S')` to `(<batch>, N, <query axes>, <key axes>)`."""
+        return ops.reshape(weights, (*self.batch, heads, *self.queries, *self.keys))
+
+    def flatten_mask(self, mask):
+        """A mask over axes, as Keras has it, to `(B', N or 1, T', S')`."""
+        full = len(self.batch) + 1 + 2 * len(self.axes)
+        least = 2 * len(self.axes)
+        if not least <= len(mask.shape) <= full:
+            raise arguments.error(
+                f"`attention_mask` must have rank {least} to {full}, ([batch, [heads,]] query "
+                "axes, key axes)",
+                attention_mask=mask,
+            )
+        head_axis = len(mask.shape) - least
+        while len(mask.shape) < full:
+            mask = ops.expand_dims(mask, head_axis)
+        if len(self.batch) == len(self.axes) == 1:
+            return mask
+        mask_heads = mask.shape[len(self.batch)]
+        mask = ops.broadcast_to(mask, (*self.batch, mask_heads, *self.queries, *self.keys))
+        sizes = (self.batch, (mask_heads,), self.queries, self.keys)
+        return ops.reshape(mask, tuple(math.prod(part) for part in sizes))
+
+    def flatten_padding(self, keep, x):
+        """A padding mask of `x`, of its first axes at least, to `(B', T')`."""
+        steps, rank = ops.shape(x)[:-1], len(keep.shape)
+        pairs = zip(keep.shape, x.shape, strict=False)
+        fits = all(have in (1, want) or None in (have, want) for have, want in pairs)
+        if not 2 <= rank <= len(steps) or not fits:
+            raise arguments.error(
+                "A padding mask must have the first axes of its input, two or more, without the "
+                "width",
+                mask=keep,
+                input=x,
+            )
+        if len(steps) > 2:
+            keep = ops.broadcast_to(with_rank(keep, len(steps)), steps)
+        return self.flatten(keep, 0)
+
+
+def check_axes(axes, query_shape, value_shape, key_shape):
+    """Raises ValueError unless inputs of these shapes can attend over these axes."""
+    shapes = {"query.shape": query_shape, "value.shape": value_shape, "key.shape": key_shape}
+    ranks = {len(shape) for shape in shapes.values()}
+    if len(ranks) > 1 or min(ranks) < 3:
+        raise arguments.error("`query`, `value` and `key` must have one rank, 3 or more", **shapes)
+    if tuple(value_shape[1:-1]) != tuple(key_shape[1:-1]):
+        raise arguments.error("`value` and `key` must have the same steps", **shapes)
+    if axes is None:
+        return
+    rank = len(query_shape)
+    inside = all(-rank <= axis < rank and 1 <= axis % rank < rank - 1 for axis in axes)
+    if not inside or len({axis % rank for axis in axes}) < len(axes):
+        raise arguments.error(
+            "`attention_axes` must lie between the batch and the width, each once",
+            attention_axes=axes,
+            **shapes,
+        )
+    for axis in {*range(1, rank - 1)} - {axis % rank for axis in axes}:
+        sizes = query_shape[axis], value_shape[axis]
+        if sizes[0] != sizes[1] and None not in sizes:
+            raise arguments.error(
+                f"Axes that are not among `attention_axes` must be alike; axis {axis} is not",
+                attention_axes=axes,
+                **shapes,
+            )
+
+
+def with_rank(x, rank):
+    """`x` with axes of size 1 at its end, so that it has this rank."""
+    for _ in range(rank - len(x.shape)):
+        x = ops.expand_dims(x, -1)
+    return x

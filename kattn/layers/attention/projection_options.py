@@ -1,0 +1,88 @@
+"""How an attention layer makes its projections: one object for the arguments that they share."""
+
+import dataclasses
+from typing import Any
+
+import keras
+from keras import ops
+
+from kattn.layers.initializers import numbered
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectionOptions:
+    """Biases, initializers and regularizers of the projections of one layer.
+
+    Args:
+        use_bias: Whether the projections add a bias.
+        kernel_initializer: Initializer of the projection matrices, or what Keras reads as one.
+        bias_initializer: Initializer of the biases.
+        kernel_regularizer: Regularizer of the projection matrices, or None.
+        bias_regularizer: Regularizer of the biases, or None.
+    """
+
+    use_bias: bool = True
+    kernel_initializer: Any = "glorot_uniform"
+    bias_initializer: Any = "zeros"
+    kernel_regularizer: Any = None
+    bias_regularizer: Any = None
+
+    def __post_init__(self):
+        for name, get in (
+            ("kernel_initializer", keras.initializers.get),
+            ("bias_initializer", keras.initializers.get),
+            ("kernel_regularizer", keras.regularizers.get),
+            ("bias_regularizer", keras.regularizers.get),
+        ):
+            object.__setattr__(self, name, get(getattr(self, name)))
+
+    def dense(self, name, width, *parts, dtype, use_bias=None):
+        """A built Dense layer that computes one or several projections in one matrix product.
+
+        Args:
+            name: Name of the layer.
+            width: Number of channels of its input.
+            *parts: Number of channels of each projection. They lie side by side in the output,
+                and each is initialised as a matrix of its own.
+            dtype: Dtype policy of the layer.
+            use_bias: Whether it has a bias, if not as the options say.
+
+        Returns:
+            A `keras.layers.Dense` of `sum(parts)` units.
+        """
+        layer = keras.layers.Dense(
+            sum(parts),
+            use_bias=self.use_bias if use_bias is None else use_bias,
+            kernel_initializer=_by_part(self.kernel_initializer, parts),
+            bias_initializer=numbered(self.bias_initializer, 0),
+            kernel_regularizer=self.kernel_regularizer,
+            bias_regularizer=self.bias_regularizer,
+            dtype=dtype,
+            name=name,
+        )
+        layer.build((None, width))
+        return layer
+
+    def get_config(self):
+        """The options as the constructor arguments of a layer, for its config."""
+        initializer, regularizer = keras.initializers.serialize, keras.regularizers.serialize
+        return {
+            "use_bias": self.use_bias,
+            "kernel_initializer": initializer(self.kernel_initializer),
+            "bias_initializer": initializer(self.bias_initializer),
+            "kernel_regularizer": regularizer(self.kernel_regularizer),
+            "bias_regularizer": regularizer(self.bias_regularizer),
+        }
+
+
+def _by_part(initializer, parts):
+    """An initializer of a matrix that initialises its parts as matrices of their own."""
+    if len(parts) == 1:
+        return numbered(initializer, 0)
+
+    def initialize(shape, dtype=None):
+        copies = [numbered(initializer, i) for i in range(len(parts))]
+        drawn = [copy((shape[0], n), dtype=dtype) for copy, n in zip(copies, parts, strict=True)]
+        return ops.concatenate(drawn, axis=-1)
+
+    return initialize

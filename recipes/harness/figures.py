@@ -1,0 +1,138 @@
+"""Figures that many reports need: learning curves, final results, grids of small panels."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from recipes.harness.statistics import PairedDifference
+
+COLOURS = GREY, RED, BLUE, YELLOW = ("#7f7f7f", "#d1495b", "#00798c", "#edae49")  # baseline: grey
+
+
+def curves(
+    histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    panels: Mapping[str, str],
+    finals: Mapping[str, Sequence[float]],
+    finals_title: str,
+) -> Figure:
+    """Learning curves, one panel per quantity and one colour per model; then the final results.
+
+    Args:
+        histories: For each model, for each of its runs, one dict of values for each epoch. They
+            are shown as mean and range over runs.
+        panels: Title of each panel by the name of the value that it shows. Losses get a
+            logarithmic axis.
+        finals: For each model, the final result of each run. Results of one seed are joined.
+        finals_title: Title of the panel with the final results.
+    """
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(3.6 * (len(panels) + 1), 3.4), layout="constrained")
+        *axes, last = figure.subplots(1, len(panels) + 1)
+    for panel, (key, title) in zip(axes, panels.items(), strict=True):
+        for colour, (label, runs) in zip(COLOURS, histories.items(), strict=False):
+            _band(panel, np.array([[epoch[key] for epoch in run] for run in runs]), colour, label)
+        if key.endswith("loss"):
+            panel.set_yscale("log")
+        else:  # the first epochs may leave the panel: the rest would be a flat line
+            every = [epoch[key] for runs in histories.values() for run in runs for epoch in run]
+            low, high = float(np.quantile(every, 0.15)), max(every)
+            panel.set_ylim(low - 0.2 * (high - low) - 1e-3, high + 0.1 * (high - low) + 1e-3)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("epoch")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.25)
+    axes[0].legend(frameon=False, fontsize=8)
+    last.plot(np.array(list(finals.values())), color="black", linewidth=0.8, alpha=0.4)
+    for x, (colour, values) in enumerate(zip(COLOURS, finals.values(), strict=False)):
+        last.plot([x] * len(values), values, "o", color=colour, alpha=0.7)
+        last.plot([x - 0.15, x + 0.15], [np.mean(values)] * 2, color=colour, linewidth=2.5)
+    last.set_xticks(range(len(finals)), [label.replace(" + ", "\n+ ") for label in finals])
+    last.set_xlim(-0.5, len(finals) - 0.5)
+    last.set_title(finals_title, fontsize=10)
+    last.grid(axis="y", alpha=0.25)
+    return figure
+
+
+def _band(axes: Any, values: np.ndarray, colour: str, label: str) -> None:
+    epochs = np.arange(1, values.shape[1] + 1)
+    axes.plot(epochs, values.mean(0), color=colour, label=label, linewidth=1.8)
+    axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+
+
+def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """A figure of small panels that share their axes; width and height of a panel in inches."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for panel in axes[count:]:
+        panel.set_axis_off()
+    for panel in axes:
+        panel.grid(alpha=0.25)
+        panel.tick_params(labelsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes[:count])
+
+
+def results_figure(
+    values: Mapping[str, Sequence[float]],
+    titles: Mapping[str, str],
+    baseline: str,
+    others: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str,
+    linear: float | None = None,
+) -> Figure:
+    """Results by seed, their differences to the baseline, and other numbers; a row each variant.
+
+    Args:
+        values: Results by name of the variant, one for each seed.
+        titles: Titles of the variants by name.
+        baseline: Name of the variant that the others are compared with.
+        others: Further panels: by title, numbers by name of the variant.
+        title: Title of the panel with the results.
+        linear: The axis of differences is linear up to this value and logarithmic beyond. None
+            makes all of it linear.
+    """
+    count = 2 + len(others)
+    height = 0.8 + 0.26 * len(values)
+    figure = Figure(figsize=(2.2 + 2.7 * count, max(height, 2.2)), layout="constrained")
+    first, second, *rest = figure.subplots(1, count, sharey=True)
+    _dots(first, values)
+    first.set_title(title, fontsize=9)
+    _intervals(second, values, baseline)
+    if linear is None:
+        second.locator_params(axis="x", nbins=5)
+    else:
+        second.set_xscale("symlog", linthresh=linear)
+    second.set_title(f"difference to {titles[baseline]}, 95 %", fontsize=9)
+    for panel, (name, numbers) in zip(rest, others.items(), strict=True):
+        _dots(panel, numbers)
+        panel.set_title(name, fontsize=9)
+    first.set_yticks(range(len(values)), [titles[kind] for kind in values], fontsize=8)
+    first.invert_yaxis()
+    for panel in (first, second, *rest):
+        panel.grid(alpha=0.25)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _dots(axes: Any, values: Mapping[str, Sequence[float]]) -> None:
+    for row, each in enumerate(values.values()):
+        axes.plot(each, [row] * len(each), "o", color=BLUE, alpha=0.5, markersize=4)
+        if len(each):
+            axes.plot([np.mean(each)] * 2, [row - 0.35, row + 0.35], color="black", linewidth=1.5)
+
+
+def _intervals(axes: Any, values: Mapping[str, Sequence[float]], baseline: str) -> None:
+    for row, (kind, each) in enumerate(values.items()):
+        if kind == baseline:
+            continue
+        difference = PairedDifference.between(each, values[baseline])
+        if difference.interval is not None:
+            colour = RED if difference.is_clear else GREY
+            axes.plot(difference.interval, [row, row], color=colour, linewidth=1.5)
+        axes.plot(difference.mean, row, "o", color="black", markersize=4)
+    axes.axvline(0, color="black", linewidth=0.8)

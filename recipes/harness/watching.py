@@ -1,0 +1,80 @@
+"""Callbacks that watch a fit. They need Keras, so import this only once the backend is chosen."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from recipes.harness.progress import Progress
+
+
+class Watching(keras.callbacks.Callback):
+    """Shows how far the training is, times epochs, and validates at the end of each.
+
+    Args:
+        label: Name of the fit, shown with its progress.
+        epochs: Number of epochs of the fit.
+        steps: Number of steps in one epoch.
+        validate: Function of the model that returns results by name, or None. The results are
+            added to the logs of the epoch, their names beginning with "val_".
+    """
+
+    def __init__(
+        self,
+        label: str,
+        epochs: int,
+        steps: int,
+        validate: Callable[[Any], Mapping[str, float]] | None = None,
+    ):
+        super().__init__()
+        self.label, self.epochs, self.steps, self.validate = label, epochs, steps, validate
+        self.progress: Progress | None = None
+        self._start = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self.progress is None:
+            self.progress = Progress(self.label, self.epochs, self.steps, first_epoch=epoch)
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.progress is not None:
+            self.progress.step()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs["seconds"] = time.perf_counter() - self._start
+        if self.validate is None or self.progress is None:
+            return
+        validated = self.validate(self.model)
+        logs |= {f"val_{name}": value for name, value in validated.items()}
+        shown = [*(name for name in validated if name in logs), *(f"val_{n}" for n in validated)]
+        self.progress.epoch(epoch + 1, {name: logs[name] for name in shown})
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.progress is not None:
+            self.progress.close()
+
+
+class StepLosses(keras.callbacks.Callback):
+    """Keeps the loss of each step of the last epoch in `losses`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.losses = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if logs:  # otherwise ExactResume has skipped the step
+            # The logs hold the mean of the epoch so far, and batches are of one size.
+            self.losses.append(logs["loss"] * (batch + 1) - math.fsum(self.losses))
+
+    def get_state(self) -> dict[str, Any]:
+        """Give what a training that goes on needs."""
+        return {"losses": list(self.losses)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of a training that was stopped."""
+        self.losses = list(state["losses"])

@@ -1,0 +1,23 @@
+"""Figures show the numbers they are given."""
+
+import numpy as np
+import pytest
+
+from recipes import harness
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_curves(tmp_path, runs):
+    epochs = [{"loss": 1 / (i + 1), "accuracy": i / 10} for i in range(4)]
+    figure = harness.curves(
+        {"plain": [epochs] * runs, "other": [epochs] * runs},
+        {"loss": "training loss", "accuracy": "accuracy"},
+        {"plain": [0.5] * runs, "other": [0.6] * runs},
+        "final",
+    )
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["training loss", "accuracy", "final"]
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear", "linear"]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [1, 1 / 2, 1 / 3, 1 / 4])
+    harness.RunFolder(tmp_path).write_figure("curves.png", figure)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
