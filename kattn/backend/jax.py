@@ -111,10 +111,9 @@ def vjp(function, inputs, gradient):
     return jax.vjp(function, *inputs)[1](gradient)
 
 
-def drop(rows, columns, threshold, *weights):
-    """Each of `weights`, 0 where the hash of its row and column is below the threshold."""
-    keep = _hash(rows * columns.mT) >= threshold
-    return tuple(jnp.where(keep, x, 0.0) for x in weights)
+def drop(rows, columns, threshold, weights):
+    """`weights`, 0 where the hash of row and column is below the threshold."""
+    return jnp.where(_hash(rows * columns.mT) >= threshold, weights, 0.0)
 
 
 def _hash(x):
@@ -125,6 +124,11 @@ def _hash(x):
 def exp_difference(x, level):
     """exp(x - level); x may be changed in place."""
     return jnp.exp(x - level)
+
+
+def add_product(x, a, b):
+    """Returns x + a * b; x may be changed in place."""
+    return x + a * b
 
 
 def softmax_gradient(p, gradient, delta):

@@ -104,18 +104,23 @@ def vjp(function, inputs, gradient):
 
 
 @tf.function(jit_compile=True, autograph=False)
-def drop(rows, columns, threshold, *weights):
-    """Each of `weights`, 0 where the hash of its row and column is below the threshold."""
+def drop(rows, columns, threshold, weights):
+    """`weights`, 0 where the hash of row and column is below the threshold."""
     # Compiled by XLA even where the model is not: one pass over the weights in place of seven.
     keep = rows * tf.linalg.matrix_transpose(columns)
     keep = tf.bitwise.bitwise_xor(keep, tf.bitwise.right_shift(keep, 16)) * MIXER
     keep = keep >= threshold  # no two odd numbers give the same
-    return tuple(tf.where(keep, x, 0.0) for x in weights)
+    return tf.where(keep, weights, 0.0)
 
 
 def exp_difference(x, level):
     """exp(x - level); x may be changed in place."""
     return tf.exp(x - level)
+
+
+def add_product(x, a, b):
+    """Returns x + a * b; x may be changed in place."""
+    return x + a * b
 
 
 def softmax_gradient(p, gradient, delta):

@@ -111,18 +111,29 @@ def vjp(function, inputs, gradient):
     return torch.autograd.grad(output, inputs, gradient)
 
 
-def drop(rows, columns, threshold, *weights):
-    """Each of `weights`, 0 where the hash of its row and column is below the threshold."""
-    # In place and in integers throughout: a comparison to bool, or a choice by bool, takes as long
-    # as four of these operations.
-    keep = rows * columns.mT
-    keep.bitwise_xor_(keep >> 16).mul_(MIXER).ge_(threshold)  # no two odd numbers give the same
-    return tuple((x.view(torch.int32) * keep).view(torch.float32) for x in weights)
+def drop(rows, columns, threshold, weights):
+    """`weights`, changed in place: 0 where the hash of row and column is below the threshold."""
+    # In integers throughout: a comparison to bool, or a choice by bool, takes as long as four of
+    # these operations. One matrix at a time, so that its hashes stay in the cache.
+    lead = weights.shape[:-2]
+    columns = columns.mT.expand(*lead, 1, -1).flatten(0, -3)
+    rows = rows.expand(*lead, -1, 1).flatten(0, -3)
+    whole = weights.view(torch.int32).view(-1, *weights.shape[-2:])
+    for matrix, row, column in zip(whole, rows, columns, strict=True):
+        keep = row * column
+        keep.bitwise_xor_(keep >> 16).mul_(MIXER).ge_(threshold)  # no two odd numbers give the same
+        matrix.mul_(keep)
+    return weights
 
 
 def exp_difference(x, level):
     """exp(x - level), in the place of x."""
     return x.sub_(level).exp_()
+
+
+def add_product(x, a, b):
+    """Returns x + a * b, in the place of x."""
+    return x.addcmul_(a, b)
 
 
 def softmax_gradient(p, gradient, delta):

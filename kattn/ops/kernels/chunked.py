@@ -8,6 +8,7 @@ softmax); Dao et al. 2022, algorithms 1 and 4, https://arxiv.org/abs/2205.14135 
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -158,7 +159,7 @@ class _Blocks:
                 top = ops.maximum(level, ops.max(z, axis=-1, keepdims=True))
                 shrink, p = ops.exp(level - top), backend.exp_difference(z, top)
                 total = total * shrink + ops.sum(p, axis=-1, keepdims=True)
-                (p,) = self._drop(i, j, p)
+                p = self._drop(i, j, p)
                 mixed = mixed * shrink + block.weights_by_values(p, backend.take(self.v, j))
                 return top, total, mixed
 
@@ -187,9 +188,10 @@ class _Blocks:
                 q, do_i = backend.take(self.q, i), backend.take(do, i)
                 z, slope = self._logits(q, k, i, j, masked)
                 p = backend.exp_difference(z, backend.take(level, i))
-                dropped, dp = self._drop(i, j, p, block.queries_by_keys(do_i, v))
-                dv = dv + block.weights_by_queries(dropped, do_i)
-                dz = backend.softmax_gradient(p, dp, backend.take(delta, i))
+                dp = block.queries_by_keys(do_i, v)
+                drop = functools.partial(self._drop, i, j) if self.plan.dropout_rate else None
+                dz, p = block.logits_gradient(p, dp, backend.take(delta, i), drop)
+                dv = dv + block.weights_by_queries(p, do_i)
                 ds = dz if slope is None else dz * slope
                 rest = {**rest, "q": backend.add_at(rest["q"], i, block.weights_by_values(ds, k))}
                 rest["bias"] = self.biases.add(rest["bias"], dz, i, j)
@@ -215,13 +217,13 @@ class _Blocks:
             keep = block.group_heads(keep, *self.heads)
         return block.logits(q, k, keep, self.biases.block(i, j), self.plan.softcap)
 
-    def _drop(self, i, j, *weights):
+    def _drop(self, i, j, weights):
         """The weights of block (i, j) after dropout, not yet scaled."""
         rows, columns = self.counters
         if rows is None:
             return weights
         counters = backend.take(rows, i), backend.take(columns, j)
-        return dropout.drop(*counters, self.plan.dropout_rate, *weights)
+        return dropout.drop(*counters, self.plan.dropout_rate, weights)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,30 +46,27 @@ def counters(call):
     return numbers[..., :queries, :], numbers[..., queries:, :]
 
 
-def drop(rows, columns, rate, *weights):
-    """Each of `weights` with zeros where the pair's weight is dropped; the rest is not scaled.
+def drop(rows, columns, rate, weights):
+    """The weights with zeros where they are dropped; the rest is not scaled yet.
 
-    Kernels scale by `kept(rate)` where an array is smaller than the scores.
+    Kernels divide by `kept(rate)` where an array is smaller than the scores.
 
     Args:
         rows: Counters of the queries of the block, `(..., t, 1)`.
         columns: Counters of its keys, `(..., s, 1)`.
         rate: Fraction of the weights that are dropped, in [0, 1).
-        *weights: float32 arrays `(..., t, s)`, all of which lose the same entries.
-
-    Returns:
-        A tuple with as many arrays as there are `weights`.
+        weights: float32, `(..., t, s)`; PyTorch changes them in place.
     """
     # Counters are compared as signed numbers, of which the smallest is -2^31.
     threshold = min(round(rate * 2**32), 2**32 - 1) - 2**31
-    return backend.drop(rows, columns, threshold, *weights)
+    return backend.drop(rows, columns, threshold, weights)
 
 
 def dropped(rows, columns, rate, weights):
-    """As `drop`, for one array of weights, scaled by 1 / (1 - rate), and with a gradient."""
+    """As `drop`, but scaled by 1 / (1 - rate), with a gradient, and never in place."""
 
     def forward(weights, rows, columns):
-        return drop(rows, columns, rate, weights)[0] / kept(rate), ()
+        return drop(rows, columns, rate, weights / kept(rate)), ()
 
     def backward(inputs, residuals, gradient):
         _, rows, columns = inputs
