@@ -11,7 +11,11 @@ import keras
 from keras import ops
 
 from kattn import arguments, masks
+from kattn.masks.checks import REAL_STEP, bool_tensor
 from kattn.ops import masking
+
+PADDING = "(B, T)"
+SHAPES = (PADDING, "(B, T, S)", "(B, N, T, S)")
 
 
 class InputMasks(NamedTuple):
@@ -47,7 +51,7 @@ def read_masks(x, mask, name="mask"):
     if mask is None or _rank(mask) == 2:
         return InputMasks(padding, allowed)
     if not isinstance(mask, masks.Mask):
-        mask = _boolean(mask, name)
+        mask = bool_tensor(mask, name, SHAPES)
         mask = masks.Dense(mask[:, None] if len(mask.shape) == 3 else mask)
     return InputMasks(padding, masking.intersect(mask, allowed))
 
@@ -71,10 +75,14 @@ def read_padding(x, mask, name="mask", *, query_by_key=False):
     implicit = keras_mask(x)
     if mask is None or mask is implicit:  # Keras hands a layer the mask that it keeps
         return implicit
-    _check_kind(mask, name, query_by_key=query_by_key)
-    if _rank(mask) != 2:
+    if query_by_key and (isinstance(mask, masks.Mask) or _rank(mask) in (3, 4)):
         return implicit
-    mask = _boolean(mask, name)
+    if isinstance(mask, masks.Mask):
+        raise arguments.error(
+            f"`{name}` must be a bool array {PADDING}, {REAL_STEP}, and no mask object",
+            **{name: mask},
+        )
+    mask = bool_tensor(mask, name, SHAPES if query_by_key else (PADDING,), REAL_STEP)
     return mask if implicit is None else ops.logical_and(mask, implicit)
 
 
@@ -97,7 +105,7 @@ def read_new_masks(x, mask, name="mask"):
         return InputMasks(keras_mask(x), mask)
     if _rank(mask) in (3, 4):
         raise arguments.error(
-            f"`{name}` of new steps must be a bool array `(B, t)`, True = real step, or a "
+            f"`{name}` of new steps must be a bool array (B, t), True = real step, or a "
             "kattn.masks.Mask over the positions of the whole sequence",
             **{name: mask},
         )
@@ -166,29 +174,3 @@ _WRITER = _Writer(name="mask_writer")
 
 def _rank(mask):
     return len(getattr(mask, "shape", ()))
-
-
-def _check_kind(mask, name, *, query_by_key):
-    if query_by_key and (isinstance(mask, masks.Mask) or 2 <= _rank(mask) <= 4):
-        return
-    if not query_by_key and _rank(mask) == 2:
-        return
-    kinds = "a bool array `(B, T)`, True = real step"
-    if query_by_key:
-        kinds += ", a bool array `(B, T, S)` or `(B, N, T, S)`, or a kattn.masks.Mask"
-    if isinstance(mask, list | tuple):
-        kinds += "; make an array of a list by np.array(mask, bool)"
-    raise arguments.error(f"`{name}` must be {kinds}", **{name: mask})
-
-
-def _boolean(mask, name):
-    if not isinstance(mask, keras.KerasTensor):
-        mask = ops.convert_to_tensor(mask)
-    dtype = keras.backend.standardize_dtype(mask.dtype)
-    if dtype != "bool":
-        raise ValueError(
-            f"`{name}` must be boolean, True = may attend. For a mask of 0 and 1 write "
-            f"mask.astype(bool); numbers that are to be added to the scores are a bias, not a "
-            f"mask: give mask == 0 for 0 and -inf; received: {name} of dtype {dtype}"
-        )
-    return mask

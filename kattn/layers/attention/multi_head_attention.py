@@ -472,7 +472,10 @@ def _boolean(mask, name):
         return None
     dtype = keras.backend.standardize_dtype(mask.dtype)
     if "float" in dtype:
-        raise ValueError(f"{name} must be boolean, True = may attend; received: dtype={dtype}")
+        raise arguments.error(
+            f"{name} must be boolean, True = may attend; write mask != 0 for a mask of 1 and 0",
+            dtype=dtype,
+        )
     return ops.cast(mask, "bool")
 
 

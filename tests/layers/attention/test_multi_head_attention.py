@@ -11,9 +11,9 @@ from kattn.layers.position.rotary_embedding import RotaryEmbedding
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions
 from tests import oracle as core_oracle
 from tests import rotary_oracle
-from tests.checks import check_layer, shake
+from tests.checks import check_layer, check_ways_in, ready, shake
 from tests.compute import assert_close, run
-from tests.decode_checks import in_pieces
+from tests.decode_checks import check_decodes, in_pieces
 
 KEEP_QUERIES = np.array([[1] * 4, [0, 1, 1, 0], [0] * 4], bool)  # none, some, all padded
 KEEP_KEYS = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)
@@ -522,12 +522,11 @@ def test_positions(rng):
 
 
 def test_bad_schemes_and_caches(rng):
-    with pytest.raises(ValueError, match=r"absolute positions are added to the inputs.*Sinusoidal"):
+    message = r"`position` must turn queries and keys or be a bias.*Sinusoidal"
+    with pytest.raises(ValueError, match=message):
         MultiHeadAttention(2, 3, position=SinusoidalPositions())
-    with pytest.raises(ValueError, match=r"Only a built layer for sequences.*built=False"):
-        MultiHeadAttention(2, 3).init_cache(3, 5)
     layer, _ = build(rng, {"attention_axes": 2}, (3, 2, 4, 6), (3, 2, 5, 7))
-    with pytest.raises(ValueError, match=r"Only a built layer for sequences.*\(2,\)"):
+    with pytest.raises(ValueError, match=r"Only a layer for sequences \(B, T, C\) can decode.*\(2,\)"):
         layer.init_cache(3, 5)
 
 
@@ -538,6 +537,23 @@ def make(**options):
 def test_battery(rng):
     inputs = [rng.normal(size=(3, 5, 6)), rng.normal(size=(3, 5, 7)), rng.normal(size=(3, 5, 2))]
     check_layer(make, inputs, masked=False, fixture="multi_head_attention")
+    check_ways_in(make, [inputs[0], inputs[1]])
+
+
+class OfItself(MultiHeadAttention):
+    """What decodes is the causal self-attention."""
+
+    def __call__(self, x):
+        return super().__call__(x, x, use_causal_mask=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"use_gate": True, "value_dim": 5}, {"sliding_window": 3, "position": RotaryEmbedding()}],
+)
+def test_decoding_conforms(rng, options):
+    x = rng.normal(size=(3, 6, 8))
+    check_decodes(lambda: ready(lambda: OfItself(2, 4, **options), [x]), [x])
 
 
 def test_battery_over_all_axes(rng):
