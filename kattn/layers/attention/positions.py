@@ -6,7 +6,6 @@ from keras import ops
 from kattn import arguments
 from kattn.layers.position.head_position import HeadPosition
 from kattn.layers.position.input_position import InputPosition
-from kattn.layers.position.position import Position
 from kattn.layers.position.score_bias import ScoreBias
 from kattn.ops import masking
 
@@ -26,9 +25,10 @@ def read_position(position, *, scores=True):
     """
     if isinstance(position, dict):
         position = keras.saving.deserialize_keras_object(position)
-    if position is not None and not isinstance(position, Position):
+    if position is not None and not isinstance(position, InputPosition | HeadPosition | ScoreBias):
         raise arguments.error(
-            "`position` must be a position layer, such as kattn.layers.RotaryEmbedding(), or None",
+            "`position` must be a position layer, such as kattn.layers.RotaryEmbedding(), or None; "
+            "one of your own derives from InputPosition, HeadPosition or ScoreBias",
             position=position,
         )
     if isinstance(position, ScoreBias) and not scores:

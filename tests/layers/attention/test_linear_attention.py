@@ -231,6 +231,7 @@ def test_padded_prompts(rng, case, side):
 def test_decoding_in_half_precision_keeps_the_state_in_float32(rng):
     layer = LinearAttention(**FULL, dtype="mixed_bfloat16")
     x = rng.normal(size=(3, 5, 8)).astype("float32")
+    layer(x)
     y, cache = layer.decode(x, layer.init_cache(3, 9))
     assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
     dtypes = [keras.backend.standardize_dtype(a.dtype) for a in cache]

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from kattn import masks
-from kattn.layers import ALiBi, LearnedPositions, RotaryEmbedding
+from kattn.layers import ALiBi, LearnedPositions, Position, RotaryEmbedding
 from kattn.layers.attention.positions import (
     embed,
     new_positions,
@@ -74,5 +74,7 @@ def test_reading_the_argument():
     assert position_config(None) is None
     with pytest.raises(ValueError, match=r"`position` must be a position layer.*'rotary'"):
         read_position("rotary")
+    with pytest.raises(ValueError, match="derives from InputPosition, HeadPosition or ScoreBias"):
+        read_position(Position())
     with pytest.raises(ValueError, match=r"linear attention has no scores.*ALiBi"):
         read_position(ALiBi(), scores=False)
