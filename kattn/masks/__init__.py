@@ -14,6 +14,7 @@ True means that a query may attend to a key.
 from kattn.masks.algebra import And as And
 from kattn.masks.algebra import Not as Not
 from kattn.masks.algebra import Or as Or
+from kattn.masks.algebra import intersect as intersect
 from kattn.masks.arrays import Dense as Dense
 from kattn.masks.bands import Causal as Causal
 from kattn.masks.bands import Dilated as Dilated

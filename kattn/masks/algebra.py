@@ -85,3 +85,25 @@ class Not(Mask):
 
     def coverage(self, rows, columns):
         return ALL - self.mask.coverage(rows, columns)
+
+
+def intersect(left: Mask | None, right: Mask | None) -> Mask | None:
+    """The mask of what two masks both allow, of which each may be missing.
+
+    Args:
+        left: A mask object, or None, which allows everything.
+        right: A mask object, or None, which allows everything.
+
+    Returns:
+        `left & right`, or the one that is given, or None if both are None.
+
+    Example:
+        >>> causal = kattn.masks.Causal()
+        >>> kattn.masks.intersect(causal, None) == causal
+        True
+        >>> kattn.masks.intersect(causal, kattn.masks.Window(2)).reach
+        (1, 0)
+    """
+    if left is None or right is None:
+        return right if left is None else left
+    return left & right

@@ -36,21 +36,6 @@ def as_mask(mask) -> Mask | None:
     return Dense(bool_tensor(mask, "mask", ("(T, S)", "(B, N, T, S)")))
 
 
-def intersect(left: Mask | None, right: Mask | None) -> Mask | None:
-    """The mask of what two masks both allow.
-
-    Args:
-        left: A mask object, or None, which allows everything.
-        right: A mask object, or None, which allows everything.
-
-    Returns:
-        `left & right`; None if both are None.
-    """
-    if left is None or right is None:
-        return right if left is None else left
-    return left & right
-
-
 def as_bias(bias) -> biases.Bias | None:
     """The bias object for the argument `bias` of a function.
 

@@ -82,3 +82,11 @@ def test_parts_are_checked():
     for mask in (Causal() & Padding(KEEP), Padding(KEEP) | Causal(), ~Padding(KEEP)):
         with pytest.raises(ValueError, match=r"`keys` of a mask must broadcast to \(B, S\)=\(2, 8"):
             mask.check(2, 3, 5, 8)
+
+
+def test_a_missing_mask_allows_everything():
+    causal, window = masks.Causal(), masks.Window(2)
+    assert masks.intersect(None, None) is None
+    assert masks.intersect(causal, None) is causal
+    assert masks.intersect(None, window) is window
+    assert masks.intersect(causal, window) == causal & window

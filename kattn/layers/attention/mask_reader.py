@@ -12,7 +12,6 @@ from keras import ops
 
 from kattn import arguments, masks
 from kattn.masks.checks import REAL_STEP, bool_tensor
-from kattn.ops import masking
 
 PADDING = "(B, T)"
 SHAPES = (PADDING, "(B, T, S)", "(B, N, T, S)")
@@ -53,7 +52,7 @@ def read_masks(x, mask, name="mask"):
     if not isinstance(mask, masks.Mask):
         mask = bool_tensor(mask, name, SHAPES)
         mask = masks.Dense(mask[:, None] if len(mask.shape) == 3 else mask)
-    return InputMasks(padding, masking.intersect(mask, allowed))
+    return InputMasks(padding, masks.intersect(mask, allowed))
 
 
 def read_padding(x, mask, name="mask", *, query_by_key=False):

@@ -25,10 +25,10 @@ from kattn.layers.attention.positions import (
 )
 from kattn.layers.initializers import numbered
 from kattn.layers.position.input_position import InputPosition
+from kattn.masks import intersect
 from kattn.ops.attention import attention, attention_weights
 from kattn.ops.cache import next_positions
 from kattn.ops.decoding import decode
-from kattn.ops.masking import intersect
 
 NOT_FUSED = ("banded", "chunked", "dense")
 

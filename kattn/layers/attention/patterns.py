@@ -42,10 +42,10 @@ def pattern_config(pattern):
 def join_patterns(causal, window, pattern):
     """The mask object, or None, of what all three arguments allow."""
     arguments.check_optional_integers(1, window=window)
-    joined = masking.intersect(
+    joined = masks.intersect(
         masks.Causal() if causal else None, None if window is None else masks.Window(window)
     )
-    return masking.intersect(joined, pattern)
+    return masks.intersect(joined, pattern)
 
 
 def is_causal(pattern):

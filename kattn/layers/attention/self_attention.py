@@ -15,10 +15,10 @@ from kattn.layers.attention.patterns import (
 )
 from kattn.layers.attention.positions import embed, new_positions, rotate, step_positions
 from kattn.layers.attention.projection_options import ProjectionOptions
+from kattn.masks import intersect
 from kattn.ops.attention import attention, attention_weights
 from kattn.ops.cache import next_positions
 from kattn.ops.decoding import decode
-from kattn.ops.masking import intersect
 
 
 @keras.saving.register_keras_serializable("kattn")

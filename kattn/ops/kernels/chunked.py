@@ -67,7 +67,7 @@ def attend(call):
     more_keys = cut.column_blocks * cut.columns - keys
     mask = call.mask
     if _shows_keys_behind_the_last(mask, more_keys):
-        mask = masking.intersect(mask, _Length(keys))
+        mask = masks.intersect(mask, _Length(keys))
     if mask is not None:
         mask = mask.padded(more_queries, more_keys)
     parts = () if call.bias is None else call.bias.parts()

@@ -526,7 +526,9 @@ def test_bad_schemes_and_caches(rng):
     with pytest.raises(ValueError, match=message):
         MultiHeadAttention(2, 3, position=SinusoidalPositions())
     layer, _ = build(rng, {"attention_axes": 2}, (3, 2, 4, 6), (3, 2, 5, 7))
-    with pytest.raises(ValueError, match=r"Only a layer for sequences \(B, T, C\) can decode.*\(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"Only a layer for sequences \(B, T, C\) can decode.*\(2,\)"
+    ):
         layer.init_cache(3, 5)
 
 
