@@ -17,7 +17,7 @@ def read(value, name, kind):
         value = keras.saving.deserialize_keras_object(value)
     if value is not None and not isinstance(value, kind):
         raise ValueError(
-            f"`{name}` must be a {kind.__module__}.{kind.__name__} or None; "
+            f"`{name}` must be a kattn.{kind.__module__.split('.')[1]}.{kind.__name__} or None; "
             f"received: {name}={value!r}"
         )
     return value
