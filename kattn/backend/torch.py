@@ -114,14 +114,17 @@ def vjp(function, inputs, gradient):
 def drop(rows, columns, threshold, weights):
     """`weights`, changed in place: 0 where the hash of row and column is below the threshold."""
     # In integers throughout: a comparison to bool, or a choice by bool, takes as long as four of
-    # these operations. One matrix at a time, so that its hashes stay in the cache.
+    # these operations. One matrix at a time, in two buffers that stay in the cache.
     lead = weights.shape[:-2]
-    columns = columns.mT.expand(*lead, 1, -1).flatten(0, -3)
-    rows = rows.expand(*lead, -1, 1).flatten(0, -3)
     whole = weights.view(torch.int32).view(-1, *weights.shape[-2:])
+    rows = rows.expand(*lead, -1, 1).flatten(0, -3)
+    columns = columns.mT.expand(*lead, 1, -1).flatten(0, -3)
+    keep = torch.empty(weights.shape[-2:], dtype=torch.int32, device=weights.device)
+    shifted = torch.empty_like(keep)
     for matrix, row, column in zip(whole, rows, columns, strict=True):
-        keep = row * column
-        keep.bitwise_xor_(keep >> 16).mul_(MIXER).ge_(threshold)  # no two odd numbers give the same
+        torch.mul(row, column, out=keep)
+        torch.bitwise_right_shift(keep, 16, out=shifted)
+        keep.bitwise_xor_(shifted).mul_(MIXER).ge_(threshold)  # no two odd numbers give the same
         matrix.mul_(keep)
     return weights
 
