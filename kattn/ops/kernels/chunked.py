@@ -164,7 +164,7 @@ class _Blocks:
                 return top, total, mixed
 
             state = self.tiles.over_columns(i, column, (level, total, mixed))
-            done = block.finish(*state, dropout_rate=self.plan.dropout_rate)
+            done = block.finish(state[0], state[1], state[2], self.plan.dropout_rate)
             return tuple(backend.put_at(x, i, y) for x, y in zip(outputs, done, strict=True))
 
         count = self.tiles.row_blocks
