@@ -11,13 +11,14 @@ import keras
 from keras import ops
 
 from kattn import biases, masks
+from kattn.arguments import check_choice, check_fractions, check_positive, error
 from kattn.ops import masking
 from kattn.ops.kernels import banded, chunked, dense, fused
 
 # In the order in which "auto" asks them. A kernel's `unsupported(call)` says why it cannot serve a
 # call, its `unprofitable(call)` why another kernel is the better choice; both None: it is taken.
 KERNELS = {"banded": banded, "fused": fused, "chunked": chunked, "dense": dense}
-# What takes other arguments, or gives another result.
+# What takes other arguments, or gives another result, is a function of its own.
 ELSEWHERE = {"decode": "kattn.ops.decode", "linear": "kattn.ops.linear_attention"}
 
 
@@ -37,38 +38,45 @@ def attention(
 ):
     """softmax(scale * Q K^T + bias) V over the keys that `mask` lets each query see.
 
-    A query that sees no key gets exactly 0. Softmax and its sums are in float32.
+    A query that sees no key gets exactly 0. The softmax and the sums are computed in float32.
 
     Shapes: B batch, T query steps, S key steps, N query heads, K key/value heads, D and Dv head
     widths. Each key head serves N / K query heads.
 
     Args:
-        query: `(B, T, N, D)` float.
-        key: `(B, S, K, D)` float. N must be a multiple of K.
-        value: `(B, S, K, Dv)` float.
-        mask: True = may attend. A `kattn.masks.Mask`, or a bool array `(T, S)` or
-            `(B, N, T, S)`, any of whose axes may be 1.
-        bias: Added to the scaled scores: a `kattn.biases.Bias`, or a float array `(T, S)` or
-            `(B, N, T, S)`, any of whose axes may be 1. -inf in an array masks.
-        scale: Factor of Q K^T; None for 1 / sqrt(D).
-        dropout_rate: Fraction of attention weights dropped, in [0, 1); the rest grow by
-            1 / (1 - rate).
-        seed: Integer or `keras.random.SeedGenerator` for dropout.
-        softcap: If c, the scaled scores s become c * tanh(s / c) before bias and mask.
-        sinks: `(N,)` float: a score per head that takes part in the softmax and has no value.
-        implementation: "auto", or one of "dense", "fused", "chunked", "banded", or several of them to
-            choose from. `explain` says which one a call takes, and why.
+        query: Queries, float, shape `(B, T, N, D)`.
+        key: Keys, float, shape `(B, S, K, D)`. N must be a multiple of K.
+        value: Values, float, shape `(B, S, K, Dv)`.
+        mask: Which keys each query may attend to, True = may attend: a `kattn.masks.Mask`, or a
+            bool array of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. None allows
+            everything.
+        bias: Numbers that are added to the scaled scores: a `kattn.biases.Bias`, or a float array
+            of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. A key whose number is
+            -inf is masked. None adds nothing.
+        scale: Factor of the scores Q K^T. None for 1 / sqrt(D).
+        dropout_rate: Fraction of the attention weights that are dropped, in [0, 1). The weights
+            that remain are multiplied by 1 / (1 - dropout_rate).
+        seed: Integer or `keras.random.SeedGenerator` that decides which weights are dropped. None
+            draws from the global random state of Keras.
+        softcap: Positive number c; the scaled scores s become c * tanh(s / c), before bias and mask
+            are applied. None for no cap.
+        sinks: Score of each head that takes part in the softmax and has no value, float, shape
+            `(N,)`. None for no sinks.
+        implementation: Kernel that computes the result: "auto", "dense", "fused", "chunked" or
+            "banded"; or a tuple of kernels to choose from. "auto" chooses from all of them.
+            `explain` says which kernel a call takes, and why.
 
     Returns:
-        `(B, T, N, Dv)` of the query's dtype.
+        Attended values, shape `(B, T, N, Dv)`, in the dtype of the query.
 
     Raises:
-        ValueError: If ranks, sizes or dtypes do not fit; if the kernel is unknown or cannot
-            serve the call.
+        ValueError: If ranks, sizes or dtypes do not fit, if `dropout_rate` or `softcap` is out of
+            range, or if the kernel is unknown or cannot serve the call.
 
     Example:
         >>> x = keras.random.normal((2, 128, 8, 64))
-        >>> attention(x, x, x, mask=masks.Causal() & masks.Window(32)).shape
+        >>> mask = kattn.masks.Causal() & kattn.masks.Window(32)
+        >>> attention(x, x, x, mask=mask).shape
         (2, 128, 8, 64)
 
     Reference:
@@ -83,9 +91,10 @@ def attention(
     if not call.is_symbolic:
         return _run(call, implementation)
     if dropout_rate:
-        raise ValueError(
+        raise error(
             "Dropout needs to know whether the model trains, which a function in a functional "
-            f"model does not; use a layer. Received: dropout_rate={dropout_rate}"
+            "model does not know; use a layer",
+            dropout_rate=dropout_rate,
         )
     explain(
         query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks,
@@ -112,34 +121,48 @@ def explain(
     sinks=None,
     implementation="auto",
 ):
-    """Which kernel `attention` takes for these arguments, and why not the others.
+    """Which kernel `attention` takes for these arguments, and why it does not take the others.
 
-    Nothing is computed: shapes and dtypes decide, so `keras.KerasTensor` will do.
+    Nothing is computed: shapes and dtypes decide, so a `keras.KerasTensor` can stand for an array.
+
+    Shapes: B batch, T query steps, S key steps, N query heads, K key/value heads, D and Dv head
+    widths.
 
     Args:
-        query: As in `attention`, as is all that follows.
-        key: See `attention`.
-        value: See `attention`.
-        mask: See `attention`.
-        bias: See `attention`.
-        scale: See `attention`.
-        dropout_rate: See `attention`.
-        seed: See `attention`.
-        softcap: See `attention`.
-        sinks: See `attention`.
-        implementation: See `attention`.
+        query: Queries, float, shape `(B, T, N, D)`.
+        key: Keys, float, shape `(B, S, K, D)`. N must be a multiple of K.
+        value: Values, float, shape `(B, S, K, Dv)`.
+        mask: Which keys each query may attend to, True = may attend: a `kattn.masks.Mask`, or a
+            bool array of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. None allows
+            everything.
+        bias: Numbers that are added to the scaled scores: a `kattn.biases.Bias`, or a float array
+            of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. A key whose number is
+            -inf is masked. None adds nothing.
+        scale: Factor of the scores Q K^T. None for 1 / sqrt(D).
+        dropout_rate: Fraction of the attention weights that are dropped, in [0, 1). The weights
+            that remain are multiplied by 1 / (1 - dropout_rate).
+        seed: Integer or `keras.random.SeedGenerator` that decides which weights are dropped. None
+            draws from the global random state of Keras.
+        softcap: Positive number c; the scaled scores s become c * tanh(s / c), before bias and mask
+            are applied. None for no cap.
+        sinks: Score of each head that takes part in the softmax and has no value, float, shape
+            `(N,)`. None for no sinks.
+        implementation: Kernel that computes the result: "auto", "dense", "fused", "chunked" or
+            "banded"; or a tuple of kernels to choose from. "auto" chooses from all of them.
 
     Returns:
-        An `Explanation`: `implementation`, a name, and `passed_over`, a reason by name.
+        An `Explanation`, with the name of the kernel and the reasons against the others.
 
     Raises:
-        ValueError: Where `attention` would.
+        ValueError: If `attention` would raise it for the same arguments.
 
     Example:
         >>> x = keras.KerasTensor((1, 4096, 8, 64))
-        >>> print(explain(x, x, x, mask=masks.Causal() & masks.Window(256)))
-        banded
-          ...
+        >>> print(explain(x, x, x, implementation=("chunked", "dense")))
+        chunked
+          banded passed over: implementation=('chunked', 'dense') was asked for
+          fused passed over: implementation=('chunked', 'dense') was asked for
+          dense passed over: chunked serves this call and comes first
     """
     call = Call.make(
         query, key, value, mask=mask, bias=bias, scale=scale, dropout_rate=dropout_rate, seed=seed,
@@ -149,27 +172,39 @@ def explain(
 
 
 def attention_weights(query, key, *, mask=None, bias=None, scale=None, softcap=None, sinks=None):
-    """The weights softmax(scale * Q K^T + bias) that `attention` would give the values.
+    """The weights softmax(scale * Q K^T + bias) that `attention` would give to the values.
+
+    Shapes: B batch, T query steps, S key steps, N query heads, K key heads, D head width.
 
     Args:
-        query: `(B, T, N, D)` float.
-        key: `(B, S, K, D)` float.
-        mask: See `attention`.
-        bias: See `attention`.
-        scale: See `attention`.
-        softcap: See `attention`.
-        sinks: See `attention`; what a sink takes is missing from a row's sum.
+        query: Queries, float, shape `(B, T, N, D)`.
+        key: Keys, float, shape `(B, S, K, D)`. N must be a multiple of K.
+        mask: Which keys each query may attend to, True = may attend: a `kattn.masks.Mask`, or a
+            bool array of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. None allows
+            everything.
+        bias: Numbers that are added to the scaled scores: a `kattn.biases.Bias`, or a float array
+            of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. A key whose number is
+            -inf is masked. None adds nothing.
+        scale: Factor of the scores Q K^T. None for 1 / sqrt(D).
+        softcap: Positive number c; the scaled scores s become c * tanh(s / c), before bias and mask
+            are applied. None for no cap.
+        sinks: Score of each head that takes part in the softmax and has no value, float, shape
+            `(N,)`. None for no sinks. What a sink takes is missing from the sum of a row.
 
     Returns:
-        `(B, N, T, S)` float32. Rows sum to 1, or are 0 where a query sees no key.
+        Weights, shape `(B, N, T, S)`, float32. Each row sums to 1 if there are no sinks, and is 0
+        if its query sees no key.
 
     Raises:
-        ValueError: If ranks, sizes or dtypes do not fit.
+        ValueError: If ranks, sizes or dtypes do not fit, or if `softcap` is out of range.
 
     Example:
-        >>> x = keras.random.normal((1, 3, 2, 4))
-        >>> attention_weights(x, x, mask=masks.Causal())[0, 0, 0]
-        [1.0, 0.0, 0.0]
+        >>> x = keras.ops.ones((1, 3, 2, 4))
+        >>> attention_weights(x, x, mask=kattn.masks.Causal())[0, 0]
+        [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.3333, 0.3333, 0.3333]]
+
+    Reference:
+        Vaswani et al. 2017, eq. 1, https://arxiv.org/abs/1706.03762
     """
     options = {"mask": mask, "bias": bias, "scale": scale, "softcap": softcap, "sinks": sinks}
     return dense.weights(Call.make(query, key, key, **options))
@@ -177,11 +212,12 @@ def attention_weights(query, key, *, mask=None, bias=None, scale=None, softcap=N
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What `explain` returns.
+    """The kernel that `attention` takes for a call, and why it does not take the others.
 
     Args:
         implementation: Name of the kernel that is taken.
-        passed_over: Name of each other kernel to the reason it is not taken.
+        passed_over: Dictionary from the name of each other kernel to the reason why it is not
+            taken.
     """
 
     implementation: str
@@ -204,12 +240,10 @@ class Attention(keras.Operation):
     def call(self, query, key, value, sinks=None, mask_arrays=(), bias_arrays=()):
         mask = masking.with_arrays(self.mask, mask_arrays)
         bias = masking.with_arrays(self.bias, bias_arrays)
-        options = {
-            "scale": self.scale,
-            "softcap": self.softcap,
-            "implementation": self.implementation,
-        }
-        return attention(query, key, value, mask=mask, bias=bias, sinks=sinks, **options)
+        return attention(
+            query, key, value, mask=mask, bias=bias, scale=self.scale, softcap=self.softcap,
+            sinks=sinks, implementation=self.implementation,
+        )  # fmt: skip
 
     def compute_output_spec(self, query, key, value, sinks=None, mask_arrays=(), bias_arrays=()):
         return keras.KerasTensor((*query.shape[:-1], value.shape[-1]), dtype=query.dtype)
@@ -275,13 +309,11 @@ class Call:
         if sinks is not None:
             sinks = _tensor(sinks)
             if tuple(sinks.shape) != (heads,):
-                raise ValueError(
-                    f"`sinks` must have shape (N,)=({heads},); received: {tuple(sinks.shape)}"
-                )
-        if not 0.0 <= dropout_rate < 1.0:
-            raise ValueError(f"`dropout_rate` must be in [0, 1); received: {dropout_rate}")
-        if softcap is not None and not softcap > 0.0:
-            raise ValueError(f"`softcap` must be positive; received: {softcap}")
+                raise error(f"`sinks` must have shape (N,)=({heads},)", sinks=sinks)
+        if dropout_rate != 0.0:
+            check_fractions(dropout_rate=dropout_rate)
+        if softcap is not None:
+            check_positive(softcap=softcap)
         scale = width**-0.5 if scale is None else float(scale)
         return cls(query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks)
 
@@ -327,46 +359,40 @@ def _run(call, implementation):
 
 def _choose(call, implementation):
     """The Explanation; raises ValueError for a kernel that is unknown or cannot serve."""
-    asked = (
-        tuple(KERNELS)
-        if implementation == "auto"
-        else (implementation,)
-        if isinstance(implementation, str)
-        else implementation
-    )
-    for name in asked:
-        if name not in KERNELS:
-            known = ", ".join(["auto", *KERNELS])
-            if name in ELSEWHERE:
-                raise ValueError(
-                    f"implementation={name!r} is a function of its own, {ELSEWHERE[name]}; "
-                    f"`implementation` must be one of {known}"
-                )
-            raise ValueError(
-                f"`implementation` must be one of {known}; received: implementation={implementation!r}"
-            )
-    reasons = {
+    asked = _asked(implementation)
+    unsupported = {name: kernel.unsupported(call) for name, kernel in asked.items()}
+    serving = [name for name, why in unsupported.items() if not why]
+    if not serving:
+        reasons = "; ".join(f"{name}: {why}" for name, why in unsupported.items())
+        raise error(
+            f"The implementation cannot serve this call ({reasons})", implementation=implementation
+        )
+    unprofitable = {name: KERNELS[name].unprofitable(call) for name in serving}
+    # If another kernel is better than each of those asked for, the last of them, the plainest,
+    # serves.
+    taken = next((name for name in serving if not unprofitable[name]), serving[-1])
+    passed_over = {
         name: f"implementation={implementation!r} was asked for"
         for name in KERNELS
         if name not in asked
     }
-    unsupported = {name: KERNELS[name].unsupported(call) for name in KERNELS if name in asked}
-    serving = [name for name, why in unsupported.items() if not why]
-    if not serving:
-        raise ValueError(
-            f"implementation={implementation!r} cannot serve this call: {_listed(unsupported)}"
-        )
-    reasons |= {name: why for name, why in unsupported.items() if why}
-    unprofitable = {name: KERNELS[name].unprofitable(call) for name in serving}
-    # Where all of those asked for hesitate, the last of them, the plainest, serves.
-    taken = next((name for name in serving if not unprofitable[name]), serving[-1])
+    passed_over |= {name: why for name, why in unsupported.items() if why}
     later = f"{taken} serves this call and comes first"
-    reasons |= {name: unprofitable[name] or later for name in serving if name != taken}
-    return Explanation(taken, reasons)
+    passed_over |= {name: why or later for name, why in unprofitable.items() if name != taken}
+    return Explanation(taken, passed_over)
 
 
-def _listed(unsupported):
-    return "; ".join(f"{name}: {why}" for name, why in unsupported.items())
+def _asked(implementation):
+    """The kernels to choose from, by name, in the order of KERNELS."""
+    if implementation == "auto":
+        return KERNELS
+    names = implementation if isinstance(implementation, tuple | list) else (implementation,)
+    for name in names:
+        if name in ELSEWHERE:
+            rule = f"For {name!r} call {ELSEWHERE[name]}, which is a function of its own"
+            raise error(rule, implementation=implementation)
+        check_choice(("auto", *KERNELS), implementation=name)
+    return {name: kernel for name, kernel in KERNELS.items() if name in names}
 
 
 def _tensor(x):
@@ -374,12 +400,20 @@ def _tensor(x):
 
 
 def check_sizes(query, key, value):
-    """Raises ValueError unless these are queries, keys and values of one another."""
-    shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
-    received = ", ".join(f"{name}.shape={tuple(shape)}" for name, shape in shapes.items())
-    for name, shape in shapes.items():
-        if len(shape) != 4:
-            raise ValueError(f"`{name}` must have rank 4, (B, steps, heads, width); {received}")
+    """Raises ValueError unless these are queries, keys and values of one another.
+
+    Args:
+        query: Queries, float, shape `(B, T, N, D)`.
+        key: Keys, float, shape `(B, S, K, D)`.
+        value: Values, float, shape `(B, S, K, Dv)`.
+
+    Raises:
+        ValueError: If a rank is not 4, or if sizes that must be equal are not.
+    """
+    tensors = {"query": query, "key": key, "value": value}
+    for name, x in tensors.items():
+        if len(x.shape) != 4:
+            raise error(_rank_rule(name, len(x.shape)), **tensors)
     pairs = (
         ("The batch sizes", query.shape[0], key.shape[0]),
         ("The batch sizes", key.shape[0], value.shape[0]),
@@ -389,9 +423,17 @@ def check_sizes(query, key, value):
     )
     for what, left, right in pairs:
         if left != right and left is not None and right is not None:
-            raise ValueError(f"{what} must be equal; received: {received}")
+            raise error(f"{what} must be equal", **tensors)
     if query.shape[2] % key.shape[2]:
-        raise ValueError(
-            "The number of query heads must be a multiple of the number of key heads; "
-            f"received: {query.shape[2]} and {key.shape[2]} ({received})"
-        )
+        rule = "The number of query heads must be a multiple of the number of key heads"
+        raise error(rule, query_heads=query.shape[2], key_heads=key.shape[2], **tensors)
+
+
+def _rank_rule(name, rank):
+    rule = f"`{name}` must have rank 4, (B, steps, heads, width)"
+    if rank != 3:
+        return rule
+    return (
+        f"{rule}; without a batch axis write {name}[None], without an axis of heads "
+        f"{name}[:, :, None] for one head, or reshape it to (B, steps, heads, width / heads)"
+    )

@@ -11,16 +11,19 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from kattn import backend
+from kattn.arguments import check_integers, error
 from kattn.spans import Places, Span
 
 
 class KVCache(NamedTuple):
-    """The keys and values of up to L steps.
+    """The keys and values of up to L steps, with the batch axis first in every tensor.
+
+    Shapes: B batch, K key/value heads, L slots for steps, D and Dv head widths.
 
     Args:
-        keys: `(B, K, L, D)`.
-        values: `(B, K, L, Dv)`.
-        length: `(B,)` int32, how many steps each item has so far.
+        keys: Keys of the steps, float, shape `(B, K, L, D)`.
+        values: Values of the steps, float, shape `(B, K, L, Dv)`.
+        length: Number of real steps that each item has so far, int32, shape `(B,)`.
     """
 
     keys: Any
@@ -29,14 +32,17 @@ class KVCache(NamedTuple):
 
 
 class RingCache(NamedTuple):
-    """The keys and values of the last W steps, all that a window of W looks at.
+    """The keys and values of the last W steps, which are all that a window of W looks at.
 
-    Step p lies in slot p mod W: memory does not grow with the steps.
+    Step p lies in slot p mod W, so memory does not grow with the steps. The batch axis comes first
+    in every tensor.
+
+    Shapes: B batch, K key/value heads, W slots, D and Dv head widths.
 
     Args:
-        keys: `(B, K, W, D)`.
-        values: `(B, K, W, Dv)`.
-        length: `(B,)` int32, how many steps each item has had so far.
+        keys: Keys of the last steps, float, shape `(B, K, W, D)`.
+        values: Values of the last steps, float, shape `(B, K, W, Dv)`.
+        length: Number of real steps that each item has had so far, int32, shape `(B,)`.
     """
 
     keys: Any
@@ -48,26 +54,29 @@ def empty_cache(kind, batch_size, size, *, heads, key_dim, value_dim, dtype):
     """A cache without steps.
 
     Args:
-        kind: `KVCache` or `RingCache`.
-        batch_size: B.
-        size: L, the steps that it can hold, or W, the window.
-        heads: K.
-        key_dim: D.
-        value_dim: Dv.
-        dtype: Of keys and values.
+        kind: The class of the cache: `KVCache` or `RingCache`.
+        batch_size: Number of sequences, B.
+        size: Number of steps that the cache can hold: the longest sequence of a `KVCache`, the
+            window of a `RingCache`.
+        heads: Number of key/value heads, K.
+        key_dim: Width of a key, D.
+        value_dim: Width of a value, Dv.
+        dtype: Dtype of keys and values, such as "float32".
 
     Returns:
         A `KVCache` or a `RingCache`.
 
     Raises:
-        ValueError: If `batch_size` or `size` is not a positive integer.
+        ValueError: If `batch_size`, `size`, `heads`, `key_dim` or `value_dim` is not a positive
+            integer.
 
     Example:
-        >>> empty_cache(KVCache, 2, 128, heads=4, key_dim=16, value_dim=16, dtype="float32")
+        >>> cache = empty_cache(KVCache, 2, 128, heads=4, key_dim=16, value_dim=8, dtype="float32")
+        >>> cache.keys.shape, cache.values.shape, cache.length
+        ((2, 4, 128, 16), (2, 4, 128, 8), [0, 0])
     """
-    for name, value in (("batch_size", batch_size), ("length", size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be an integer >= 1; received: {name}={value!r}")
+    check_integers(1, batch_size=batch_size, size=size)
+    check_integers(1, heads=heads, key_dim=key_dim, value_dim=value_dim)
     shape = (batch_size, heads, size)
     return kind(
         ops.zeros((*shape, key_dim), dtype),
@@ -80,15 +89,17 @@ def next_positions(cache, steps, real=None):
     """The positions of the next steps.
 
     Args:
-        cache: Anything with a `length`, `(B,)`.
-        steps: t, how many steps come.
-        real: `(B, t)` bool, True = real step, or None for all.
+        cache: A cache, or anything else with a `length`, int32, shape `(B,)`.
+        steps: Number of steps that come, t.
+        real: Bool, shape `(B, t)`; True = real step, False = padding. None if all are real.
 
     Returns:
-        `(B, t)` int32, counting real steps from 0; at padding, that of the step before it, or 0.
+        Positions, int32, shape `(B, t)`, which count real steps from 0. At padding it is the
+        position of the step before it, or 0.
 
     Example:
-        >>> next_positions(KVCache(keys, values, length=[3, 5]), 2)
+        >>> cache = empty_cache(KVCache, 2, 8, heads=1, key_dim=1, value_dim=1, dtype="float32")
+        >>> next_positions(cache._replace(length=keras.ops.array([3, 5])), 2)
         [[3, 4], [5, 6]]
     """
     length = cache.length[:, None]
@@ -101,19 +112,28 @@ def extend(cache, key, value, real=None):
     """The cache with more steps, and what queries at these steps look at.
 
     Args:
-        cache: A `KVCache` or a `RingCache`. On PyTorch its tensors are written in place, where
-            no gradient is recorded.
-        key: `(B, K, t, D)`.
-        value: `(B, K, t, Dv)`.
-        real: `(B, t)` bool, True = real step, or None for all.
+        cache: A `KVCache` or a `RingCache`. On PyTorch its tensors are written in place, if no
+            gradient is recorded.
+        key: Keys of the new steps, float, shape `(B, K, t, D)`.
+        value: Values of the new steps, float, shape `(B, K, t, Dv)`.
+        real: Bool, shape `(B, t)`; True = real step, False = padding, which is not kept. None if
+            all are real.
 
     Returns:
-        `(cache, keys, values, places)`: keys `(B, K, S, D)`, values `(B, K, S, Dv)`, and their
-        positions, `Span` or `Places`; negative where there is none. Positions from the cache's
-        length on are of no step, either.
+        `(cache, keys, values, places)`: the cache with the new steps; keys `(B, K, S, D)` and
+        values `(B, K, S, Dv)` to look at; and their positions, a `Span` or `Places`. A position
+        that is negative, or not below the length of the cache, stands for no step.
+
+    Raises:
+        ValueError: If the steps do not fit into a `KVCache` and that can be seen.
 
     Example:
-        >>> cache, keys, values, places = extend(cache, key, value)
+        >>> cache = empty_cache(RingCache, 1, 4, heads=1, key_dim=2, value_dim=2, dtype="float32")
+        >>> cache, keys, values, places = extend(cache, *[keras.ops.ones((1, 1, 3, 2))] * 2)
+        >>> keys.shape, cache.length
+        ((1, 1, 7, 2), [3])
+        >>> places.index  # of four slots that are empty yet, and of the new steps
+        [[-4, -3, -2, -1, 0, 1, 2]]
     """
     key, value = (ops.cast(x, cache.keys.dtype) for x in (key, value))
     extend_kind = _extend_ring if isinstance(cache, RingCache) else _extend_fixed
@@ -159,7 +179,7 @@ def _held(length, window):
 
 
 def _count(key, real):
-    """How many real steps come, a number or `(B,)`."""
+    """How many real steps come: a number, or `(B,)` int32."""
     return key.shape[2] if real is None else ops.sum(ops.cast(real, "int32"), axis=1)
 
 
@@ -184,7 +204,6 @@ def _check_room(cache, taken):
     """Raises ValueError where steps do not fit, if that can be seen without tracing."""
     room, length = cache.keys.shape[2], backend.concrete(cache.length + taken)
     if length is not None and length.max() > room:
-        raise ValueError(
-            "A cache must have room for all steps; received: "
-            f"length={room}, steps={[int(n) for n in length]}"
+        raise error(
+            "A cache must have room for all steps", length=room, steps=[int(n) for n in length]
         )

@@ -7,42 +7,62 @@ heads that share a key head lie beside each other, as in `kattn.ops.kernels.bloc
 import keras
 from keras import ops
 
+from kattn.arguments import check_choice, check_integers, error
+from kattn.masks.checks import REAL_STEP, bool_tensor
 from kattn.ops.attention import check_sizes
 
 IMPLEMENTATIONS = ("auto", "parallel", "chunked")
 
 
 def check(query, key, value, mask, implementation, chunk):
-    """Raises ValueError for arguments that do not fit; returns the mask as a tensor, or None."""
+    """Raises ValueError for arguments of linear attention that do not fit.
+
+    Args:
+        query: Queries, float, shape `(B, T, N, D)`.
+        key: Keys, float, shape `(B, S, K, D)`.
+        value: Values, float, shape `(B, S, K, Dv)`.
+        mask: Bool, shape `(B, S)`; True = real step, False = padding. None if all are real.
+        implementation: "auto", "parallel" or "chunked".
+        chunk: Largest number of steps in a chunk, an integer >= 1. None for a default.
+
+    Returns:
+        The mask as a tensor, or None.
+
+    Raises:
+        ValueError: If an argument does not fit, or if a tensor is symbolic.
+
+    Example:
+        >>> x = keras.ops.ones((2, 3, 4, 8))
+        >>> check(x, x, x, np.ones((2, 3), bool), "auto", None).shape
+        (2, 3)
+    """
     if any(isinstance(x, keras.KerasTensor) for x in (query, key, value)):
-        raise ValueError(
-            "Linear attention takes no symbolic tensors; use its layer in a functional model. "
-            f"Received: query={query}, key={key}, value={value}"
-        )
+        rule = "Linear attention takes no symbolic tensors; use its layer in a functional model"
+        raise error(rule, query=query, key=key, value=value)
     check_sizes(query, key, value)
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"`implementation` must be one of {', '.join(IMPLEMENTATIONS)}; received: implementation={implementation!r}"
-        )
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"`chunk` must be an integer >= 1; received: chunk={chunk!r}")
+    check_choice(IMPLEMENTATIONS, implementation=implementation)
+    if chunk is not None:
+        check_integers(1, chunk=chunk)
     return None if mask is None else check_mask(mask, key.shape[:2])
 
 
 def check_mask(mask, shape):
-    """The mask as a tensor; raises ValueError unless it is bool and of this shape, (B, steps)."""
-    mask = ops.convert_to_tensor(mask)
-    dtype = keras.backend.standardize_dtype(mask.dtype)
-    if dtype != "bool":
-        raise ValueError(f"`mask` must be boolean, True = real step; received: dtype={dtype}")
-    fits = len(mask.shape) == 2 and all(
-        have == need or None in (have, need) for have, need in zip(mask.shape, shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"`mask` must have shape (B, steps)={tuple(shape)}; "
-            f"received: mask.shape={tuple(mask.shape)}"
-        )
+    """The mask as a tensor.
+
+    Args:
+        mask: Bool, shape `(B, steps)`; True = real step, False = padding.
+        shape: The shape that it must have, `(B, steps)`. None stands for an unknown size.
+
+    Returns:
+        The bool tensor.
+
+    Raises:
+        ValueError: If the mask is a list, not boolean, or of another shape.
+    """
+    mask = bool_tensor(mask, "mask", ("(B, steps)",), REAL_STEP)
+    sizes = zip(mask.shape, shape, strict=True)
+    if any(have != need and None not in (have, need) for have, need in sizes):
+        raise error(f"`mask` must have shape (B, steps)={tuple(shape)}", mask=mask)
     return mask
 
 
@@ -50,14 +70,16 @@ def check_same_steps(query, key):
     """Raises ValueError unless there are as many queries as keys."""
     queries, keys = query.shape[1], key.shape[1]
     if queries != keys and None not in (queries, keys):
-        raise ValueError(
-            "Causal linear attention takes as many queries as keys; keys before them are given as "
-            f"`state`. Received: queries={queries}, keys={keys}"
+        raise error(
+            "Causal linear attention takes as many queries as keys; give the keys before them as "
+            "`state`",
+            queries=queries,
+            keys=keys,
         )
 
 
 def chunk_size(steps, limit):
-    """Span in a chunk, at most `limit`, so that the chunks fill `steps` as well as they can."""
+    """Steps in a chunk, at most `limit`, so that the chunks fill `steps` as well as they can."""
     if not isinstance(steps, int):
         return ops.minimum(steps, limit)
     count = max(1, -(-steps // limit))
@@ -89,8 +111,8 @@ def joined(x, steps):
     return ops.reshape(x, (batch, count * size, key_heads * groups, width))[:, :steps]
 
 
-def length(query, mask):
-    """`(B,)` int32, or 0-d where all steps are real: how many there are."""
+def real_steps(query, mask):
+    """How many new steps are real: `(B,)` int32, or 0-d, to be added to `(B,)`, without a mask."""
     if mask is None:
         return ops.cast(ops.shape(query)[1], "int32")
     return ops.sum(ops.cast(mask, "int32"), axis=1)

@@ -5,6 +5,7 @@ import dataclasses
 from keras import ops
 
 from kattn import masks
+from kattn.arguments import error
 from kattn.ops import masking
 from kattn.ops.attention import Call
 from kattn.ops.cache import extend, next_positions
@@ -27,39 +28,48 @@ def decode(
 ):
     """Causal attention of t new steps to themselves and to all steps in the cache.
 
-    The same as `attention` over the whole sequence with `masks.Causal()`, at its last t steps,
-    for any number of steps at a time. What `decode` returns must be given to the next call: the
-    old cache is not valid any more, since on PyTorch it is written in place.
+    The result equals that of `attention` over the whole sequence with `masks.Causal()`, at its last
+    t steps, for any number of steps at a time. Give the cache that `decode` returns to the next
+    call: the old cache is not valid any more, since on PyTorch it is written in place.
 
     Shapes: B batch, t new steps, N query heads, K key/value heads, D and Dv head widths.
 
     Args:
-        query: `(B, t, N, D)` float.
-        key: `(B, t, K, D)` float.
-        value: `(B, t, K, Dv)` float.
-        cache: A `KVCache` or, where the mask's window is no longer than it, a `RingCache`.
-        real: `(B, t)` bool, True = real step, False = padding, which is not kept; None for all.
-        mask: A `kattn.masks.Mask` over the positions of the whole sequence, which count real
-            steps: its arrays are as long as that. None for `masks.Causal()`. Another is not
-            joined with it: `Causal() | Prefix(n)` lets the first n steps see each other,
-            if they come in one piece.
-        bias: A `kattn.biases.Bias` over these positions; one that is by query holds the numbers
-            of the new steps.
-        scale: See `attention`.
-        softcap: See `attention`.
-        sinks: See `attention`.
+        query: Queries of the new steps, float, shape `(B, t, N, D)`.
+        key: Keys of the new steps, float, shape `(B, t, K, D)`. N must be a multiple of K.
+        value: Values of the new steps, float, shape `(B, t, K, Dv)`.
+        cache: A `KVCache`; or a `RingCache`, if the mask has a window that is no longer than the
+            ring.
+        real: Bool, shape `(B, t)`; True = real step, False = padding, which is not kept. None if
+            all new steps are real.
+        mask: A `kattn.masks.Mask` over the positions of the whole sequence, which count real steps.
+            An array in it must be as long as the whole sequence. None for `masks.Causal()`. A mask
+            that is given takes its place and is not combined with it: `Causal() | Prefix(n)` lets
+            the first n steps see each other, if they come in one piece.
+        bias: A `kattn.biases.Bias` over the positions of the whole sequence, which count real
+            steps. If it has numbers for each query, they are those of the new steps. None adds
+            nothing.
+        scale: Factor of the scores Q K^T. None for 1 / sqrt(D).
+        softcap: Positive number c; the scaled scores s become c * tanh(s / c), before bias and mask
+            are applied. None for no cap.
+        sinks: Score of each head that takes part in the softmax and has no value, float, shape
+            `(N,)`. None for no sinks.
 
     Returns:
-        `(output, cache)`: `(B, t, N, Dv)` of the query's dtype, 0 at padding, and the cache with
-        the new steps.
+        `(output, cache)`: the output, shape `(B, t, N, Dv)`, in the dtype of the query, 0 at
+        padding; and the cache with the new steps.
 
     Raises:
-        ValueError: If shapes do not fit, or if the steps do not fit into the cache and that can
-            be seen: under `jit`, or on an accelerator, what comes after that is undefined.
+        ValueError: If shapes do not fit, or if the steps do not fit into the cache and that can be
+            seen. Under `jit` or on an accelerator it cannot be seen, and what comes after the last
+            step that fits is undefined.
 
     Example:
         >>> cache = empty_cache(KVCache, 1, 128, heads=4, key_dim=16, value_dim=16, dtype="float32")
-        >>> y, cache = decode(q, k, v, cache)  # of (1, 1, 4, 16) each
+        >>> x = keras.random.normal((1, 2, 4, 16))  # two steps of four heads
+        >>> y, cache = decode(x, x, x, cache)
+        >>> y.shape, cache.length
+        ((1, 2, 4, 16), [2])
 
     Reference:
         Shazeer 2019, sec. 2.4, https://arxiv.org/abs/1911.02150
@@ -75,13 +85,17 @@ def decode_maps(calls, cache, *, real, mask):
     """`decode` for several maps of weights over the same values.
 
     Args:
-        calls: A `Call` for each map, of the new steps. The cache keeps their keys side by side.
-        cache: As in `decode`.
-        real: As in `decode`.
-        mask: As in `decode`; not None.
+        calls: List of a `Call` of the new steps for each map. The cache keeps their keys side by
+            side.
+        cache: A `KVCache`; or a `RingCache`, if the mask has a window that is no longer than the
+            ring.
+        real: Bool, shape `(B, t)`; True = real step, False = padding, which is not kept. None if
+            all new steps are real.
+        mask: A `kattn.masks.Mask` over the positions of the whole sequence, not None.
 
     Returns:
-        `(outputs, cache)`, an output `(B, t, N, Dv)` for each call.
+        `(outputs, cache)`: an output `(B, t, N, Dv)` for each call, and the cache with the new
+        steps.
     """
     _check_cache(calls, cache)
     queries = Places(next_positions(cache, calls[0].query.shape[1], real))
@@ -103,7 +117,7 @@ def _check_cache(calls, cache):
     want = (key.shape[0], key.shape[2], len(calls) * key.shape[3], value.shape[3])
     have = (*cache.keys.shape[:2], cache.keys.shape[3], cache.values.shape[3])
     if any(a != b for a, b in zip(want, have, strict=True) if None not in (a, b)):
-        raise ValueError(
-            "The cache must be of the same batch, key heads and widths (B, K, D, Dv) as the new "
-            f"steps; received: cache={tuple(have)}, steps={tuple(want)}"
+        rule = (
+            "The cache must be of the same batch, key heads and widths (B, K, D, Dv) as the steps"
         )
+        raise error(rule, cache=tuple(have), steps=tuple(want))

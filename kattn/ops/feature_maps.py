@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from kattn.arguments import check_integers
+
 # exp(CAP), summed over a million keys and times values of a million, is still a float32.
 CAP = 60.0
 # Added to rectified features, so that a query whose features are all 0 still has weights.
@@ -10,16 +12,16 @@ RECTIFIED_FLOOR = 1e-3
 
 
 def elu_plus_one(x):
-    """elu(x) + 1: x + 1 where x > 0, else exp(x).
+    """elu(x) + 1, which is x + 1 where x > 0, and exp(x) elsewhere.
 
     Args:
-        x: `(..., D)` float.
+        x: Queries or keys, float, shape `(..., D)`.
 
     Returns:
-        `(..., D)`, positive.
+        Features, shape `(..., D)`, all of them positive.
 
     Example:
-        >>> elu_plus_one(ops.array([-1.0, 0.0, 1.0]))
+        >>> elu_plus_one(keras.ops.array([-1.0, 0.0, 1.0]))
         [0.3679, 1.0, 2.0]
 
     Reference:
@@ -33,13 +35,13 @@ def softmax_features(x):
     """Softmax over the features of each step.
 
     Args:
-        x: `(..., D)` float.
+        x: Queries or keys, float, shape `(..., D)`.
 
     Returns:
-        `(..., D)`, positive, with sums of 1.
+        Features, shape `(..., D)`, all of them positive; those of a step sum to 1.
 
     Example:
-        >>> softmax_features(ops.zeros((3, 2)))[0]
+        >>> softmax_features(keras.ops.zeros((3, 2)))[0]
         [0.5, 0.5]
 
     Reference:
@@ -53,19 +55,22 @@ def softmax_features(x):
 def softmax_steps(x, mask=None):
     """Softmax of each feature over the steps.
 
-    With `softmax_features` for the queries the weights of all keys sum to 1 as they are. It looks
-    at all steps, so it cannot be causal: where that is wanted, keys take `softmax_features` as
-    well, and the weights are divided by their sum, which the paper does not have.
+    Together with `softmax_features` for the queries, the weights of all keys sum to 1 without a
+    division. This function looks at all steps, so it cannot be used in causal attention: there, use
+    `softmax_features` for the keys as well, and divide the weights by their sum, which the paper
+    does not do.
 
     Args:
-        x: `(B, S, K, D)` float.
-        mask: `(B, S)` bool, True = real step; the others get 0.
+        x: Keys, float, shape `(B, S, K, D)`.
+        mask: Bool, shape `(B, S)`; True = real step, False = padding, whose features are 0. None if
+            all steps are real.
 
     Returns:
-        `(B, S, K, D)`, with sums of 1 over S, or of 0 where no step is real.
+        Features, shape `(B, S, K, D)`, none of them negative. Each sums to 1 over the steps, or to
+        0 if no step is real.
 
     Example:
-        >>> softmax_steps(ops.zeros((1, 4, 1, 2)))[0, :, 0, 0]
+        >>> softmax_steps(keras.ops.zeros((1, 4, 1, 2)))[0, :, 0, 0]
         [0.25, 0.25, 0.25, 0.25]
 
     Reference:
@@ -80,7 +85,16 @@ def softmax_steps(x, mask=None):
 
 
 def highest(x, mask, axis):
-    """The maximum over real steps, axes kept; 0 where there is none."""
+    """The maximum over real steps.
+
+    Args:
+        x: Numbers of each step, float, shape `(B, T, N, D)`.
+        mask: Bool, shape `(B, T)`; True = real step, False = padding. None if all steps are real.
+        axis: Axis, or tuple of axes, over which the maximum is taken.
+
+    Returns:
+        The maximum, with axes of 1 in place of `axis`; 0 where no step is real.
+    """
     if mask is None:
         return ops.max(x, axis=axis, keepdims=True)
     top = ops.max(ops.where(mask[:, :, None, None], x, -1e30), axis=axis, keepdims=True)
@@ -88,24 +102,30 @@ def highest(x, mask, axis):
 
 
 def orthogonal_projection(key_dim, num_features, seed=None):
-    """Gaussian vectors, orthogonal to each other in groups of D.
+    """Gaussian vectors that are orthogonal to each other in groups of D.
 
     Args:
-        key_dim: D.
-        num_features: m.
-        seed: Integer or `keras.random.SeedGenerator`.
+        key_dim: Width of a query or key, D.
+        num_features: Number of vectors, m.
+        seed: Integer or `keras.random.SeedGenerator` for the vectors. None draws a random seed.
 
     Returns:
-        `(D, m)` float32: each column is distributed as D standard normal numbers, and the columns
-        of each group of D are orthogonal.
+        Vectors in columns, shape `(D, m)`, float32. Each is distributed as D standard normal
+        numbers, and the vectors of each group of D are orthogonal.
+
+    Raises:
+        ValueError: If `key_dim` or `num_features` is not a positive integer.
 
     Example:
-        >>> orthogonal_projection(64, 256, seed=0).shape
-        (64, 256)
+        >>> vectors = orthogonal_projection(2, 2, seed=0)
+        >>> products = keras.ops.matmul(keras.ops.transpose(vectors), vectors)
+        >>> keras.ops.abs(products[0, 1]) < 1e-5  # the two are orthogonal
+        True
 
     Reference:
         Choromanski et al. 2020, sec. 2.4, https://arxiv.org/abs/2009.14794
     """
+    check_integers(1, key_dim=key_dim, num_features=num_features)
     if not isinstance(seed, keras.random.SeedGenerator):
         seed = keras.random.SeedGenerator(seed)
     groups = -(-num_features // key_dim)
@@ -120,20 +140,23 @@ def orthogonal_projection(key_dim, num_features, seed=None):
 def positive_random_features(x, projection, *, scaled_over=None, mask=None):
     """exp(w^T x' - |x'|^2 / 2) / sqrt(m) for each column w, where x' = x / D^(1/4).
 
-    The expectation of phi(q)^T phi(k) is exp(q^T k / sqrt(D)). A factor for each query, and one for
-    all keys, are divided out again by linear attention, and are chosen so that no feature is large:
-    see `scaled_over`. Where keys come one by one there is none, and exponents are capped at 60,
+    The expectation of phi(q)^T phi(k) is exp(q^T k / sqrt(D)). Linear attention divides out a
+    factor for each query and one for all keys, so `scaled_over` chooses them such that no feature
+    is large. Keys that come one by one have no such factor; there, exponents are capped at 60,
     which only vectors with |w|^2 > 120 can reach, and then only for keys along them.
 
+    Shapes: B batch, T steps, N heads, D width, m features.
+
     Args:
-        x: `(B, T, N, D)` float.
-        projection: `(D, m)`, of `orthogonal_projection`.
-        scaled_over: Axes over which the features are divided by the largest: -1 for queries, (1, 3)
-            for keys where all are known, None for keys that come one by one.
-        mask: `(B, T)` bool, True = real step: whose features can be the largest.
+        x: Queries or keys, float, shape `(B, T, N, D)`.
+        projection: Vectors in columns, float, shape `(D, m)`, from `orthogonal_projection`.
+        scaled_over: Axis, or tuple of axes, over which the features are divided by the largest: -1
+            for queries, (1, 3) for keys that are all known. None for keys that come one by one.
+        mask: Bool, shape `(B, T)`; True = real step, False = padding, whose features are not looked
+            at for the largest. None if all steps are real.
 
     Returns:
-        `(B, T, N, m)`, positive.
+        Features, shape `(B, T, N, m)`, none of them negative.
 
     Example:
         >>> x = keras.random.normal((2, 128, 8, 64))
@@ -154,12 +177,14 @@ def positive_random_features(x, projection, *, scaled_over=None, mask=None):
 def rectified_random_features(x, projection):
     """(max(w^T x', 0) + 0.001) / sqrt(m) for each column w, where x' = x / D^(1/4).
 
+    Shapes: B batch, T steps, N heads, D width, m features.
+
     Args:
-        x: `(B, T, N, D)` float.
-        projection: `(D, m)`, of `orthogonal_projection`.
+        x: Queries or keys, float, shape `(B, T, N, D)`.
+        projection: Vectors in columns, float, shape `(D, m)`, from `orthogonal_projection`.
 
     Returns:
-        `(B, T, N, m)`, positive.
+        Features, shape `(B, T, N, m)`, all of them positive.
 
     Example:
         >>> x = keras.random.normal((2, 128, 8, 64))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from kattn import backend
+from kattn.arguments import error
 from kattn.ops import chunks
 from kattn.ops.kernels import block
 
@@ -24,11 +25,13 @@ CHUNK = 64
 
 
 class GatedLinearState(NamedTuple):
-    """What gated linear attention knows of the steps before: a pytree of tensors.
+    """What gated linear attention knows of the steps before, batch first in every tensor.
+
+    Shapes: B batch, K key/value heads, D width of a key, Dv width of a value.
 
     Args:
-        state: `(B, K, D, Dv)` float32, the decayed sum of k v^T.
-        length: `(B,)` int32, the number of real steps.
+        state: Decayed sum of k v^T over the steps, float32, shape `(B, K, D, Dv)`.
+        length: Number of real steps that each item has so far, int32, shape `(B,)`.
     """
 
     state: Any
@@ -39,17 +42,18 @@ def initial_gated_linear_state(batch_size, num_key_value_heads, key_dim, value_d
     """The `GatedLinearState` before the first step.
 
     Args:
-        batch_size: B.
-        num_key_value_heads: K.
-        key_dim: D.
-        value_dim: Dv.
+        batch_size: Number of sequences, B.
+        num_key_value_heads: Number of key/value heads, K.
+        key_dim: Width of a key, D.
+        value_dim: Width of a value, Dv.
 
     Returns:
         A `GatedLinearState` of zeros.
 
     Example:
-        >>> initial_gated_linear_state(2, 8, 64, 32).state.shape
-        (2, 8, 64, 32)
+        >>> state = initial_gated_linear_state(2, 8, 64, 32)
+        >>> state.state.shape, state.length
+        ((2, 8, 64, 32), [0, 0])
     """
     state = ops.zeros((batch_size, num_key_value_heads, key_dim, value_dim), "float32")
     return GatedLinearState(state, ops.zeros((batch_size,), "int32"))
@@ -60,37 +64,44 @@ def gated_linear_attention(
 ):
     """S_t^T q_t with S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, causal and not normalised.
 
-    Shapes: B batch, T steps, N query heads, K key/value heads, D and Dv head widths. Each key
-    head has one state, which N / K query heads read.
+    Sums are computed in float32.
+
+    Shapes: B batch, T steps, N query heads, K key/value heads, D and Dv head widths. Each key head
+    has one state, which N / K query heads read.
 
     Args:
-        query: `(B, T, N, D)` float.
-        key: `(B, T, K, D)` float. N must be a multiple of K.
-        value: `(B, T, K, Dv)` float.
-        log_decay: g <= 0, float: `(B, T, K, D)`, one per channel of the keys (gated linear
-            attention), or `(B, T, K)`, one per head, or `(K,)`, the same at all steps
-            (retention). -inf forgets all.
-        mask: `(B, T)` bool, True = real step. Padding leaves the state as it is.
-        state: A `GatedLinearState` of the steps before; None for none.
-        implementation: "parallel", all pairs of steps at once; "chunked", pairs within chunks, and a state
-            between them, in memory O(T); "auto", parallel for what fits in one chunk. With a
-            decay per channel, and steps whose number is unknown, "parallel" is "chunked".
-        chunk: Most steps in a chunk; None for what was measured to be fast.
+        query: Queries, float, shape `(B, T, N, D)`.
+        key: Keys, float, shape `(B, T, K, D)`. N must be a multiple of K.
+        value: Values, float, shape `(B, T, K, Dv)`.
+        log_decay: Logarithms of the decays, float, none above 0: shape `(B, T, K, D)` for a decay
+            per channel of the keys (gated linear attention), `(B, T, K)` for one per head, or
+            `(K,)` for one per head that is the same at all steps (retention). -inf forgets
+            everything.
+        mask: Bool, shape `(B, T)`; True = real step, False = padding, which leaves the state as it
+            is. None if all steps are real.
+        state: The `GatedLinearState` of the steps before. None for no steps.
+        implementation: "parallel", "chunked" or "auto". "parallel" takes all pairs of steps at
+            once. "chunked" takes pairs of steps within chunks, and a state between them, in memory
+            O(T). "auto" is "chunked", which is the same as "parallel" if all steps fit into one
+            chunk. With a decay per channel and an unknown number of steps, "parallel" is "chunked"
+            too.
+        chunk: Largest number of steps in a chunk. None for the size that was measured to be fast.
 
     Returns:
-        `(B, T, N, Dv)` of the query's dtype.
+        What the queries read from the states, shape `(B, T, N, Dv)`, in the dtype of the query.
 
     Raises:
-        ValueError: If ranks, sizes or dtypes do not fit; if `form` or `chunk` is unknown.
+        ValueError: If ranks, sizes or dtypes do not fit, or if `implementation` or `chunk` is not
+            one of the values above.
 
     Example:
         >>> x = keras.random.normal((2, 128, 8, 64))
-        >>> gated_linear_attention(x, x, x, ops.log_sigmoid(x)).shape
+        >>> gated_linear_attention(x, x, x, keras.ops.log_sigmoid(x)).shape
         (2, 128, 8, 64)
 
     Reference:
-        Yang et al. 2023, sec. 3 and 4, https://arxiv.org/abs/2312.06635. Where they take pairs of
-        steps channel by channel in chunks within chunks, `_mix_by_channel` has halves of blocks.
+        Yang et al. 2023, sec. 3 and 4, https://arxiv.org/abs/2312.06635. They take pairs of
+        steps channel by channel in chunks within chunks, `_mix_by_channel` in halves of blocks.
         Retention: Sun et al. 2023, eq. 5 to 7, https://arxiv.org/abs/2307.08621
     """
     if state is None:
@@ -105,27 +116,44 @@ def decode_gated_linear_attention(
 ):
     """`gated_linear_attention` of any number of new steps, and the state after them.
 
+    Shapes: B batch, T new steps, N query heads, K key/value heads, D and Dv head widths.
+
     Args:
-        query: See `gated_linear_attention`.
-        key: See `gated_linear_attention`.
-        value: See `gated_linear_attention`.
-        log_decay: See `gated_linear_attention`.
+        query: Queries of the new steps, float, shape `(B, T, N, D)`.
+        key: Keys of the new steps, float, shape `(B, T, K, D)`. N must be a multiple of K.
+        value: Values of the new steps, float, shape `(B, T, K, Dv)`.
+        log_decay: Logarithms of the decays, float, none above 0: shape `(B, T, K, D)` for a decay
+            per channel of the keys (gated linear attention), `(B, T, K)` for one per head, or
+            `(K,)` for one per head that is the same at all steps (retention). -inf forgets
+            everything.
         state: The `GatedLinearState` of the steps before.
-        mask: See `gated_linear_attention`.
-        implementation: See `gated_linear_attention`.
-        chunk: See `gated_linear_attention`.
+        mask: Bool, shape `(B, T)`; True = real step, False = padding, which leaves the state as it
+            is. None if all new steps are real.
+        implementation: "parallel", "chunked" or "auto". "parallel" takes all pairs of steps at
+            once. "chunked" takes pairs of steps within chunks, and a state between them, in memory
+            O(T). "auto" is "chunked", which is the same as "parallel" if all steps fit into one
+            chunk. With a decay per channel and an unknown number of steps, "parallel" is "chunked"
+            too.
+        chunk: Largest number of steps in a chunk. None for the size that was measured to be fast.
 
     Returns:
-        `(B, T, N, Dv)` of the query's dtype, and a `GatedLinearState` of the same shapes and
+        `(output, state)`: what the queries read from the states, shape `(B, T, N, Dv)`, in the
+        dtype of the query; and the `GatedLinearState` after the new steps, of the same shapes and
         dtypes as before.
 
     Raises:
-        ValueError: Where `gated_linear_attention` would.
+        ValueError: If ranks, sizes or dtypes do not fit, or if `implementation` or `chunk` is not
+            one of the values above.
 
     Example:
         >>> state = initial_gated_linear_state(2, 8, 64, 64)
         >>> x = keras.random.normal((2, 1, 8, 64))
-        >>> y, state = decode_gated_linear_attention(x, x, x, ops.log_sigmoid(x), state)
+        >>> y, state = decode_gated_linear_attention(x, x, x, keras.ops.log_sigmoid(x), state)
+        >>> y.shape, state.length
+        ((2, 1, 8, 64), [1, 1])
+
+    Reference:
+        Yang et al. 2023, sec. 3 and 4, https://arxiv.org/abs/2312.06635
     """
     query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
     mask = chunks.check(query, key, value, mask, implementation, chunk)
@@ -141,20 +169,16 @@ def decode_gated_linear_attention(
     before, after = _carry(total, backend.matmul(k, v, transpose_a=True), state.state)
     mixed = mixed + block.weights_by_values(q, before)
     output = ops.cast(chunks.joined(mixed, steps), query.dtype)
-    return output, GatedLinearState(after, state.length + chunks.length(query, mask))
+    return output, GatedLinearState(after, state.length + chunks.real_steps(query, mask))
 
 
 def _size(steps, implementation, chunk, *, by_channel):
-    """Span in a chunk; by channel a power of 2."""
+    """Number of steps in a chunk; a power of 2 if there is a decay per channel."""
     limit = chunk or CHUNK
     if not isinstance(steps, int):
-        return (
-            limit
-            if by_channel
-            else steps
-            if implementation == "parallel"
-            else ops.minimum(steps, limit)
-        )
+        if by_channel:
+            return limit
+        return steps if implementation == "parallel" else ops.minimum(steps, limit)
     size = max(1, steps) if implementation == "parallel" else chunks.chunk_size(steps, limit)
     return 1 << (size - 1).bit_length() if by_channel else size
 
@@ -200,7 +224,8 @@ def _mix_by_channel(q, k, v, g):
     first, and the decay between them is that up to the middle times that from there on.
 
     Returns:
-        As `_mix_by_head`.
+        The output of each step but for what the chunk's first state adds; q and k decayed from the
+        chunk's start and until its end; the log decay of the whole chunk.
     """
     q = ops.swapaxes(q, -3, -2)  # (B, K, chunks, size, G, D)
     mixed = ops.sum(q * k[..., None, :], axis=-1, keepdims=True) * v[..., None, :]
@@ -264,12 +289,12 @@ def _carry(total, sums, first):
         return first[:, :, None], decay[:, :, 0] * first + sums[:, :, 0]
 
     # One array, as Keras's scan on TensorFlow takes no two where their length is unknown.
-    both = ops.moveaxis(ops.concatenate([decay, sums], axis=-1), 2, 0)
+    chunkwise = ops.moveaxis(ops.concatenate([decay, sums], axis=-1), 2, 0)
 
     def step(state, chunk):
         return chunk[..., :1] * state + chunk[..., 1:], state
 
-    after, before = ops.scan(step, first, both)
+    after, before = ops.scan(step, first, chunkwise)
     return ops.moveaxis(before, 0, 2), after
 
 
@@ -287,8 +312,9 @@ def _check_decay(log_decay, key):
         for have, need in zip(log_decay.shape, wanted, strict=True)
     )
     if not fits:
-        raise ValueError(
-            "`log_decay` must have shape (B, T, K, D), (B, T, K) or (K,), as `key`; received: "
-            f"log_decay.shape={tuple(log_decay.shape)}, key.shape={shape}"
+        raise error(
+            "`log_decay` must have shape (B, T, K, D), (B, T, K) or (K,), with the sizes of `key`",
+            log_decay=log_decay,
+            key=key,
         )
     return log_decay

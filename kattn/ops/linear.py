@@ -19,12 +19,14 @@ CHUNK = 128
 
 
 class LinearState(NamedTuple):
-    """What linear attention knows of the steps before: a pytree of tensors.
+    """What linear attention knows of the steps before, with the batch axis first in every tensor.
+
+    Shapes: B batch, K key/value heads, F features, Dv width of a value.
 
     Args:
-        state: `(B, K, F, Dv)` float32, the sum of phi(k) v^T.
-        normalizer: `(B, K, F)` float32, the sum of phi(k).
-        length: `(B,)` int32, the number of real steps.
+        state: Sum of phi(k) v^T over the steps, float32, shape `(B, K, F, Dv)`.
+        normalizer: Sum of phi(k) over the steps, float32, shape `(B, K, F)`.
+        length: Number of real steps that each item has so far, int32, shape `(B,)`.
     """
 
     state: Any
@@ -36,17 +38,18 @@ def initial_linear_state(batch_size, num_key_value_heads, num_features, value_di
     """The `LinearState` before the first step.
 
     Args:
-        batch_size: B.
-        num_key_value_heads: K.
-        num_features: F, the width of phi(k).
-        value_dim: Dv.
+        batch_size: Number of sequences, B.
+        num_key_value_heads: Number of key/value heads, K.
+        num_features: Number of features that the feature map gives for a key, F.
+        value_dim: Width of a value, Dv.
 
     Returns:
         A `LinearState` of zeros.
 
     Example:
-        >>> initial_linear_state(2, 8, 64, 32).state.shape
-        (2, 8, 64, 32)
+        >>> state = initial_linear_state(2, 8, 64, 32)
+        >>> state.state.shape, state.normalizer.shape, state.length
+        ((2, 8, 64, 32), (2, 8, 64), [0, 0])
     """
     normalizer = ops.zeros((batch_size, num_key_value_heads, num_features), "float32")
     state = ops.zeros((batch_size, num_key_value_heads, num_features, value_dim), "float32")
@@ -66,36 +69,41 @@ def linear_attention(
     implementation="auto",
     chunk=None,
 ):
-    """phi(q)^T sum_j phi(k_j) v_j^T / (phi(q)^T sum_j phi(k_j)) over the keys a query sees.
+    """phi(q)^T sum_j phi(k_j) v_j^T / (phi(q)^T sum_j phi(k_j)) over the keys that a query sees.
 
-    A query that sees no key gets exactly 0. Features and sums are in float32.
+    A query that sees no key gets exactly 0. Features and sums are computed in float32.
 
     Shapes: B batch, T query steps, S key steps, N query heads, K key/value heads, D and Dv head
     widths, F features. Each key head serves N / K query heads.
 
     Args:
-        query: `(B, T, N, D)` float.
-        key: `(B, S, K, D)` float. N must be a multiple of K.
-        value: `(B, S, K, Dv)` float.
-        feature_map: phi: a function from `(B, T, N, D)` float32 to `(B, T, N, F)`, nowhere
-            negative; or two of them, for queries and for keys. See `kattn.ops.feature_maps`.
-            Where causal, a step's features must depend on that step alone.
-        rotation: Two functions, of the queries' and of the keys' features, `(B, T, N, F)` float32,
-            such as turn them by their positions; they act on the weighted values, and not on the
-            sum of the weights, which so stays positive. None for none.
-        mask: `(B, S)` bool, True = real key.
-        causal: If True, query t sees keys <= t only, and T must be S.
-        state: A `LinearState` of keys before the first, which all queries see; None for none.
-        implementation: "parallel", all pairs of steps at once; "chunked", sums over keys, and where causal
-            pairs within chunks, in memory O(T); "auto", chunked, and parallel where that is causal
-            and all steps fit in one chunk.
-        chunk: Most steps in a chunk; None for what was measured to be fast.
+        query: Queries, float, shape `(B, T, N, D)`.
+        key: Keys, float, shape `(B, S, K, D)`. N must be a multiple of K.
+        value: Values, float, shape `(B, S, K, Dv)`.
+        feature_map: Function phi from queries or keys, `(B, T, N, D)` float32, to features, `(B, T,
+            N, F)`, none of them negative; or a tuple of two such functions, for queries and for
+            keys. `elu_plus_one` and `softmax_features` are two. In the causal form the features of
+            a step must depend on that step alone.
+        rotation: Tuple of two functions that rotate the features of the queries and of the keys,
+            `(B, T, N, F)` float32, by their positions. They act on the weighted values and not on
+            the sum of the weights, which therefore stays positive. None for no rotation.
+        mask: Bool, shape `(B, S)`; True = real key, False = padding, which no query sees. None if
+            all keys are real.
+        causal: If True, query t sees keys <= t only, and T must equal S.
+        state: A `LinearState` of the keys before the first, which all queries see. None for no
+            keys.
+        implementation: "parallel", "chunked" or "auto". "parallel" takes all pairs of steps at
+            once. "chunked" adds up over keys, and in the causal form takes pairs of steps within
+            chunks, in memory O(T). "auto" is "chunked", which in the causal form is the same as
+            "parallel" if all steps fit into one chunk.
+        chunk: Largest number of steps in a chunk. None for the size that was measured to be fast.
 
     Returns:
-        `(B, T, N, Dv)` of the query's dtype.
+        Attended values, shape `(B, T, N, Dv)`, in the dtype of the query.
 
     Raises:
-        ValueError: If ranks, sizes or dtypes do not fit; if `form` or `chunk` is unknown.
+        ValueError: If ranks, sizes or dtypes do not fit, or if `implementation` or `chunk` is not
+            one of the values above.
 
     Example:
         >>> x = keras.random.normal((2, 128, 8, 64))
@@ -134,28 +142,46 @@ def decode_linear_attention(
 ):
     """Causal `linear_attention` of any number of new steps, and the state after them.
 
+    Shapes: B batch, T new steps, N query heads, K key/value heads, D and Dv head widths, F
+    features.
+
     Args:
-        query: See `linear_attention`.
-        key: See `linear_attention`.
-        value: See `linear_attention`.
+        query: Queries of the new steps, float, shape `(B, T, N, D)`.
+        key: Keys of the new steps, float, shape `(B, T, K, D)`. N must be a multiple of K.
+        value: Values of the new steps, float, shape `(B, T, K, Dv)`.
         state: The `LinearState` of the steps before.
-        feature_map: See `linear_attention`.
-        rotation: See `linear_attention`.
-        mask: See `linear_attention`; padding leaves the state as it is.
-        implementation: See `linear_attention`.
-        chunk: See `linear_attention`.
+        feature_map: Function phi from queries or keys, `(B, T, N, D)` float32, to features, `(B, T,
+            N, F)`, none of them negative; or a tuple of two such functions, for queries and for
+            keys. `elu_plus_one` and `softmax_features` are two. In the causal form the features of
+            a step must depend on that step alone.
+        rotation: Tuple of two functions that rotate the features of the queries and of the keys,
+            `(B, T, N, F)` float32, by their positions. They act on the weighted values and not on
+            the sum of the weights, which therefore stays positive. None for no rotation.
+        mask: Bool, shape `(B, T)`; True = real step, False = padding, which leaves the state as it
+            is. None if all new steps are real.
+        implementation: "parallel", "chunked" or "auto". "parallel" takes all pairs of steps at
+            once. "chunked" adds up over keys, and in the causal form takes pairs of steps within
+            chunks, in memory O(T). "auto" is "chunked", which in the causal form is the same as
+            "parallel" if all steps fit into one chunk.
+        chunk: Largest number of steps in a chunk. None for the size that was measured to be fast.
 
     Returns:
-        `(B, T, N, Dv)` of the query's dtype, and a `LinearState` of the same shapes and dtypes as
-        before.
+        `(output, state)`: the attended values, shape `(B, T, N, Dv)`, in the dtype of the query;
+        and the `LinearState` after the new steps, of the same shapes and dtypes as before.
 
     Raises:
-        ValueError: Where `linear_attention` would.
+        ValueError: If ranks, sizes or dtypes do not fit, or if `implementation` or `chunk` is not
+            one of the values above.
 
     Example:
         >>> state = initial_linear_state(2, 8, 64, 64)
         >>> x = keras.random.normal((2, 1, 8, 64))
         >>> y, state = decode_linear_attention(x, x, x, state, feature_map=elu_plus_one)
+        >>> y.shape, state.length
+        ((2, 1, 8, 64), [1, 1])
+
+    Reference:
+        Katharopoulos et al. 2020, eq. 16 to 20, https://arxiv.org/abs/2006.16236
     """
     query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
     mask = chunks.check(query, key, value, mask, implementation, chunk)
@@ -166,30 +192,44 @@ def decode_linear_attention(
     size = _size(steps, implementation, chunk)
     mixed, total, sums, normalizer = _mix_causal(*features, value, state, size)
     output = ops.cast(chunks.joined(_divide(mixed, total), steps), query.dtype)
-    return output, LinearState(sums, normalizer, state.length + chunks.length(query, mask))
+    return output, LinearState(sums, normalizer, state.length + chunks.real_steps(query, mask))
 
 
 def linear_attention_weights(query, key, *, feature_map, rotation=None, mask=None, causal=False):
-    """The weights phi(q)^T phi(k) / sum that `linear_attention` gives the values.
+    """The weights phi(q)^T phi(k) / sum that `linear_attention` gives to the values.
+
+    Shapes: B batch, T query steps, S key steps, N query heads, K key heads, D head width, F
+    features.
 
     Args:
-        query: See `linear_attention`.
-        key: See `linear_attention`.
-        feature_map: See `linear_attention`.
-        rotation: See `linear_attention`; with it weights may be negative and not sum to 1.
-        mask: See `linear_attention`.
-        causal: See `linear_attention`.
+        query: Queries, float, shape `(B, T, N, D)`.
+        key: Keys, float, shape `(B, S, K, D)`. N must be a multiple of K.
+        feature_map: Function phi from queries or keys, `(B, T, N, D)` float32, to features, `(B, T,
+            N, F)`, none of them negative; or a tuple of two such functions, for queries and for
+            keys. `elu_plus_one` and `softmax_features` are two. In the causal form the features of
+            a step must depend on that step alone.
+        rotation: Tuple of two functions that rotate the features of the queries and of the keys,
+            `(B, T, N, F)` float32, by their positions. They act on the weighted values and not on
+            the sum of the weights, which therefore stays positive. None for no rotation. With a
+            rotation weights may be negative, and they may not sum to 1.
+        mask: Bool, shape `(B, S)`; True = real key, False = padding, which no query sees. None if
+            all keys are real.
+        causal: If True, query t sees keys <= t only, and T must equal S.
 
     Returns:
-        `(B, N, T, S)` float32. Rows sum to 1, or are 0 where a query sees no key.
+        Weights, shape `(B, N, T, S)`, float32. Without a rotation each row sums to 1, or is 0 if
+        its query sees no key.
 
     Raises:
-        ValueError: Where `linear_attention` would.
+        ValueError: If ranks, sizes or dtypes do not fit.
 
     Example:
-        >>> x = keras.random.normal((1, 3, 2, 4))
-        >>> linear_attention_weights(x, x, feature_map=elu_plus_one, causal=True)[0, 0, 0]
-        [1.0, 0.0, 0.0]
+        >>> x = keras.ops.ones((1, 3, 2, 4))
+        >>> linear_attention_weights(x, x, feature_map=elu_plus_one, causal=True)[0, 0]
+        [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.3333, 0.3333, 0.3333]]
+
+    Reference:
+        Katharopoulos et al. 2020, eq. 4, https://arxiv.org/abs/2006.16236
     """
     query, key = ops.convert_to_tensor(query), ops.convert_to_tensor(key)
     mask = chunks.check(query, key, key, mask, "auto", None)
@@ -216,7 +256,7 @@ def _features(query, key, feature_map, rotation, mask) -> tuple[Any, Any]:
 
 
 def _size(steps, implementation, chunk):
-    """Span in a chunk of the causal form."""
+    """Number of steps in a chunk of the causal form."""
     if implementation != "parallel":
         return chunks.chunk_size(steps, chunk or CHUNK)
     return max(1, steps) if isinstance(steps, int) else steps

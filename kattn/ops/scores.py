@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from kattn.arguments import error
 from kattn.spans import Span
 
 
@@ -9,14 +10,15 @@ def add_bias(scores, bias):
     """What `attention` adds to its scores, added to an array of them.
 
     Args:
-        scores: `(B, N, T, S)` float.
-        bias: A `kattn.biases.Bias`.
+        scores: Scores of queries and keys, float, shape `(B, N, T, S)`. If T is not S, the queries
+            stand at the last T of the S positions.
+        bias: A `kattn.biases.Bias`, whose numbers are added.
 
     Returns:
-        `(B, N, T, S)` of the dtype of `scores`; the sum is made in float32.
+        The sum, shape `(B, N, T, S)`, in the dtype of `scores`. It is computed in float32.
 
     Raises:
-        ValueError: If `scores` has another rank, or the bias does not fit it.
+        ValueError: If `scores` has another rank, or if the bias does not fit it.
 
     Example:
         >>> add_bias(keras.ops.zeros((1, 1, 2, 3)), kattn.biases.ALiBi([0.5]))[0, 0]
@@ -25,29 +27,29 @@ def add_bias(scores, bias):
     check_scores(scores.shape)
     bias.check(*scores.shape)
     queries, keys = ops.shape(scores)[2:]
-    found = bias.block(Span(0, queries), Span(0, keys), keys - queries)
-    return ops.cast(ops.cast(scores, "float32") + found, scores.dtype)
+    numbers = bias.block(Span(0, queries), Span(0, keys), keys - queries)
+    return ops.cast(ops.cast(scores, "float32") + numbers, scores.dtype)
 
 
 def check_scores(shape):
     """Raises ValueError unless the shape is (B, N, T, S) with a known N.
 
     Args:
-        shape: Of an array of scores.
+        shape: Shape of an array of scores, a tuple of integers and None.
 
     Returns:
-        N.
+        The number of heads, N.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If the rank is not 4, or if the number of heads is None.
 
     Example:
         >>> check_scores((None, 4, 16, 16))
         4
     """
     if len(shape) != 4 or shape[1] is None:
-        raise ValueError(
-            "`scores` must have rank 4, (batch, heads, queries, keys), and a known number of "
-            f"heads; received: scores.shape={tuple(shape)}"
+        rule = (
+            "`scores` must have rank 4, (batch, heads, queries, keys), and a known number of heads"
         )
+        raise error(rule, **{"scores.shape": tuple(shape)})
     return shape[1]

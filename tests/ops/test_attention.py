@@ -145,14 +145,17 @@ class TestExplain:
 
 
 BAD = {
-    "rank of query": ({"query": np.ones((2, 5, 6))}, r"`query` must have rank 4.*\(2, 5, 6\)"),
+    "rank of query": (
+        {"query": np.ones((2, 5, 6))},
+        r"`query` must have rank 4.*write query\[None\].*shape=\(2, 5, 6\)",
+    ),
     "batch": ({"key": np.ones((3, 7, 2, 6))}, r"batch sizes must be equal.*\(3, 7, 2, 6\)"),
     "width": ({"key": np.ones((2, 7, 2, 5))}, r"widths of query and key.*\(2, 7, 2, 5\)"),
     "steps": ({"value": np.ones((2, 6, 2, 3))}, r"steps of key and value.*\(2, 6, 2, 3\)"),
     "heads of value": ({"value": np.ones((2, 7, 1, 3))}, r"heads of key and value"),
     "heads that do not divide": (
         {"key": np.ones((2, 7, 3, 6)), "value": np.ones((2, 7, 3, 3))},
-        r"multiple of the number of key heads; received: 4 and 3",
+        r"multiple of the number of key heads; received: query_heads=4, key_heads=3",
     ),
     "mask of floats": ({"mask": np.ones((5, 7), "float32")}, "must be boolean.*float32"),
     "mask of rank 3": ({"mask": np.ones((2, 5, 7), bool)}, r"mask\[:, None\].*\(2, 5, 7\)"),
@@ -170,20 +173,31 @@ BAD = {
         {"bias": np.ones((2, 3, 5, 7), "float32")},
         r"`bias` must broadcast.*\(2, 3, 5, 7\)",
     ),
-    "sinks": ({"sinks": np.ones(3, "float32")}, r"`sinks` must have shape \(N,\)=\(4,\).*\(3,\)"),
-    "dropout": ({"dropout_rate": 1.0}, r"`dropout_rate` must be in \[0, 1\).*1\.0"),
-    "softcap": ({"softcap": 0.0}, r"`softcap` must be positive.*0\.0"),
+    "sinks": (
+        {"sinks": np.ones(3, "float32")},
+        r"`sinks` must have shape \(N,\)=\(4,\).*sinks\.shape=\(3,\)",
+    ),
+    "dropout": (
+        {"dropout_rate": 1.0},
+        r"`dropout_rate` must be a fraction in \[0, 1\).*dropout_rate=1\.0",
+    ),
+    "softcap": ({"softcap": 0.0}, r"`softcap` must be a finite number above 0.*softcap=0\.0"),
     "kernel": (
         {"implementation": "flash"},
         "`implementation` must be one of auto, banded, .*'flash'",
     ),
+    "kernel that is a number": ({"implementation": 3}, "`implementation` must be one of auto.*=3"),
+    "one kernel of two": (
+        {"implementation": ("dense", "flash")},
+        "`implementation` must be one of auto, banded, .*'flash'",
+    ),
     "kernel for caches": (
         {"implementation": "decode"},
-        r"a function of its own, kattn\.ops\.decode",
+        r"For 'decode' call kattn\.ops\.decode.*implementation='decode'",
     ),
     "kernel that cannot": (
         {"implementation": "banded"},
-        "implementation='banded' cannot serve.*banded: the mask has no window",
+        r"cannot serve this call \(banded: the mask has no window.*implementation='banded'",
     ),
 }
 

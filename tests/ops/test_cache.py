@@ -66,6 +66,18 @@ def test_a_ring_stays_as_large_as_its_window(rng):
     assert tuple(cache.values.shape) == (3, 2, 4, 4)
 
 
+@pytest.mark.parametrize("kind", [KVCache, RingCache])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_batch_axis_is_first_in_every_tensor(rng, kind, count, padded):
+    cache = empty_cache(kind, 3, 5, **SIZES)
+    assert {x.shape[0] for x in cache} == {3}
+    real = ops.convert_to_tensor(REAL[:, :count]) if padded else None
+    cache, *_ = extend(cache, *map(ops.convert_to_tensor, pieces(rng, count)), real)
+    assert {x.shape[0] for x in cache} == {3}
+    assert keras.backend.standardize_dtype(cache.length.dtype) == "int32"
+
+
 def test_keys_are_kept_in_the_dtype_of_the_cache(rng):
     cache = empty_cache(KVCache, 3, 5, **{**SIZES, "dtype": "float16"})
     cache, keys, _, _ = extend(cache, *map(ops.convert_to_tensor, pieces(rng, 2)))
@@ -89,5 +101,7 @@ def test_in_place_on_torch_outside_of_gradient(rng, count):
 def test_bad_input():
     with pytest.raises(ValueError, match=r"`batch_size` must be an integer >= 1.*batch_size=0"):
         empty_cache(KVCache, 0, 5, **SIZES)
-    with pytest.raises(ValueError, match=r"`length` must be an integer >= 1.*length=None"):
+    with pytest.raises(ValueError, match=r"`size` must be an integer >= 1.*size=None"):
         empty_cache(RingCache, 2, None, **SIZES)
+    with pytest.raises(ValueError, match=r"`heads` must be an integer >= 1.*heads=2\.0"):
+        empty_cache(KVCache, 2, 5, **{**SIZES, "heads": 2.0})

@@ -132,6 +132,13 @@ def test_seed_generators_go_on():
     assert np.abs(first - second).max() > 0.1
 
 
+def test_bad_sizes():
+    with pytest.raises(ValueError, match=r"`key_dim` must be an integer >= 1.*key_dim=0"):
+        feature_maps.orthogonal_projection(0, 8)
+    with pytest.raises(ValueError, match=r"`num_features` must be an integer >= 1.*=8\.0"):
+        feature_maps.orthogonal_projection(4, 8.0)
+
+
 def test_highest_of_padding_is_zero():
     x = ops.convert_to_tensor(np.full(SHAPE, 7.0, "float32"))
     top = run(feature_maps.highest, x, ops.convert_to_tensor(KEEP), axis=(1, 3))

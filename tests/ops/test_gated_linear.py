@@ -203,9 +203,22 @@ BAD = {
         "`implementation` must be one of auto, parallel, chunked.*implementation='fast'",
     ),
     "chunk": ({"chunk": 1.5}, "`chunk` must be an integer >= 1.*chunk=1.5"),
-    "mask": ({"mask": np.ones((1, 4))}, "`mask` must be boolean.*dtype=float"),
+    "mask": ({"mask": np.ones((1, 4))}, "`mask` must be boolean.*dtype='float"),
     "steps": ({"query": np.ones((1, 3, 4, 3))}, "as many queries as keys.*queries=3, keys=4"),
 }
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_batch_axis_is_first_in_every_tensor_of_the_state(rng, steps, padded):
+    q, k, v, log_decay = inputs(rng)
+    state = initial_gated_linear_state(B, K, k.shape[-1], v.shape[-1])
+    assert {x.shape[0] for x in state} == {B}
+    mask = KEEP[:, :steps] if padded else None
+    pieces = [x[:, :steps] for x in (q, k, v, log_decay)]
+    _, state = decode_gated_linear_attention(*pieces, state, mask=mask)
+    assert {x.shape[0] for x in state} == {B}
+    assert keras.backend.standardize_dtype(state.length.dtype) == "int32"
 
 
 @pytest.mark.parametrize("name", BAD)

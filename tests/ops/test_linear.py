@@ -181,25 +181,51 @@ def test_large_keys_do_not_overflow(rng):
 
 
 BAD = {
-    "rank": ({"query": np.ones((1, 4, 2))}, "`query` must have rank 4"),
-    "heads": ({"query": np.ones((1, 4, 3, 3))}, "multiple of the number of key heads.*3 and 2"),
+    "rank": ({"query": np.ones((1, 4, 2))}, r"`query` must have rank 4.*write query\[None\]"),
+    "heads": (
+        {"query": np.ones((1, 4, 3, 3))},
+        "multiple of the number of key heads.*query_heads=3, key_heads=2",
+    ),
     "implementation": (
         {"implementation": "fast"},
         "`implementation` must be one of auto, parallel, chunked.*implementation='fast'",
     ),
     "chunk": ({"chunk": 0}, "`chunk` must be an integer >= 1.*chunk=0"),
-    "mask dtype": ({"mask": np.ones((1, 4))}, "`mask` must be boolean.*dtype=float"),
+    "mask dtype": (
+        {"mask": np.ones((1, 4))},
+        r"`mask` must be boolean, True = real step.*`~key_padding_mask`.*dtype='float",
+    ),
+    "list as mask": ({"mask": [[True] * 4]}, r"wrap a list as np.array\(mask, bool\)"),
     "mask shape": (
         {"mask": np.ones((1, 5), bool)},
         r"`mask` must have shape \(B, steps\)=\(1, 4\).*\(1, 5\)",
     ),
-    "mask rank": ({"mask": np.ones((1, 4, 4), bool)}, r"must have shape \(B, steps\)"),
+    "mask rank": (
+        {"mask": np.ones((1, 4, 4), bool)},
+        r"must have rank 2, \(B, steps\).*\(1, 4, 4\)",
+    ),
     "steps": (
         {"query": np.ones((1, 3, 4, 3)), "causal": True},
         "as many queries as keys.*queries=3, keys=4",
     ),
-    "symbolic": ({"query": keras.KerasTensor((1, 4, 4, 3))}, "takes no symbolic tensors"),
+    "symbolic": (
+        {"query": keras.KerasTensor((1, 4, 4, 3))},
+        r"takes no symbolic tensors.*query\.shape=",
+    ),
 }
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_batch_axis_is_first_in_every_tensor_of_the_state(rng, steps, padded):
+    state = initial_linear_state(B, K, D, DV)
+    assert {x.shape[0] for x in state} == {B}
+    mask = KEEP[:, :steps] if padded else None
+    _, state = decode_linear_attention(
+        *inputs(rng, steps), state, feature_map=elu_plus_one, mask=mask
+    )
+    assert {x.shape[0] for x in state} == {B}
+    assert keras.backend.standardize_dtype(state.length.dtype) == "int32"
 
 
 @pytest.mark.parametrize("name", BAD)

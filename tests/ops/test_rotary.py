@@ -140,11 +140,14 @@ def test_functional_model_of_unknown_sizes(rng, interleaved):
 
 
 BAD_SCALING = {
-    "width": ({"width": 7}, "`width` must be even and at least 2.*width=7"),
-    "no width": ({"width": 0}, "`width` must be even and at least 2.*width=0"),
-    "base": ({"base": 1.0}, r"`base` must be above 1.*base=1\.0"),
-    "scaling": ({"scaling": "dynamic"}, "`scaling` must be one of None.*scaling='dynamic'"),
-    "factor": ({"scaling": "ntk", "factor": 0.5}, r"`factor` must be at least 1.*factor=0\.5"),
+    "width": ({"width": 7}, "`width` must be an even integer >= 2.*width=7"),
+    "no width": ({"width": 0}, "`width` must be an even integer >= 2.*width=0"),
+    "base": ({"base": 1.0}, r"`base` must be a finite number above 1.*base=1\.0"),
+    "scaling": ({"scaling": "dynamic"}, "`scaling` must be one of None, linear.*scaling='dynamic'"),
+    "factor": (
+        {"scaling": "ntk", "factor": 0.5},
+        r"`factor` must be a finite number >= 1.*factor=0\.5",
+    ),
     "factor alone": ({"factor": 2.0}, r"needs a `scaling`.*factor=2\.0, scaling=None"),
     "width of ntk": (
         {"scaling": "ntk", "factor": 2.0, "width": 2},
@@ -153,7 +156,7 @@ BAD_SCALING = {
     "no length": ({"scaling": "yarn"}, "needs an `original_length`.*original_length=None"),
     "length": (
         {"scaling": "yarn", "original_length": 0},
-        "needs an `original_length` of at least 1.*original_length=0",
+        "`original_length` must be a finite number >= 1.*original_length=0",
     ),
     "betas": (
         {"scaling": "yarn", "original_length": 9, "beta_fast": 1.0},
@@ -161,7 +164,7 @@ BAD_SCALING = {
     ),
     "beta_slow": (
         {"scaling": "yarn", "original_length": 9, "beta_slow": 0.0},
-        r"that above 0.*beta_fast=32\.0, beta_slow=0\.0",
+        r"`beta_slow` must be a finite number above 0.*beta_slow=0\.0",
     ),
 }
 

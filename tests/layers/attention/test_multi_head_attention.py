@@ -404,7 +404,9 @@ def test_always_the_fused_kernel(rng, monkeypatch):
     layer = MultiHeadAttention(2, 3, flash_attention=True)
     inputs = [rng.normal(size=shape).astype("float32") for shape in ((3, 4, 6), (3, 5, 7))]
     if keras.backend.backend() == "tensorflow":
-        with pytest.raises(ValueError, match="implementation='fused' cannot serve this call: "):
+        with pytest.raises(
+            ValueError, match=r"cannot serve this call \(fused: .*implementation='fused'"
+        ):
             layer(*inputs)
         return
     taken = kernels_taken(monkeypatch)

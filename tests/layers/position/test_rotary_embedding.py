@@ -198,7 +198,7 @@ def test_it_is_relative():
 
 
 BAD = {
-    "base": ({"base": 1}, "`base` must be above 1.*base=1"),
+    "base": ({"base": 1}, "`base` must be a finite number above 1.*base=1"),
     "fraction": ({"fraction": 0.0}, r"`fraction` must be a fraction in \(0, 1\].*fraction=0\.0"),
     "fraction above 1": (
         {"fraction": 1.5},
@@ -207,7 +207,7 @@ BAD = {
     "axes": ({"axes": 0}, "`axes` must be an integer >= 1.*axes=0"),
     "grid": ({"grid": (2, 3)}, r"`grid` must be None or hold.*grid=\(2, 3\), axes=1"),
     "scaling": ({"scaling": "dynamic"}, "`scaling` must be one of.*scaling='dynamic'"),
-    "factor": ({"scaling": "linear", "factor": 0.5}, r"`factor` must be at least.*factor=0\.5"),
+    "factor": ({"scaling": "linear", "factor": 0.5}, "`factor` must be a finite number >= 1.*=0.5"),
     "factor alone": ({"factor": 2.0}, r"needs a `scaling`.*factor=2\.0, scaling=None"),
     "length": (
         {"scaling": "yarn", "factor": 2.0},
