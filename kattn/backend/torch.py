@@ -112,21 +112,31 @@ def vjp(function, inputs, gradient):
 
 
 def drop(rows, columns, threshold, weights):
-    """`weights`, changed in place: 0 where the hash of row and column is below the threshold."""
+    """`weights`, 0 where the hash of row and column is below the threshold; in place if it can."""
+    weights = weights.contiguous()
     # In integers throughout: a comparison to bool, or a choice by bool, takes as long as four of
-    # these operations. One matrix at a time, in two buffers that stay in the cache.
+    # these operations.
+    whole = weights.view(torch.int32)
+    if not weights.is_cpu or torch.compiler.is_compiling():
+        keep = rows * columns.mT
+        whole.mul_(_keep_in_place(keep, keep >> 16, threshold))
+        return weights
+    # One matrix at a time, in two buffers that stay in the cache.
     lead = weights.shape[:-2]
-    whole = weights.view(torch.int32).view(-1, *weights.shape[-2:])
     rows = rows.expand(*lead, -1, 1).flatten(0, -3)
     columns = columns.mT.expand(*lead, 1, -1).flatten(0, -3)
-    keep = torch.empty(weights.shape[-2:], dtype=torch.int32, device=weights.device)
+    keep = torch.empty(weights.shape[-2:], dtype=torch.int32)
     shifted = torch.empty_like(keep)
-    for matrix, row, column in zip(whole, rows, columns, strict=True):
+    for matrix, row, column in zip(whole.flatten(0, -3), rows, columns, strict=True):
         torch.mul(row, column, out=keep)
         torch.bitwise_right_shift(keep, 16, out=shifted)
-        keep.bitwise_xor_(shifted).mul_(MIXER).ge_(threshold)  # no two odd numbers give the same
-        matrix.mul_(keep)
+        matrix.mul_(_keep_in_place(keep, shifted, threshold))
     return weights
+
+
+def _keep_in_place(x, shifted, threshold):
+    """1 or 0 for odd integers x, no two of which have the same hash."""
+    return x.bitwise_xor_(shifted).mul_(MIXER).ge_(threshold)
 
 
 def exp_difference(x, level):

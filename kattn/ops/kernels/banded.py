@@ -194,7 +194,7 @@ def _forward(plan, rules, q, k, v, sinks=None, **counters):
         total = total + ops.exp(sinks - level)
     p = _drop(plan, counters, p)
     mixed = block.weights_by_values(p, plan.frames.gather(v))
-    return block.finish(level, total, mixed, plan.dropout_rate)
+    return block.finish((level, total, mixed), plan.dropout_rate)
 
 
 def _backward(plan, rules, residuals, do, q, k, v, sinks=None, **counters):

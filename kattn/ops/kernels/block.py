@@ -86,11 +86,16 @@ def logits(q, k, keep, bias, softcap):
     return z, slope
 
 
-def finish(level, total, mixed, dropout_rate=0.0):
-    """Output and log-sum-exp of rows from their sums; 0 and a huge level where nothing is seen.
+def finish(sums, dropout_rate):
+    """Output and log-sum-exp of rows; 0 and a huge level where a row sees no key.
 
-    Weights that dropout has left are scaled here, where the array is smaller than the scores.
+    Args:
+        sums: For each row its maximum, the sum of exp(score - maximum), and the values weighted
+            by exp(score - maximum).
+        dropout_rate: Fraction of the weights that were dropped. What is left is scaled here,
+            where the array is smaller than the scores.
     """
+    level, total, mixed = sums
     seen = total > 0.0
     total = ops.where(seen, total, 1.0)
     kept = total * (1.0 - dropout_rate) if dropout_rate else total

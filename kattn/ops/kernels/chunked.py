@@ -163,8 +163,8 @@ class _Blocks:
                 mixed = mixed * shrink + block.weights_by_values(p, backend.take(self.v, j))
                 return top, total, mixed
 
-            state = self.tiles.over_columns(i, column, (level, total, mixed))
-            done = block.finish(state[0], state[1], state[2], self.plan.dropout_rate)
+            sums = self.tiles.over_columns(i, column, (level, total, mixed))
+            done = block.finish(sums, self.plan.dropout_rate)
             return tuple(backend.put_at(x, i, y) for x, y in zip(outputs, done, strict=True))
 
         count = self.tiles.row_blocks
