@@ -292,7 +292,8 @@ def keep_mask(x, mask):
 
 def uses_positions(layer):
     """Whether the layer's `position` looks at positions that are given."""
-    return isinstance(getattr(layer, "position", None), InputPosition | HeadPosition)
+    takes = "positions" in inspect.signature(layer.call).parameters
+    return takes and isinstance(layer.position, InputPosition | HeadPosition)
 
 
 def check_decoding(make, inputs):

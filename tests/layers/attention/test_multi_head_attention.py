@@ -642,7 +642,7 @@ BAD = {
     "key_dim": ({"key_dim": 1.5}, "`key_dim` must be an integer >= 1.*key_dim=1.5"),
     "value_dim": ({"value_dim": 0}, "`value_dim` must be an integer >= 1.*value_dim=0"),
     "window": ({"sliding_window": 0}, "`sliding_window` must be.*sliding_window=0"),
-    "dropout": ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\).*dropout=1\.0"),
+    "dropout": ({"dropout": 1.0}, r"`dropout` must be a fraction in \[0, 1\).*dropout=1\.0"),
     "flash": ({"flash_attention": "yes"}, "`flash_attention` must be.*flash_attention='yes'"),
     "axes": ({"attention_axes": "1"}, "`attention_axes` must be an integer.*attention_axes='1'"),
     "output": ({"output_shape": 2.5}, r"`output_shape` must be an integer.*output_shape=2\.5"),
@@ -684,8 +684,8 @@ def test_bad_shapes(name):
 
 
 BAD_MASKS = {
-    "float": ("attention_mask", np.ones((3, 4, 5), "float32"), "must be boolean.*dtype=float32"),
-    "float padding": ("query_mask", np.ones((3, 4), "float32"), "must be boolean.*dtype=float32"),
+    "float": ("attention_mask", np.ones((3, 4, 5), "float32"), "must be boolean.*dtype='float32'"),
+    "float padding": ("query_mask", np.ones((3, 4), "float32"), "must be boolean.*dtype='float32'"),
     "rank": ("attention_mask", np.ones((5,), bool), r"`attention_mask` must.*\(5,\)"),
     "size": ("attention_mask", np.ones((3, 4, 4), bool), r"must broadcast to.*4, 4\)"),
     "padding rank": ("value_mask", np.ones((3,), bool), r"mask.* must .*\(3,\)"),
