@@ -9,9 +9,10 @@ Peers   keras-hub: keras_hub.layers.CachedMultiHeadAttention with a cache of L s
 Method  32 steps, at positions L - 32 to L - 1, from the same filled cache: the step compiled with
         the cache donated (JAX), as a tf.function, eager without gradients (PyTorch), and called in
         a loop that hands the cache on. The sides in turns in one process, each once before;
-        medians over the turns of ms per token, and the median of the turns' ratios. Before that,
-        both sides, with the same weights, must give the same outputs. Memory: what the cache and
-        the loop need, as in attention.py.
+        medians over the turns of ms per token, and the median of the turns' ratios. A case takes
+        three turns at least, and no more once it has taken 10 s. Before that, both sides, with the
+        same weights, must give the same outputs. Memory: what the cache and the loop need, as in
+        attention.py, of the longest sequences only. A whole run takes under ten minutes.
 Needs   pip install keras-hub==0.32.0. On JAX and PyTorch then pip uninstall tensorflow
         tensorflow-text: it works without, and imports all of TensorFlow where it finds it.
 Run     python -m recipes.benchmarks.decode --backend jax
@@ -19,6 +20,7 @@ Run     python -m recipes.benchmarks.decode --backend jax
 """
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -38,7 +40,8 @@ from recipes.benchmarks.attention import resident
 
 WIDTH, HEADS, WINDOW = 512, 8, 256
 TOKENS = 32  # decoded by one run
-RERUNS = 4  # of the layer without a cache, which takes a hundred times as long
+RERUNS = 2  # of the layer without a cache, which takes a hundred times as long
+FEWEST_TURNS, SECONDS = 3, 10.0  # of a case: turns that it takes, and time after which it ends
 CACHES = ("full", f"window {WINDOW}")
 PEERS = ("keras-hub", "keras")
 MOST_SCORES = 2**30  # that a layer without a cache may have to hold
@@ -50,10 +53,10 @@ class Settings:
 
     backend: Literal["tensorflow", "jax", "torch"] | None = None  # None: Keras's own choice
     only: str = ""  # a regular expression: cases whose name it matches
-    turns: int = 7  # how often each side is timed
+    turns: int = 7  # how often each side is timed, at most
     steps: tuple[int, ...] = (256, 1024, 4096)  # L
     batches: tuple[int, ...] = (1, 16)  # B
-    memory: bool = True  # whether to measure memory, in processes of its own
+    memory: bool = True  # whether to measure the memory of the longest, in processes of its own
     json: Path | None = None  # a file for the records
     measure: str = ""  # for itself: the case and side whose memory this process measures
 
@@ -236,8 +239,8 @@ class Decoder:
         """Outputs in NumPy by their positions."""
         import keras
 
-        found = [keras.ops.convert_to_numpy(y) for y in self.run(self.start())]
-        return dict(zip(self.side.positions, found, strict=True))
+        outputs = [keras.ops.convert_to_numpy(y) for y in self.run(self.start())]
+        return dict(zip(self.side.positions, outputs, strict=True))
 
 
 def _jax(side: Side) -> tuple[Callable, Callable]:
@@ -314,7 +317,10 @@ def measure_times(case: Case, settings: Settings, backend: str) -> dict[str, Any
     sides = {name: make(name, case, problem, backend) for name in ("kattn", case.peer)}
     check_equal(case, *(side.outputs() for side in sides.values()))
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(settings.turns):
+    begin = time.perf_counter()
+    for turn in range(settings.turns):
+        if turn >= FEWEST_TURNS and time.perf_counter() - begin > SECONDS:
+            break
         for name, side in sides.items():
             state = side.start()
             start = time.perf_counter()
@@ -340,8 +346,9 @@ def extra_memory(name: str, case: Case, backend: str) -> float:
     return (resident("VmHWM") - before) / 2**20
 
 
+@functools.cache
 def extra_memory_elsewhere(name: str, case: Case, backend: str) -> float:
-    """`extra_memory` in a process of its own."""
+    """`extra_memory` in a process of its own, measured once for each side and case."""
     measure = json.dumps([name, dataclasses.asdict(case)])
     command = [sys.executable, "-m", "recipes.benchmarks.decode", "--backend", backend]
     # glibc gives large blocks back at once when told so, and else keeps some for later.
@@ -357,8 +364,10 @@ def measure(case: Case, settings: Settings, backend: str) -> dict[str, Any]:
     record: dict[str, Any] = {"backend": backend, "case": str(case), "peer": case.peer}
     record |= measure_times(case, settings, backend)
     record |= {"kattn_mib": None, "peer_mib": None}
-    if settings.memory and Path("/proc/self/clear_refs").exists():
-        record["kattn_mib"] = round(extra_memory_elsewhere("kattn", case, backend))
+    is_longest = case.steps == max(settings.steps)
+    if settings.memory and is_longest and Path("/proc/self/clear_refs").exists():
+        ours = dataclasses.replace(case, peer="")  # the same beside any peer
+        record["kattn_mib"] = round(extra_memory_elsewhere("kattn", ours, backend))
         record["peer_mib"] = round(extra_memory_elsewhere(case.peer, case, backend))
     return record
 
