@@ -502,7 +502,7 @@ def pieces(draw, room, most):
 
 
 class Decoding:
-    """Span that come in pieces, and attention over all of them."""
+    """Steps that come in pieces, and attention over all of them."""
 
     def __init__(self, lengths, real, rule, score, by_query, options, dtype, rng):
         self.lengths, self.real, self.options, self.dtype = lengths, real, options, dtype

@@ -80,7 +80,7 @@ def test_epochs_have_their_own_means(rng):
 
 @pytest.mark.parametrize("bad", [np.nan, 1e25])  # of which the norm is NaN, and infinite
 def test_updates_that_do_not_happen(rng, bad):
-    """Span left out, and weights at rest."""
+    """Steps left out, and weights at rest."""
     weights, (x, y) = oracle.start(rng), oracle.data(rng, 4)
     y[2] = bad
     monitor = GradientMonitor(PARTS)
