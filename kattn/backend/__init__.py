@@ -18,7 +18,8 @@
     vjp(f, inputs, gradient)      f's gradient for each input, given that of its output
     drop(rows, columns, t, x)     x, 0 where a hash of row and column is below t; may change x
     exp_difference(x, level)      exp(x - level); x may be changed in place
-    add_product(x, a, b)          x + a * b; x may be changed in place
+    dropout_gradient(rows, columns, t, p, dp, d)
+                                  p * (drop(dp) - d), and drop(p); p and dp may be changed
     softmax_gradient(p, dp, d)    p * (dp - d); dp may be changed in place
     dense_pays(scores)            whether dense is faster at so many
     fused_unsupported(call)           why the framework's own attention cannot take a call, or None
@@ -73,7 +74,7 @@ recomputed = _framework.recomputed
 vjp = _framework.vjp
 drop = _framework.drop
 exp_difference = _framework.exp_difference
-add_product = _framework.add_product
+dropout_gradient = _framework.dropout_gradient
 softmax_gradient = _framework.softmax_gradient
 dense_pays = _framework.dense_pays
 fused_unsupported = _framework.fused_unsupported

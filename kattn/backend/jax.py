@@ -113,22 +113,23 @@ def vjp(function, inputs, gradient):
 
 def drop(rows, columns, threshold, weights):
     """`weights`, 0 where the hash of row and column is below the threshold."""
-    return jnp.where(_hash(rows * columns.mT) >= threshold, weights, 0.0)
+    return jnp.where(_keep(rows, columns, threshold), weights, 0.0)
 
 
-def _hash(x):
-    """A mix of the bits of odd int32 numbers, of which no two give the same."""
-    return (x ^ (x >> 16)) * MIXER
+def dropout_gradient(rows, columns, threshold, p, gradient, delta):
+    """Returns p * (drop(gradient) - delta), and drop(p)."""
+    keep = _keep(rows, columns, threshold)
+    return p * (jnp.where(keep, gradient, 0.0) - delta), jnp.where(keep, p, 0.0)
+
+
+def _keep(rows, columns, threshold):
+    x = rows * columns.mT  # odd integers, no two of which have the same hash
+    return (x ^ (x >> 16)) * MIXER >= threshold
 
 
 def exp_difference(x, level):
     """exp(x - level); x may be changed in place."""
     return jnp.exp(x - level)
-
-
-def add_product(x, a, b):
-    """Returns x + a * b; x may be changed in place."""
-    return x + a * b
 
 
 def softmax_gradient(p, gradient, delta):

@@ -103,24 +103,28 @@ def vjp(function, inputs, gradient):
     return [tf.convert_to_tensor(x) for x in found]  # of slices, where an array was looked up
 
 
+# Compiled by XLA even where the model is not: one pass over the weights in place of seven.
 @tf.function(jit_compile=True, autograph=False)
 def drop(rows, columns, threshold, weights):
     """`weights`, 0 where the hash of row and column is below the threshold."""
-    # Compiled by XLA even where the model is not: one pass over the weights in place of seven.
-    keep = rows * tf.linalg.matrix_transpose(columns)
-    keep = tf.bitwise.bitwise_xor(keep, tf.bitwise.right_shift(keep, 16)) * MIXER
-    keep = keep >= threshold  # no two odd numbers give the same
-    return tf.where(keep, weights, 0.0)
+    return tf.where(_keep(rows, columns, threshold), weights, 0.0)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def dropout_gradient(rows, columns, threshold, p, gradient, delta):
+    """Returns p * (drop(gradient) - delta), and drop(p)."""
+    keep = _keep(rows, columns, threshold)
+    return p * (tf.where(keep, gradient, 0.0) - delta), tf.where(keep, p, 0.0)
+
+
+def _keep(rows, columns, threshold):
+    x = rows * tf.linalg.matrix_transpose(columns)  # odd, and no two have the same hash
+    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, 16)) * MIXER >= threshold
 
 
 def exp_difference(x, level):
     """exp(x - level); x may be changed in place."""
     return tf.exp(x - level)
-
-
-def add_product(x, a, b):
-    """Returns x + a * b; x may be changed in place."""
-    return x + a * b
 
 
 def softmax_gradient(p, gradient, delta):

@@ -114,24 +114,42 @@ def vjp(function, inputs, gradient):
 def drop(rows, columns, threshold, weights):
     """`weights`, 0 where the hash of row and column is below the threshold; in place if it can."""
     weights = weights.contiguous()
+    for keep, (matrix,) in _with_hashes(rows, columns, threshold, weights):
+        matrix.view(torch.int32).mul_(keep)
+    return weights
+
+
+def dropout_gradient(rows, columns, threshold, p, gradient, delta):
+    """Returns p * (drop(gradient) - delta), and drop(p); in the place of both if it can."""
+    p, gradient = p.contiguous(), gradient.contiguous()
+    tensors = p, gradient, delta.expand(*p.shape[:-1], 1)
+    for keep, (weight, slope, level) in _with_hashes(rows, columns, threshold, *tensors):
+        slope.view(torch.int32).mul_(keep)
+        slope.sub_(level).mul_(weight)
+        weight.view(torch.int32).mul_(keep)
+    return gradient, p
+
+
+def _with_hashes(rows, columns, threshold, *tensors):
+    """Pairs of an array that is 1 where a weight stays and 0 elsewhere, and of `tensors` there."""
     # In integers throughout: a comparison to bool, or a choice by bool, takes as long as four of
     # these operations.
-    whole = weights.view(torch.int32)
-    if not weights.is_cpu or torch.compiler.is_compiling():
+    first = tensors[0]
+    if not first.is_cpu or torch.compiler.is_compiling():
         keep = rows * columns.mT
-        whole.mul_(_keep_in_place(keep, keep >> 16, threshold))
-        return weights
+        yield _keep_in_place(keep, keep >> 16, threshold), tensors
+        return
     # One matrix at a time, in two buffers that stay in the cache.
-    lead = weights.shape[:-2]
+    lead = first.shape[:-2]
     rows = rows.expand(*lead, -1, 1).flatten(0, -3)
     columns = columns.mT.expand(*lead, 1, -1).flatten(0, -3)
-    keep = torch.empty(weights.shape[-2:], dtype=torch.int32)
+    keep = torch.empty(first.shape[-2:], dtype=torch.int32)
     shifted = torch.empty_like(keep)
-    for matrix, row, column in zip(whole.flatten(0, -3), rows, columns, strict=True):
+    matrices = zip(*(x.flatten(0, -3) for x in tensors), strict=True)
+    for row, column, own in zip(rows, columns, matrices, strict=True):
         torch.mul(row, column, out=keep)
         torch.bitwise_right_shift(keep, 16, out=shifted)
-        matrix.mul_(_keep_in_place(keep, shifted, threshold))
-    return weights
+        yield _keep_in_place(keep, shifted, threshold), own
 
 
 def _keep_in_place(x, shifted, threshold):
@@ -142,11 +160,6 @@ def _keep_in_place(x, shifted, threshold):
 def exp_difference(x, level):
     """exp(x - level), in the place of x."""
     return x.sub_(level).exp_()
-
-
-def add_product(x, a, b):
-    """Returns x + a * b, in the place of x."""
-    return x.addcmul_(a, b)
 
 
 def softmax_gradient(p, gradient, delta):

@@ -192,7 +192,7 @@ def _forward(plan, rules, q, k, v, sinks=None, **counters):
     total = ops.sum(p, axis=-1, keepdims=True)
     if sinks is not None:
         total = total + ops.exp(sinks - level)
-    p = _drop(plan, counters, p)
+    p = dropout.drop(_draws(plan, counters), p)
     mixed = block.weights_by_values(p, plan.frames.gather(v))
     return block.finish((level, total, mixed), plan.dropout_rate)
 
@@ -206,8 +206,7 @@ def _backward(plan, rules, residuals, do, q, k, v, sinks=None, **counters):
     delta = ops.sum(do * o, axis=-1, keepdims=True)
     if plan.dropout_rate:
         do = do / dropout.kept(plan.dropout_rate)
-    drop = functools.partial(_drop, plan, counters) if plan.dropout_rate else None
-    ds, p = block.logits_gradient(p, block.queries_by_keys(do, v), delta, drop)
+    ds, p = dropout.gradient(_draws(plan, counters), p, block.queries_by_keys(do, v), delta)
     dv = block.weights_by_queries(p, do)
     of_bias = _bias_gradients(plan, rules[1], q, ds)
     if slope is not None:
@@ -222,12 +221,12 @@ def _backward(plan, rules, residuals, do, q, k, v, sinks=None, **counters):
     return gradients, of_bias
 
 
-def _drop(plan, counters, weights):
-    """The weights of all frames after dropout, not yet scaled."""
+def _draws(plan, counters):
+    """The `Draws` of all frames, or None without dropout."""
     if not counters:
-        return weights
+        return None
     columns = plan.frames.gather(counters["column_counters"])
-    return dropout.drop(counters["row_counters"], columns, plan.dropout_rate, weights)
+    return dropout.Draws(counters["row_counters"], columns, plan.dropout_rate)
 
 
 def _logits(plan, rules, q, k):

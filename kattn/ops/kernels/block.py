@@ -102,23 +102,6 @@ def finish(sums, dropout_rate):
     return mixed / kept, ops.where(seen, level + ops.log(total), -NEVER)
 
 
-def logits_gradient(p, dp, delta, drop=None):
-    """The gradient of the logits, p * (drop(dp) - delta), and the weights after dropout.
-
-    Args:
-        p: Weights before dropout, `(..., t, s)`; may be changed in place, as may `dp`.
-        dp: Gradient of the weights after dropout, `(..., t, s)`.
-        delta: Sum of do * o for each query, `(..., t, 1)`.
-        drop: Function of the weights that drops some of them, or None. What it drops is made
-            once, since p * drop(dp) is drop(p) * dp.
-    """
-    if drop is None:
-        return backend.softmax_gradient(p, dp, delta), p
-    rest = p * -delta
-    p = drop(p)
-    return backend.add_product(rest, p, dp), p
-
-
 def by_head(call):
     """Sinks as `(1, K, G, 1, 1)`, or None."""
     if call.sinks is None:

@@ -8,7 +8,6 @@ softmax); Dao et al. 2022, algorithms 1 and 4, https://arxiv.org/abs/2205.14135 
 """
 
 import dataclasses
-import functools
 import itertools
 from typing import Any
 
@@ -159,7 +158,7 @@ class _Blocks:
                 top = ops.maximum(level, ops.max(z, axis=-1, keepdims=True))
                 shrink, p = ops.exp(level - top), backend.exp_difference(z, top)
                 total = total * shrink + ops.sum(p, axis=-1, keepdims=True)
-                p = self._drop(i, j, p)
+                p = dropout.drop(self._draws(i, j), p)
                 mixed = mixed * shrink + block.weights_by_values(p, backend.take(self.v, j))
                 return top, total, mixed
 
@@ -189,8 +188,7 @@ class _Blocks:
                 z, slope = self._logits(q, k, i, j, masked)
                 p = backend.exp_difference(z, backend.take(level, i))
                 dp = block.queries_by_keys(do_i, v)
-                drop = functools.partial(self._drop, i, j) if self.plan.dropout_rate else None
-                dz, p = block.logits_gradient(p, dp, backend.take(delta, i), drop)
+                dz, p = dropout.gradient(self._draws(i, j), p, dp, backend.take(delta, i))
                 dv = dv + block.weights_by_queries(p, do_i)
                 ds = dz if slope is None else dz * slope
                 rest = {**rest, "q": backend.add_at(rest["q"], i, block.weights_by_values(ds, k))}
@@ -217,13 +215,13 @@ class _Blocks:
             keep = block.group_heads(keep, *self.heads)
         return block.logits(q, k, keep, self.biases.block(i, j), self.plan.softcap)
 
-    def _drop(self, i, j, weights):
-        """The weights of block (i, j) after dropout, not yet scaled."""
+    def _draws(self, i, j):
+        """The `Draws` of block (i, j), or None without dropout."""
         rows, columns = self.counters
         if rows is None:
-            return weights
+            return None
         counters = backend.take(rows, i), backend.take(columns, j)
-        return dropout.drop(*counters, self.plan.dropout_rate, weights)
+        return dropout.Draws(*counters, self.plan.dropout_rate)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ Reference: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405 (random n
 the hash is `lowbias32` of Wellons 2018, https://nullprogram.com/blog/2018/07/31/
 """
 
+from typing import Any, NamedTuple
+
 import keras
 from keras import ops
 
@@ -46,38 +48,70 @@ def counters(call):
     return numbers[..., :queries, :], numbers[..., queries:, :]
 
 
-def drop(rows, columns, rate, weights):
-    """The weights with zeros where they are dropped; the rest is not scaled yet.
-
-    Kernels divide by `kept(rate)` where an array is smaller than the scores.
+class Draws(NamedTuple):
+    """What decides which weights of a block are dropped.
 
     Args:
         rows: Counters of the queries of the block, `(..., t, 1)`.
         columns: Counters of its keys, `(..., s, 1)`.
         rate: Fraction of the weights that are dropped, in [0, 1).
-        weights: float32, `(..., t, s)`; PyTorch changes them in place.
     """
-    # Counters are compared as signed numbers, of which the smallest is -2^31.
-    threshold = min(round(rate * 2**32), 2**32 - 1) - 2**31
-    return backend.drop(rows, columns, threshold, weights)
+
+    rows: Any
+    columns: Any
+    rate: float
 
 
-def dropped(rows, columns, rate, weights):
+def drop(draws, weights):
+    """The weights with zeros where they are dropped; the rest is not scaled yet.
+
+    Kernels divide by `kept(rate)` where an array is smaller than the scores.
+
+    Args:
+        draws: `Draws` of the block, or None where nothing is dropped.
+        weights: float32, `(..., t, s)`; PyTorch may change them in place.
+    """
+    if draws is None:
+        return weights
+    return backend.drop(draws.rows, draws.columns, _threshold(draws.rate), weights)
+
+
+def gradient(draws, weights, dp, delta):
+    """The gradient of the logits, p * (drop(dp) - delta), and drop(p), with weights p.
+
+    Args:
+        draws: `Draws` of the block, or None where nothing is dropped.
+        weights: float32, `(..., t, s)`, before dropout; PyTorch may change them in place.
+        dp: Gradient of the scaled weights after dropout, `(..., t, s)`; likewise.
+        delta: Sum of do * o for each query, `(..., t, 1)`.
+    """
+    if draws is None:
+        return backend.softmax_gradient(weights, dp, delta), weights
+    threshold = _threshold(draws.rate)
+    return backend.dropout_gradient(draws.rows, draws.columns, threshold, weights, dp, delta)
+
+
+def dropped(draws, weights):
     """As `drop`, but scaled by 1 / (1 - rate), with a gradient, and never in place."""
 
     def forward(weights, rows, columns):
-        return drop(rows, columns, rate, weights / kept(rate)), ()
+        return drop(Draws(rows, columns, draws.rate), weights / kept(draws.rate)), ()
 
     def backward(inputs, residuals, gradient):
         _, rows, columns = inputs
         return forward(gradient, rows, columns)[0], None, None
 
-    return backend.custom_gradient(forward, backward)(weights, rows, columns)
+    return backend.custom_gradient(forward, backward)(weights, draws.rows, draws.columns)
 
 
 def kept(rate):
     """The fraction of the weights that stay."""
     return 1.0 - rate
+
+
+def _threshold(rate):
+    """Hashes below it are dropped. They are signed numbers, of which the smallest is -2^31."""
+    return min(round(rate * 2**32), 2**32 - 1) - 2**31
 
 
 def _mix(x):

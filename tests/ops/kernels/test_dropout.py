@@ -32,7 +32,7 @@ def keep(seed, rate, shape=SHAPE, groups=1):
     def draw():
         rows, columns = dropout.counters(call)
         ones = keras.ops.ones((batch, heads // groups, groups, queries, keys))
-        return dropout.drop(rows, columns, rate, ones)
+        return dropout.drop(dropout.Draws(rows, columns, rate), ones)
 
     return run(draw).reshape(shape) > 0.5
 
