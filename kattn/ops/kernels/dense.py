@@ -21,8 +21,8 @@ def attend(call):
     """`(B, T, N, Dv)`."""
     p, seen = _weights(call)
     if call.dropout_rate:
-        draws = dropout.Draws(*dropout.counters(call), call.dropout_rate)
-        p = dropout.dropped(draws, p)
+        rows, columns = dropout.counters(call)
+        p = dropout.dropped(dropout.Draws(rows, columns, call.dropout_rate), p)
     o = block.weights_by_values(p, block.heads_first(call.value))
     if seen is not None:
         o = ops.where(seen, o, 0.0)

@@ -199,3 +199,16 @@ def test_compiled(kernel):
     tensors = [keras.ops.convert_to_tensor(x) for x in inputs()]
     function = compiled(lambda *x: attention(*x, **options))
     assert_close(run(function, *tensors), run(attention, *tensors, **options))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_structure_between_rows_and_columns(seed):
+    """The mask is made of a number for each row and each column; nothing of that may be seen.
+
+    The largest singular value of n x n independent numbers of variance 1 is 2 sqrt(n).
+    """
+    size = 512
+    draws = keep(seed, 0.1, shape=(1, 1, size, size))[0, 0]
+    x = (draws - draws.mean()) / draws.std()
+    largest = np.linalg.svd(x, compute_uv=False)[0]
+    assert 0.94 < largest / (2 * np.sqrt(size)) < 1.04
