@@ -22,8 +22,8 @@
                                   p * (drop(dp) - d), and drop(p); p and dp may be changed
     softmax_gradient(p, dp, d)    p * (dp - d); dp may be changed in place
     dense_pays(scores)            whether dense is faster at so many
-    fused_unsupported(call)           why the framework's own attention cannot take a call, or None
-    fused_unprofitable(call)        why it would not pay here, or None
+    fused_unsupported(call)       why the framework's own attention cannot take a call, or None
+    fused_unprofitable(call)      why it would not pay here, or None
     fused_attention(call, mask, rules)
                                   the framework's own attention under an array, and under rules
     FUSED_RULES                   those that it knows, see `kattn.ops.kernels.fused.native_rules`

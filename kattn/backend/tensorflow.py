@@ -99,8 +99,8 @@ def vjp(function, inputs, gradient):
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         output = function(*inputs)
-    found = tape.gradient(output, inputs, gradient, unconnected_gradients="zero")
-    return [tf.convert_to_tensor(x) for x in found]  # of slices, where an array was looked up
+    gradients = tape.gradient(output, inputs, gradient, unconnected_gradients="zero")
+    return [tf.convert_to_tensor(x) for x in gradients]  # of slices, where an array was looked up
 
 
 # Compiled by XLA even where the model is not: one pass over the weights in place of seven.

@@ -244,7 +244,7 @@ def _bias_gradients(plan, bias, q, dz):
         return []
 
     def spread(*arrays):
-        found = _biases(plan.frames, masking.with_arrays(plan.bias, arrays))
-        return ops.broadcast_to(block.group_heads(found, q.shape[2], q.shape[3]), ops.shape(dz))
+        biases = _biases(plan.frames, masking.with_arrays(plan.bias, arrays))
+        return ops.broadcast_to(block.group_heads(biases, q.shape[2], q.shape[3]), ops.shape(dz))
 
     return backend.vjp(spread, arrays, dz)
