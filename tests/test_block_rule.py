@@ -34,7 +34,9 @@ MAKE = {
     "biases.ALiBi": lambda: biases.ALiBi(TENSOR(TABLE[:, 0])),
     "biases.Clipped": lambda: biases.Clipped(TENSOR(TABLE)),
     "biases.T5": lambda: biases.T5(TENSOR(TABLE), max_distance=5, bidirectional=False),
-    "biases.GridTable": lambda: biases.GridTable(TENSOR(TABLE), sides=(1, 2), axes=(1,), stride=2),
+    "biases.GridTable": lambda: biases.GridTable(
+        TENSOR(TABLE), sides=(1, 2), axes=(1,), key_stride=2
+    ),
 }
 NUMBER_OF_ARRAYS = {
     **dict.fromkeys(MAKE, 1),

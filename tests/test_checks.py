@@ -112,9 +112,9 @@ class InvertsMasks(SelfAttention):
 
 @fault
 class LetsOneMaskReplaceTheOther(SelfAttention):
-    def _masks(self, x, mask):
-        padding = masks.Padding(mask) if mask is not None else None
-        return mask, padding if padding is None else self._pattern & padding
+    def call(self, x, mask=None, training=None):
+        x = x if mask is None else ops.copy(x)  # which Keras keeps no mask for
+        return super().call(x, mask=mask, training=training)
 
 
 @fault

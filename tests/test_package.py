@@ -85,12 +85,12 @@ def is_sentence(text):
     """Whether an entry makes sense alone: no telegraph style, and no word of another place."""
     if re.match(r"(Of|As|See|The same|Likewise|Those) ", text) or text.startswith("As in"):
         return False
-    return bool(re.match(r"[A-Z`\"(\d]", text)) and text.endswith((".", "`.", ":")) and " " in text
+    return bool(re.match(r"[A-Z`\"(\d-]", text)) and text.endswith((".", ".)", ":")) and " " in text
 
 
 def parameters(function):
     names = list(inspect.signature(function).parameters)
-    return {name for name in names if name not in ("self", "kwargs")}
+    return {name for name in names if name not in ("self", "cls", "kwargs")}
 
 
 def wanted_sections(value):

@@ -48,7 +48,7 @@ class RelativeTable(ScoreBias):
             given with `by_query`; without, None will do.
         sides: Sides of the grid of the queries at hand, as many integers as the table has axes.
             None stands for the sides of the table.
-        stride: Downsampling factor of the grid of keys relative to the grid of queries, an
+        key_stride: Downsampling factor of the grid of keys relative to the grid of queries, an
             integer >= 1.
 
     Returns:
@@ -57,7 +57,7 @@ class RelativeTable(ScoreBias):
 
     Raises:
         ValueError: If `sides` are not 1 to 3 integers >= 1; when called, if `scores`, `query`,
-            `sides` or `stride` does not fit; if a bias is asked for before there are weights, or
+            `sides` or `key_stride` does not fit; if a bias is asked for before there are weights, or
             if the layer is shared with layers of another number of heads (with `by_query`: of
             another head width).
 
@@ -95,12 +95,12 @@ class RelativeTable(ScoreBias):
         if self.remember_sizes(**sizes):
             self.tables = self._make_tables(**sizes)
 
-    def call(self, scores, query=None, sides=None, stride=1):
+    def call(self, scores, query=None, sides=None, key_stride=1):
         if query is not None:
             check_query(query, scores)
         if sides is not None:
             _check_sides(sides)
-        grid = Grid(self.sides if sides is None else tuple(sides), stride)
+        grid = Grid(self.sides if sides is None else tuple(sides), key_stride)
         return add_bias(scores, self.bias(query, grid))
 
     def bias(self, query, grid=None):

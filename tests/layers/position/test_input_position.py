@@ -110,7 +110,7 @@ def test_it_gets_the_cells_of_a_map(rng):
 
 
 def test_the_drop_in_refuses_it():
-    with pytest.raises(ValueError, match="added to the inputs, before the layer"):
+    with pytest.raises(ValueError, match="add positions of the inputs before the layer"):
         MultiHeadAttention(2, 4, position=Alternating())
 
 

@@ -166,7 +166,7 @@ def test_keys_on_every_second_cell(rng, sides, by_query):
     layer = attached(sides, by_query)
     rule = rule_of(by_query, sides=sides, stride=2)
     bias = rule(q.astype(float), *bias_checks.weights_of(layer))
-    assert_close(run(quick(lambda s, q: layer(s, q, stride=2)), scores, q), scores + bias)
+    assert_close(run(quick(lambda s, q: layer(s, q, key_stride=2)), scores, q), scores + bias)
     k = v = rng.normal(size=(2, keys, 3, 4))
     tensors = [keras.ops.convert_to_tensor(x, "float32") for x in (q, k, v)]
     found = run(
@@ -383,9 +383,9 @@ def test_bad_input():
         layer(scores, q.swapaxes(1, 2))
     with pytest.raises(ValueError, match=r"as many sides as that of the.*sides=\(6,\), .*\(2, 3\)"):
         layer(scores, q, sides=(6,))
-    with pytest.raises(ValueError, match=r"`stride` must be an integer >= 1.*stride=0"):
-        layer(scores, q, stride=0)
-    with pytest.raises(ValueError, match=r"A grid of \(3, 4\) with stride 1 has 12 steps.*T=6"):
+    with pytest.raises(ValueError, match=r"`key_stride` must be an integer >= 1.*key_stride=0"):
+        layer(scores, q, key_stride=0)
+    with pytest.raises(ValueError, match=r"A grid of \(3, 4\) with key_stride 1 has 12 steps.*T=6"):
         layer(scores, q, sides=(3, 4))
     with pytest.raises(ValueError, match=r"has no weights yet.*'early'"):
         RelativeTable((2, 3), name="early").bias(q)
