@@ -57,8 +57,8 @@ class RelativeTable(ScoreBias):
 
     Raises:
         ValueError: If `sides` are not 1 to 3 integers >= 1; when called, if `scores`, `query`,
-            `sides` or `key_stride` does not fit; if a bias is asked for before there are weights, or
-            if the layer is shared with layers of another number of heads (with `by_query`: of
+            `sides` or `key_stride` does not fit; if a bias is asked for before there are weights,
+            or if the layer is shared with layers of another number of heads (with `by_query`: of
             another head width).
 
     Example:
