@@ -142,7 +142,7 @@ def test_one_schedule_with_one_seed_and_a_rate_that_is_found(tmp_path):
         (["--schedule"], "`schedule` must name at least one schedule; received: schedule=()"),
         (["--seeds", "0"], "`seeds` must be an integer >= 1; received: seeds=0"),
         (["--hidden", "0"], "`hidden` must be an integer >= 1; received: hidden=0"),
-        (["--batch-size", "5000"], "must fill a batch"),
+        (["--batch-size", "5000"], "must fill at least one batch"),
         (["--resume"], "`resume` needs a run that was started with these settings"),
     ],
 )
