@@ -158,7 +158,8 @@ def explain(
 
     Example:
         >>> x = keras.KerasTensor((1, 4096, 8, 64))
-        >>> print(explain(x, x, x, implementation=("chunked", "dense")))
+        >>> causal = kattn.masks.Causal()
+        >>> print(explain(x, x, x, mask=causal, implementation=("chunked", "dense")))
         chunked
           banded passed over: implementation=('chunked', 'dense') was asked for
           fused passed over: implementation=('chunked', 'dense') was asked for
