@@ -91,6 +91,8 @@ def check_bad_sizes(layer, inputs):
     else:
         with pytest.raises(ValueError, match="takes no `context`"):
             layer.init_cache(len(x), 5, context=x)
+        with pytest.raises(ValueError, match="no `context_mask`"):
+            layer.init_cache(len(x), 5, context_mask=np.ones(x.shape[:2], bool))
     unbuilt = type(layer).from_config(layer.get_config())
     with pytest.raises(ValueError, match="must be built before it can make a cache"):
         unbuilt.init_cache(len(x), 5, **options)

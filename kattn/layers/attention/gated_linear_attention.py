@@ -192,7 +192,7 @@ class GatedLinearAttention(keras.layers.Layer):
             ValueError: If the layer is not built, if a size is not an integer >= 1, or if there is
                 a context.
         """
-        check_decodes(self, batch_size, length, context)
+        check_decodes(self, batch_size, length, context, context_mask)
         sizes = self.head_sizes
         return initial_gated_linear_state(batch_size, sizes.heads, sizes.key_dim, sizes.value_dim)
 

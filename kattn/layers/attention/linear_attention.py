@@ -221,7 +221,7 @@ class LinearAttention(keras.layers.Layer):
             ValueError: If the layer is not causal or not built, if a size is not an integer >= 1,
                 or if there is a context.
         """
-        check_decodes(self, batch_size, length, context, causal=self.causal)
+        check_decodes(self, batch_size, length, context, context_mask, causal=self.causal)
         sizes = self.head_sizes
         return initial_linear_state(batch_size, sizes.key_heads, self._features, sizes.value_dim)
 

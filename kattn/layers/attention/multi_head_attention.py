@@ -317,7 +317,7 @@ class MultiHeadAttention(keras.layers.Layer):
             ValueError: If the layer is not built or not for sequences `(B, T, C)`, if a size is not
                 an integer >= 1, or if there is a context.
         """
-        check_decodes(self, batch_size, length, context)
+        check_decodes(self, batch_size, length, context, context_mask)
         is_sequence = len(self.query_dense.kernel.shape) == 3
         if not is_sequence or self.attention_axes not in (None, (1,), (-2,)):
             raise arguments.error(

@@ -181,7 +181,9 @@ class SelfAttention(AttentionLayer):
             ValueError: If the layer is not causal or not built, if a size is not an integer >= 1,
                 or if there is a context.
         """
-        check_decodes(self, batch_size, length, context, causal=is_causal(self._pattern))
+        check_decodes(
+            self, batch_size, length, context, context_mask, causal=is_causal(self._pattern)
+        )
         return empty_cache_of(
             self._pattern, batch_size, length, self.head_sizes, self.compute_dtype
         )
