@@ -209,23 +209,28 @@ class BlockRule:
     def __eq__(self, other):
         if type(self) is not type(other):
             return NotImplemented
-        left, right = _fields(self), _fields(other)
-        return all(_are_equal(left[name], right[name]) for name in left)
+        return all(map(_are_equal, _values(self), _values(other)))
 
     def __hash__(self):
-        fields = _fields(self)
-        held = (fields[name] for name in self.array_fields)
-        if any(value is not None and not isinstance(value, NUMBERS) for value in held):
-            raise TypeError(
-                f"A rule that holds arrays cannot be hashed; received: {type(self).__name__}. "
-                "Take its arrays out first, by map_arrays(lambda array: None)."
-            )
-        return hash((type(self), *fields.values()))
+        for name in self.array_fields:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, NUMBERS):
+                raise TypeError(
+                    f"A rule that holds arrays cannot be hashed; received: {type(self).__name__}. "
+                    "Take its arrays out first, by map_arrays(lambda array: None)."
+                )
+        return hash((type(self), *_values(self)))
+
+
+# Compiled kernels look rules up at each call, and `dataclasses.fields` takes longer.
 
 
 def _fields(rule):
-    # `dataclasses.fields` takes longer, and kernels look rules up at each call.
     return {name: getattr(rule, name) for name in rule.__match_args__}
+
+
+def _values(rule):
+    return [getattr(rule, name) for name in rule.__match_args__]
 
 
 def _spans(block):
@@ -247,9 +252,8 @@ def _read(value):
 def _are_equal(left, right):
     if left is right:
         return True
-    are_plain = isinstance(left, PLAIN), isinstance(right, PLAIN)
-    if any(are_plain):
-        return all(are_plain) and left == right
+    if isinstance(left, PLAIN) or isinstance(right, PLAIN):
+        return isinstance(left, PLAIN) and isinstance(right, PLAIN) and left == right
     if any(x is None or isinstance(x, keras.KerasTensor) for x in (left, right)):
         return False
     if tuple(left.shape) != tuple(right.shape):
