@@ -1,12 +1,15 @@
 """Attention dropout by counter: which weights are dropped is computed, never stored.
 
-Each query and each key of a head gets an integer, a hash of seed, batch item, head and position.
-The two integers of a pair, multiplied and mixed once more, decide whether the pair's weight stays.
-So the mask of any block can be made again from two short vectors, forward and gradient agree by
-construction, and the mask depends neither on the kernel nor on how it cuts the scores.
+Each query and each key of a head gets an odd integer, a hash of seed, batch item, head and
+position. The product of the two, modulo 2^32, decides whether the weight of a pair stays: it is
+below a threshold, or not. So the mask of any block can be made again from two short vectors,
+forward and gradient agree by construction, and the mask depends neither on the kernel nor on how
+it cuts the scores.
 
 Reference: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405 (random numbers by counter);
-the hash is `lowbias32` of Wellons 2018, https://nullprogram.com/blog/2018/07/31/
+Dietzfelbinger et al. 1997, https://doi.org/10.1006/jagm.1997.0873 (the high bits of a product with
+a random odd factor); the hash is `lowbias32` of Wellons 2018,
+https://nullprogram.com/blog/2018/07/31/
 """
 
 from typing import Any, NamedTuple
@@ -110,7 +113,7 @@ def kept(rate):
 
 
 def _threshold(rate):
-    """Hashes below it are dropped. They are signed numbers, of which the smallest is -2^31."""
+    """Products below it are dropped. They are signed numbers, of which the smallest is -2^31."""
     return min(round(rate * 2**32), 2**32 - 1) - 2**31
 
 
