@@ -39,6 +39,45 @@ def differentiate(function, inputs, upstream):
     return to_numpy(output), [to_numpy(x) for x in gradients]
 
 
+def second_derivatives(function, inputs, upstream, directions):
+    """The gradients of sum over inputs of <gradient of sum(upstream * output), direction>."""
+    backend = keras.backend.backend()
+    to_tensor = keras.ops.convert_to_tensor
+    inputs, directions = (
+        [to_tensor(np.asarray(x, "float32")) for x in y] for y in (inputs, directions)
+    )
+    upstream = to_tensor(np.asarray(upstream, "float32"))
+
+    def slope(gradients):
+        return sum(keras.ops.sum(x * y) for x, y in zip(gradients, directions, strict=True))
+
+    if backend == "jax":
+        import jax
+
+        def first(inputs):
+            return slope(jax.vjp(function, *inputs)[1](upstream))
+
+        found = jax.jit(jax.grad(first))(inputs)  # one by one, operations take longer to compile
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as outer:
+            outer.watch(inputs)
+            with tf.GradientTape() as inner:
+                inner.watch(inputs)
+                output = function(*inputs)
+            total = slope(inner.gradient(output, inputs, upstream))
+        found = outer.gradient(total, inputs)
+    else:
+        import torch
+
+        for x in inputs:
+            x.requires_grad_(True)
+        gradients = torch.autograd.grad(function(*inputs), inputs, upstream, create_graph=True)
+        found = torch.autograd.grad(slope(gradients), inputs)
+    return [keras.ops.convert_to_numpy(x) for x in found]
+
+
 def no_gradients():
     """Where torch records no gradients; elsewhere nothing."""
     if keras.backend.backend() != "torch":

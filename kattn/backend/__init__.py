@@ -14,9 +14,10 @@
     overwrite(x, y)               y; in place of x where that can be
     concrete(x)                   x as NumPy where that costs nothing, or None
     custom_gradient(f, g)         f with the gradient g
+    in_forward_mode(*x)           whether one of them carries a tangent
     recomputed(f)                 f, run again for its gradient
     vjp(f, inputs, gradient)      f's gradient for each input, given that of its output
-    drop(rows, columns, t, x)     x, 0 where a hash of row and column is below t; may change x
+    drop(rows, columns, t, x)     x, 0 where row times column is below t; may change x
     exp_difference(x, level)      exp(x - level); x may be changed in place
     dropout_gradient(rows, columns, t, p, dp, d)
                                   p * (drop(dp) - d), and drop(p); p and dp may be changed
@@ -70,6 +71,7 @@ put_step = _framework.put_step
 overwrite = _framework.overwrite
 concrete = _framework.concrete
 custom_gradient = _framework.custom_gradient
+in_forward_mode = _framework.in_forward_mode
 recomputed = _framework.recomputed
 vjp = _framework.vjp
 drop = _framework.drop

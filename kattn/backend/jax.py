@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.ad import JVPTracer
 
-MIXER = 0x2C1B3C6D  # an odd factor that spreads low bits to high ones
+from kattn.backend.plain import are_operations_plain, plain_function, replaced
 
 
 def compiled(function):
@@ -40,7 +41,14 @@ def loop_over(lists, i, body, state):
     filled = jnp.array([[*row, *[0] * (longest - len(row))] for row in lists], "int32")
     counts = jnp.array([len(row) for row in lists], "int32")
     row = filled[i]
-    return loop(0, counts[i], lambda n, state: body(row[n], state), state)
+    if not are_operations_plain():
+        return loop(0, counts[i], lambda n, state: body(row[n], state), state)
+
+    def visit(n, state):
+        new = body(row[n], state)
+        return jax.tree.map(lambda x, y: jnp.where(n < counts[i], y, x), state, new)
+
+    return loop(0, longest, visit, state)
 
 
 def take(x, i):
@@ -82,23 +90,64 @@ def custom_gradient(forward, backward):
     """A function of tensors with a gradient of its own.
 
     `forward(*inputs)` gives `(output, residuals)`, `backward(inputs, residuals, gradient)` a
-    gradient for each input, None where there is none.
+    gradient for each input, None where there is none; the output is the first of its residuals.
+    The second derivative is that of `forward`, run in `plain_operations`.
     """
+    slopes = _slopes(forward, backward)
 
     @jax.custom_vjp
     def run(*inputs):
-        return forward(*inputs)[0]
+        output, residuals = forward(*inputs)
+        return output, *residuals
 
     def run_forward(*inputs):
-        output, residuals = forward(*inputs)
-        return output, (inputs, residuals)
+        outputs = run(*inputs)  # not `forward`, so that this can be differentiated in its turn
+        return outputs, (inputs, outputs)
 
-    def run_backward(saved, gradient):
-        inputs, residuals = saved
-        return tuple(backward(inputs, residuals, gradient))
+    def run_backward(saved, gradients):
+        return slopes(*saved, gradients[0])
 
     run.defvjp(run_forward, run_backward)
-    return run
+    return lambda *inputs: run(*inputs)[0]
+
+
+def _slopes(forward, backward):
+    """`backward` as a function that has a gradient in its turn: that of a plain `forward`."""
+
+    @jax.custom_vjp
+    def slopes(inputs, residuals, gradient):
+        return tuple(backward(inputs, residuals, gradient))
+
+    def slopes_forward(inputs, residuals, gradient):
+        return slopes(inputs, residuals, gradient), (inputs, gradient)
+
+    def slopes_backward(saved, cotangents):
+        inputs, gradient = saved
+        places = [i for i, x in enumerate(cotangents) if x is not None]
+
+        def plain_slopes(gradient, *values):
+            plain = plain_function(forward, inputs, places)
+            return jax.vjp(plain, *values)[1](gradient)
+
+        _, pull = jax.vjp(plain_slopes, gradient, *(inputs[i] for i in places))
+        of_gradient, *values = pull(tuple(cotangents[i] for i in places))
+        return tuple(replaced([None] * len(inputs), places, values)), None, of_gradient
+
+    slopes.defvjp(slopes_forward, slopes_backward)
+    return slopes
+
+
+def in_forward_mode(*tensors):
+    """Whether a tensor carries a tangent, as in `jax.jvp` where no `jax.jit` stands between."""
+    return any(map(_has_tangent, tensors))
+
+
+def _has_tangent(x):
+    if isinstance(x, JVPTracer):
+        return True
+    # What a transformation wraps: under jax.hessian, gradients are taken of what has a tangent.
+    inside = getattr(x, "primal", getattr(x, "val", None))
+    return inside is not None and _has_tangent(inside)
 
 
 def recomputed(function):
@@ -112,7 +161,7 @@ def vjp(function, inputs, gradient):
 
 
 def drop(rows, columns, threshold, weights):
-    """`weights`, 0 where the hash of row and column is below the threshold."""
+    """`weights`, 0 where row times column is below the threshold."""
     return jnp.where(_keep(rows, columns, threshold), weights, 0.0)
 
 
@@ -123,8 +172,7 @@ def dropout_gradient(rows, columns, threshold, p, gradient, delta):
 
 
 def _keep(rows, columns, threshold):
-    x = rows * columns.mT  # odd integers, no two of which have the same hash
-    return (x ^ (x >> 16)) * MIXER >= threshold
+    return rows * columns.mT >= threshold
 
 
 def exp_difference(x, level):

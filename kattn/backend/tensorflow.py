@@ -1,8 +1,10 @@
 """TensorFlow's side of `kattn.backend`."""
 
+import functools
+
 import tensorflow as tf
 
-MIXER = 0x2C1B3C6D  # an odd factor that spreads low bits to high ones
+from kattn.backend.plain import plain_function, replaced
 
 
 def compiled(function):
@@ -78,15 +80,44 @@ def custom_gradient(forward, backward):
     """A function of tensors with a gradient of its own.
 
     `forward(*inputs)` gives `(output, residuals)`, `backward(inputs, residuals, gradient)` a
-    gradient for each input, None where there is none.
+    gradient for each input, None where there is none; the output is the first of its residuals.
+    The second derivative is that of `forward`, run in `plain_operations`.
     """
 
     @tf.custom_gradient
     def run(*inputs):
         output, residuals = forward(*inputs)
-        return output, lambda gradient: tuple(backward(inputs, residuals, gradient))
+        places = [i for i, x in enumerate(inputs) if x.dtype.is_floating]
+
+        @tf.custom_gradient
+        def slopes(gradient, *inputs):
+            found = backward(inputs, (output, *residuals), gradient)
+            second = functools.partial(_second, forward, places, gradient, inputs)
+            return [found[i] for i in places], lambda *upstream: second(upstream)
+
+        def gradients(gradient):
+            return tuple(replaced([None] * len(inputs), places, slopes(gradient, *inputs)))
+
+        return output, gradients
 
     return run
+
+
+def _second(forward, places, gradient, inputs, upstream):
+    """The gradient of the gradients of a plain `forward`, for `gradient` and for each input."""
+    values = [inputs[i] for i in places]
+    plain = plain_function(forward, inputs, places)
+    with tf.GradientTape() as tape:
+        tape.watch([gradient, *values])
+        slopes = vjp(plain, values, gradient)
+    options = {"output_gradients": upstream, "unconnected_gradients": "zero"}
+    of_gradient, *found = tape.gradient(slopes, [gradient, *values], **options)
+    return of_gradient, *replaced([None] * len(inputs), places, found)
+
+
+def in_forward_mode(*tensors):
+    """Never known: a `tf.autodiff.ForwardAccumulator` leaves no trace on a tensor."""
+    return False
 
 
 def recomputed(function):
@@ -106,7 +137,7 @@ def vjp(function, inputs, gradient):
 # Compiled by XLA even where the model is not: one pass over the weights in place of seven.
 @tf.function(jit_compile=True, autograph=False)
 def drop(rows, columns, threshold, weights):
-    """`weights`, 0 where the hash of row and column is below the threshold."""
+    """`weights`, 0 where row times column is below the threshold."""
     return tf.where(_keep(rows, columns, threshold), weights, 0.0)
 
 
@@ -118,8 +149,7 @@ def dropout_gradient(rows, columns, threshold, p, gradient, delta):
 
 
 def _keep(rows, columns, threshold):
-    x = rows * tf.linalg.matrix_transpose(columns)  # odd, and no two have the same hash
-    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, 16)) * MIXER >= threshold
+    return rows * tf.linalg.matrix_transpose(columns) >= threshold
 
 
 def exp_difference(x, level):

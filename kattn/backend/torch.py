@@ -5,7 +5,7 @@ import functools
 import torch
 import torch.utils.checkpoint
 
-MIXER = 0x2C1B3C6D  # an odd factor that spreads low bits to high ones
+from kattn.backend.plain import are_operations_plain, plain_function, plain_operations, replaced
 
 
 def compiled(function):
@@ -43,7 +43,9 @@ def take(x, i):
 
 
 def put_at(x, i, value):
-    """X with x[i] = value, in place."""
+    """X with x[i] = value, in place if it can."""
+    if are_operations_plain():
+        return torch.select_scatter(x, value, 0, i)
     x[i] = value
     return x
 
@@ -77,25 +79,68 @@ def concrete(x):
 
 class _CustomGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, forward, backward, *inputs):
+    def forward(forward, backward, *inputs):
         output, residuals = forward(*inputs)
-        ctx.backward_function, ctx.count = backward, len(inputs)
-        ctx.save_for_backward(*inputs, *residuals)
-        return output
+        return output, *residuals
 
     @staticmethod
-    def backward(ctx, gradient):
-        inputs, residuals = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        return None, None, *ctx.backward_function(inputs, residuals, gradient)
+    def setup_context(ctx, inputs, output):
+        ctx.forward_function, ctx.backward_function, *tensors = inputs
+        ctx.count = len(tensors)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        saved = ctx.saved_tensors  # a checkpoint gives them once
+        inputs, residuals = saved[: ctx.count], saved[ctx.count :]
+        if torch.is_grad_enabled():  # the gradient may be differentiated in its turn
+            gradients = _plain_gradients(ctx.forward_function, inputs, gradient)
+        else:
+            gradients = ctx.backward_function(inputs, residuals, gradient)
+        return None, None, *gradients
+
+    @staticmethod
+    def vmap(info, in_dims, forward, backward, *inputs):
+        def plain(*inputs):
+            with plain_operations():
+                output, residuals = forward(*inputs)
+            return output, *residuals
+
+        outputs = torch.vmap(plain, in_dims[2:], randomness=info.randomness)(*inputs)
+        return outputs, (0,) * len(outputs)
+
+
+def _plain_gradients(forward, inputs, gradient):
+    """A gradient for each input, which PyTorch has recorded and can differentiate."""
+    places = [i for i, x in enumerate(inputs) if x.is_floating_point()]
+    plain = plain_function(forward, inputs, places)
+    _, pull = torch.func.vjp(plain, *(inputs[i] for i in places))
+    return replaced([None] * len(inputs), places, pull(gradient))
 
 
 def custom_gradient(forward, backward):
     """A function of tensors with a gradient of its own.
 
     `forward(*inputs)` gives `(output, residuals)`, `backward(inputs, residuals, gradient)` a
-    gradient for each input, None where there is none.
+    gradient for each input, None where there is none; the output is the first of its residuals.
+    The second derivative is that of `forward`, run in `plain_operations`.
     """
-    return lambda *inputs: _CustomGradient.apply(forward, backward, *inputs)
+    return lambda *inputs: _CustomGradient.apply(forward, backward, *inputs)[0]
+
+
+def in_forward_mode(*tensors):
+    """Whether a tensor carries a tangent, or may do so inside `torch.func.jvp`."""
+    if torch.compiler.is_compiling():
+        return False
+    # No public function names the transformations around a call, and under torch.func.hessian
+    # the tangents lie inside of tensors that show none.
+    functorch = torch._C._functorch
+    around = functorch.get_interpreter_stack() or ()
+    if any(each.key() == functorch.TransformType.Jvp for each in around):
+        return True
+    unpack = torch.autograd.forward_ad.unpack_dual
+    return any(unpack(x).tangent is not None for x in tensors if torch.is_tensor(x))
 
 
 def recomputed(function):
@@ -112,54 +157,32 @@ def vjp(function, inputs, gradient):
 
 
 def drop(rows, columns, threshold, weights):
-    """`weights`, 0 where the hash of row and column is below the threshold; in place if it can."""
-    weights = weights.contiguous()
-    for keep, (matrix,) in _with_hashes(rows, columns, threshold, weights):
-        matrix.view(torch.int32).mul_(keep)
+    """`weights`, 0 where row times column is below the threshold; in place if it can."""
+    keep = _keep(rows, columns, threshold)
+    if are_operations_plain():
+        return weights * keep
+    weights.view(torch.int32).mul_(keep)
     return weights
 
 
 def dropout_gradient(rows, columns, threshold, p, gradient, delta):
-    """Returns p * (drop(gradient) - delta), and drop(p); in the place of both if it can."""
-    p, gradient = p.contiguous(), gradient.contiguous()
-    tensors = p, gradient, delta.expand(*p.shape[:-1], 1)
-    for keep, (weight, slope, level) in _with_hashes(rows, columns, threshold, *tensors):
-        slope.view(torch.int32).mul_(keep)
-        slope.sub_(level).mul_(weight)
-        weight.view(torch.int32).mul_(keep)
+    """Returns p * (drop(gradient) - delta), and drop(p), in the place of both."""
+    keep = _keep(rows, columns, threshold)
+    gradient.view(torch.int32).mul_(keep)
+    gradient.sub_(delta).mul_(p)
+    p.view(torch.int32).mul_(keep)
     return gradient, p
 
 
-def _with_hashes(rows, columns, threshold, *tensors):
-    """Pairs of an array that is 1 where a weight stays and 0 elsewhere, and of `tensors` there."""
-    # In integers throughout: a comparison to bool, or a choice by bool, takes as long as four of
-    # these operations.
-    first = tensors[0]
-    if not first.is_cpu or torch.compiler.is_compiling():
-        keep = rows * columns.mT
-        yield _keep_in_place(keep, keep >> 16, threshold), tensors
-        return
-    # One matrix at a time, in two buffers that stay in the cache.
-    lead = first.shape[:-2]
-    rows = rows.expand(*lead, -1, 1).flatten(0, -3)
-    columns = columns.mT.expand(*lead, 1, -1).flatten(0, -3)
-    keep = torch.empty(first.shape[-2:], dtype=torch.int32)
-    shifted = torch.empty_like(keep)
-    matrices = zip(*(x.flatten(0, -3) for x in tensors), strict=True)
-    for row, column, own in zip(rows, columns, matrices, strict=True):
-        torch.mul(row, column, out=keep)
-        torch.bitwise_right_shift(keep, 16, out=shifted)
-        yield _keep_in_place(keep, shifted, threshold), own
-
-
-def _keep_in_place(x, shifted, threshold):
-    """1 or 0 for odd integers x, no two of which have the same hash."""
-    return x.bitwise_xor_(shifted).mul_(MIXER).ge_(threshold)
+def _keep(rows, columns, threshold):
+    """1 where a weight stays and 0 elsewhere, for the bits of the weights."""
+    # A comparison to bool, or a choice by bool, takes as long as four operations on integers.
+    return (rows * columns.mT).ge_(threshold)
 
 
 def exp_difference(x, level):
-    """exp(x - level), in the place of x."""
-    return x.sub_(level).exp_()
+    """exp(x - level), in the place of x if it can."""
+    return torch.exp(x - level) if are_operations_plain() else x.sub_(level).exp_()
 
 
 def softmax_gradient(p, gradient, delta):

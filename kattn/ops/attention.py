@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kattn import biases, masks
+from kattn import backend, biases, masks
 from kattn.arguments import check_choice, check_fractions, check_positive, error
 from kattn.ops import masking
 from kattn.ops.kernels import banded, chunked, dense, fused
@@ -361,7 +361,7 @@ def _run(call, implementation):
 def _choose(call, implementation):
     """The Explanation; raises ValueError for a kernel that is unknown or cannot serve."""
     asked = _asked(implementation)
-    unsupported = {name: kernel.unsupported(call) for name, kernel in asked.items()}
+    unsupported = {name: _unsupported(name, call) for name in asked}
     serving = [name for name, why in unsupported.items() if not why]
     if not serving:
         reasons = "; ".join(f"{name}: {why}" for name, why in unsupported.items())
@@ -381,6 +381,13 @@ def _choose(call, implementation):
     later = f"{taken} serves this call and comes first"
     passed_over |= {name: why or later for name, why in unprofitable.items() if name != taken}
     return Explanation(taken, passed_over)
+
+
+def _unsupported(name, call):
+    """Why a kernel cannot serve the call, or None."""
+    if name != "dense" and backend.in_forward_mode(call.query, call.key, call.value):
+        return "forward-mode differentiation goes through dense alone"
+    return KERNELS[name].unsupported(call)
 
 
 def _asked(implementation):

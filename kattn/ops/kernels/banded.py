@@ -172,7 +172,7 @@ def _attend_frames(plan, arrays, mask_arrays, bias_arrays):
     def forward(*inputs):
         named, rules = unpack(inputs)
         o, level = _forward(plan, rules, **named)
-        return o, (o, level)
+        return o, (level,)
 
     def backward(inputs, residuals, do):
         named, rules = unpack(inputs)

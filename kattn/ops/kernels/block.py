@@ -39,6 +39,13 @@ def merge_heads(x, dtype):
     return ops.cast(x, dtype)
 
 
+def move_axis(x, source, destination):
+    """`ops.moveaxis`, for which `torch.vmap` has no rule."""
+    axes = list(range(len(x.shape)))
+    axes.insert(destination, axes.pop(source))
+    return ops.transpose(x, axes)
+
+
 def group_heads(array, heads, groups):
     """`(..., N or 1, t, s)` to `(..., K or 1, G or 1, t, s)`."""
     if array.shape[-3] == 1:

@@ -118,7 +118,7 @@ def _attend_blocks(plan, arrays, mask_arrays, bias_arrays):
 
     def forward(*inputs):
         o, level = block_of(inputs).forward()
-        return o, (o, level)
+        return o, (level,)
 
     def backward(inputs, residuals, do):
         gradients = block_of(inputs).backward(*residuals, do)

@@ -10,6 +10,7 @@ import math
 
 from keras import ops
 
+from kattn.ops.kernels.block import move_axis
 from kattn.spans import Span
 
 # Blocks narrower than this cost more in small matrix products than they save in masked scores.
@@ -151,7 +152,7 @@ class Frames:
         for i, axis in enumerate(self.axes):
             # The block axes that are left stand in front, the joined sides behind the lead.
             left, side = rank - i, len(lead) + i
-            x = ops.moveaxis(x, 0, left - 1 + side)
+            x = move_axis(x, 0, left - 1 + side)
             x = axis.join_queries(x, left - 1 + side)
         return x
 
@@ -181,7 +182,7 @@ class Frames:
         rank = len(self.axes)
         for i, axis in enumerate(self.axes):
             place = len(x.shape) - 1 - rank + i
-            x = ops.moveaxis(cut(axis, x, place), place, i)
+            x = move_axis(cut(axis, x, place), place, i)
         return x
 
     def _merge(self, x, blocks):
