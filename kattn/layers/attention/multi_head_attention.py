@@ -25,6 +25,7 @@ from kattn.layers.attention.positions import (
 )
 from kattn.layers.initializers import numbered
 from kattn.layers.position.input_position import InputPosition
+from kattn.layers.rematerialized_layer import RematerializedLayer
 from kattn.masks import intersect
 from kattn.ops.attention import attention, attention_weights
 from kattn.ops.cache import next_positions
@@ -34,7 +35,7 @@ NOT_FUSED = ("banded", "chunked", "dense")
 
 
 @keras.saving.register_keras_serializable("kattn")
-class MultiHeadAttention(keras.layers.Layer):
+class MultiHeadAttention(RematerializedLayer):
     """softmax(Q K^T / sqrt(D)) V in `num_heads` subspaces, for any rank and any axes.
 
     Constructor, call and weights are those of `keras.layers.MultiHeadAttention`: replace the
