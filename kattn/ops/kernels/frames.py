@@ -127,7 +127,7 @@ class Frames:
     @property
     def blocks(self):
         """Number of blocks of queries, and so of frames."""
-        return math.prod(axis.blocks for axis in self.axes)
+        return math.prod([axis.blocks for axis in self.axes])
 
     @property
     def size(self):
@@ -137,7 +137,7 @@ class Frames:
     @property
     def frame(self):
         """Number of keys in a frame."""
-        return math.prod(axis.frame for axis in self.axes)
+        return math.prod([axis.frame for axis in self.axes])
 
     def cut_queries(self, x):
         """`(B, ..., *queries, D)` to `(blocks, B, ..., size, D)`."""

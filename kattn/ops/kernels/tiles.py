@@ -30,6 +30,8 @@ class Tiles:
         column_blocks: Number of blocks along the keys.
         offset: Position of query 0 on the key axis, S - T.
         mask: The mask, or None; where it decides on whole blocks, it may lack its arrays.
+        coverage: What the mask says of each block: a list for each block of queries. None where
+            there is no mask or where the number of blocks is unknown.
     """
 
     rows: Any
@@ -38,6 +40,11 @@ class Tiles:
     column_blocks: Any
     offset: Any
     mask: Mask | None = None
+    coverage: Any = dataclasses.field(default=None, init=False, compare=False)
+
+    def __post_init__(self):
+        # Not a cached property, which takes a lock: TorchDynamo cannot.
+        object.__setattr__(self, "coverage", self._coverage())
 
     @classmethod
     def make(cls, queries, keys, mask=None):
@@ -53,21 +60,6 @@ class Tiles:
     def reach(self):
         """How many keys (before, after) its own position a query can see."""
         return (masks.UNBOUNDED, masks.UNBOUNDED) if self.mask is None else self.mask.reach
-
-    @functools.cached_property
-    def coverage(self):
-        """What the mask says of each block: a list for each block of queries.
-
-        None where there is no mask or where the number of blocks is unknown.
-        """
-        sizes = self.row_blocks, self.column_blocks, self.offset
-        if self.mask is None or not all(isinstance(size, int) for size in sizes):
-            return None
-        starts = range(0, self.column_blocks * self.columns, self.columns)
-        columns = [(start, start + self.columns - 1) for start in starts]
-        firsts = (i * self.rows + self.offset for i in range(self.row_blocks))
-        rows = [(first, first + self.rows - 1) for first in firsts]
-        return [[self.mask.coverage(row, column) for column in columns] for row in rows]
 
     def over_columns(self, i, body, state):
         """State = body(j, state, masked) for the blocks j of keys that block i of queries sees."""
@@ -87,6 +79,16 @@ class Tiles:
             j * self.columns, self.columns, self.rows, self.row_blocks, after, before, self.offset
         )
         return self._visit_run(limits, body, state)
+
+    def _coverage(self):
+        sizes = self.row_blocks, self.column_blocks, self.offset
+        if self.mask is None or not all(isinstance(size, int) for size in sizes):
+            return None
+        starts = range(0, self.column_blocks * self.columns, self.columns)
+        columns = [(start, start + self.columns - 1) for start in starts]
+        firsts = (i * self.rows + self.offset for i in range(self.row_blocks))
+        rows = [(first, first + self.rows - 1) for first in firsts]
+        return [[self.mask.coverage(row, column) for column in columns] for row in rows]
 
     def _visit_run(self, limits, body, state):
         """Visits a run of blocks, split into those that the mask cuts and those it does not."""
