@@ -3,6 +3,8 @@
 import math
 import numbers
 
+import keras
+
 
 def error(rule, /, **values):
     """The ValueError for a broken rule: the rule, then each value involved as `name=value`.
@@ -21,6 +23,20 @@ def error(rule, /, **values):
     """
     described = ", ".join(_describe(name, value) for name, value in values.items())
     return ValueError(f"{rule}; received: {described}")
+
+
+def infers_shapes():
+    """Whether Keras runs a call only to learn the shapes of its outputs.
+
+    The tensors are stand-ins then. When Keras builds a subclassed model that it loads, all of them
+    are float32, whatever the model is called with; so a check of a dtype must let them pass.
+
+    Returns:
+        A bool.
+    """
+    # The public way to the state that `SymbolicScope` sets: a scope knows the one around it.
+    with keras.SymbolicScope() as scope:
+        return scope.original_scope is not None
 
 
 def check_integers(least, /, **values):

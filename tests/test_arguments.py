@@ -3,10 +3,13 @@
 import math
 import re
 
+import keras
 import numpy as np
 import pytest
 
 from kattn import arguments
+from kattn.arguments import infers_shapes
+from tests.compute import compiled
 
 GOOD = {
     "integers": lambda: arguments.check_integers(2, num_heads=2, key_dim=7),
@@ -111,3 +114,20 @@ def test_what_does_not_fit_is_named(check, message):
 def test_an_array_is_told_by_its_shape():
     found = arguments.error("`mask` must be boolean", mask=np.zeros((2, 3)), window=None)
     assert str(found) == "`mask` must be boolean; received: mask.shape=(2, 3), window=None"
+
+
+def test_stand_ins_are_known_as_such():
+    """Where Keras infers shapes, and there alone, also in a compiled function."""
+    seen = []
+
+    def note(x):
+        seen.append(infers_shapes())
+        return x
+
+    keras.ops.copy(note(keras.ops.ones((2,))))
+    compiled(note)(keras.ops.ones((2,)))
+    assert set(seen) == {False}
+    seen.clear()
+    keras.layers.Lambda(note)(keras.Input((2,)))
+    assert set(seen) == {True}
+    assert not infers_shapes()

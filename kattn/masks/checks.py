@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kattn.arguments import error, is_integer
+from kattn.arguments import error, infers_shapes, is_integer
 
 # What a value of a mask means, as messages say it.
 MAY_ATTEND = "True = may attend"
@@ -33,7 +33,9 @@ def bool_tensor(array, name, shapes, meaning=MAY_ATTEND):
         raise error(f"{rule}; wrap a list as np.array({name}, bool)", type=type(array).__name__)
     array = _tensor(array)
     dtype = keras.backend.standardize_dtype(array.dtype)
-    if dtype != "bool":
+    if dtype != "bool" and infers_shapes():
+        array = ops.cast(array, "bool")
+    elif dtype != "bool":
         received = {name: array, "dtype": dtype}
         raise error(f"{rule}; {_instead(name, dtype)}", **received)
     ranks = {text.count(",") + 1: text for text in shapes}
@@ -60,7 +62,8 @@ def int_tensor(array, name, shape):
     array = _tensor(array)
     dtype = keras.backend.standardize_dtype(array.dtype)
     rank = len([axis for axis in shape.strip("()").split(",") if axis])
-    if "int" not in dtype or len(array.shape) != rank:
+    is_integral = "int" in dtype or infers_shapes()
+    if not is_integral or len(array.shape) != rank:
         rule = f"`{name}` of a mask must be integers of rank {rank}, {shape}"
         raise error(rule, **{name: array, "dtype": dtype})
     return ops.cast(array, "int32")

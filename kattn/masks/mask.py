@@ -48,6 +48,14 @@ class Mask(BlockRule):
 
         return Not(self)
 
+    def __bool__(self):
+        # `and`, `or` and `not` would give one of the two masks, or False, in silence.
+        raise TypeError(
+            "A mask has no truth value: join masks by `&` (in place of `and`) and `|` (`or`), turn "
+            "one into its opposite by `~` (`not`), and ask whether there is one by `is None`; "
+            f"received: {type(self).__name__}"
+        )
+
     @property
     def reach(self) -> tuple[float, float]:
         """Largest number of keys (before, after) its own position that a query can see."""

@@ -252,8 +252,8 @@ class Attention(keras.Operation):
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         return {
-            "mask": self.mask and serialize(self.mask),
-            "bias": self.bias and serialize(self.bias),
+            "mask": None if self.mask is None else serialize(self.mask),
+            "bias": None if self.bias is None else serialize(self.bias),
             "scale": self.scale,
             "softcap": self.softcap,
             "implementation": self.implementation,

@@ -90,3 +90,19 @@ def test_a_missing_mask_allows_everything():
     assert masks.intersect(causal, None) is causal
     assert masks.intersect(None, window) is window
     assert masks.intersect(causal, window) == causal & window
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda: Causal() and Window(3),
+        lambda: Causal() or Window(3),
+        lambda: not Causal(),
+        lambda: bool(Padding(KEEP)),
+    ],
+    ids=["and", "or", "not", "bool"],
+)
+def test_a_mask_has_no_truth_value(join):
+    """Python's own words would give one of the masks, or False."""
+    with pytest.raises(TypeError, match=r"no truth value: join masks by `&`.*`\|`.*by `~`"):
+        join()

@@ -6,8 +6,8 @@ from keras import ops
 from kattn import arguments
 from kattn.layers.attention import positions as where
 from kattn.layers.attention.head_sizes import HeadSizes, check_heads, merge_heads
+from kattn.layers.attention.mask_object_layer import MaskObjectLayer
 from kattn.layers.attention.mask_reader import read_padding, silence
-from kattn.layers.rematerialized_layer import RematerializedLayer
 from kattn.ops.attention import KERNELS
 
 # The arguments that the layers of this family have in common, beside those of `ProjectionOptions`.
@@ -26,7 +26,7 @@ ARGUMENTS = (
 )
 
 
-class AttentionLayer(RematerializedLayer):
+class AttentionLayer(MaskObjectLayer):
     """Base of the layers that mix values by a softmax over keys.
 
     A subclass makes its query, key and value projections, reads its masks and calls the attention

@@ -63,12 +63,16 @@ class CrossAttention(AttentionLayer):
             mask of `x`.
         context_mask: Mask of the context, bool, True = may be attended to: padding `(B, S)`
             (True = real step), or query by key `(B, T, S)` or `(B, N, T, S)`, or a
-            `kattn.masks.Mask`. It is combined with the Keras mask of `context`.
+            `kattn.masks.Mask`. A mask of rank 2 is always taken for padding, also where B == T;
+            write `context_mask[None]` for one of query by key, `(T, S)`. It is combined with the
+            Keras mask of `context`.
         positions: Positions of the steps of `x` for `position`, integers, shape `(T,)` or
             `(B, T)`. None to count from 0 at the first real step.
         context_positions: Positions of the steps of `context`, integers, shape `(S,)` or `(B, S)`.
             None to count from 0 at its first real step.
         training: Whether dropout is applied.
+        mask_arrays: Arrays of a mask object, which a functional model keeps apart from it. Leave it
+            None.
 
     Returns:
         `(B, T, C)`; at padding steps of `x` it is the output bias. The padding of `x` is the Keras
@@ -150,6 +154,7 @@ class CrossAttention(AttentionLayer):
         positions=None,
         context_positions=None,
         training=None,
+        mask_arrays=None,
     ):
         padding, allowed = read_padding(x, mask), read_masks(context, context_mask, "context_mask")
         x, q = self._project_query(x, self._positions(positions, padding))

@@ -20,7 +20,7 @@ from kattn.layers.attention.positions import (
     step_positions,
 )
 from kattn.layers.attention.projection_options import ProjectionOptions
-from kattn.layers.rematerialized_layer import RematerializedLayer
+from kattn.layers.attention.quantizable_layer import QuantizableLayer
 from kattn.ops import chunks
 from kattn.ops.cache import next_positions
 from kattn.ops.gated_linear import (
@@ -44,7 +44,7 @@ ARGUMENTS = (
 
 
 @keras.saving.register_keras_serializable("kattn")
-class GatedLinearAttention(RematerializedLayer):
+class GatedLinearAttention(QuantizableLayer):
     """(swish(x W_r + b_r) * norm(S_t^T q_t)) W_o, where S_t = diag(a_t) S_{t-1} + k_t v_t^T.
 
     Causal, and not normalised by a sum of weights: each head's output is normalised over its

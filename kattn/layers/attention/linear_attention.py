@@ -20,8 +20,8 @@ from kattn.layers.attention.positions import (
     step_positions,
 )
 from kattn.layers.attention.projection_options import ProjectionOptions
+from kattn.layers.attention.quantizable_layer import QuantizableLayer
 from kattn.layers.position.head_position import HeadPosition
-from kattn.layers.rematerialized_layer import RematerializedLayer
 from kattn.ops import chunks, feature_maps
 from kattn.ops.cache import next_positions
 from kattn.ops.linear import (
@@ -48,7 +48,7 @@ ARGUMENTS = (
 
 
 @keras.saving.register_keras_serializable("kattn")
-class LinearAttention(RematerializedLayer):
+class LinearAttention(QuantizableLayer):
     """phi(Q) (phi(K)^T V), its rows divided by the sums of their weights, in `num_heads` subspaces.
 
     Time and memory are O(T). Where causal, a step of decoding is O(1), for the steps before are

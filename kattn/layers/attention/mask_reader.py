@@ -82,6 +82,7 @@ def read_padding(x, mask, name="mask", *, query_by_key=False):
             **{name: mask},
         )
     mask = bool_tensor(mask, name, SHAPES if query_by_key else (PADDING,), REAL_STEP)
+    _check_padding(x, mask, name, query_by_key=query_by_key)
     return mask if implicit is None else ops.logical_and(mask, implicit)
 
 
@@ -169,6 +170,18 @@ class _Writer(keras.layers.Layer):
 # They have no state, so one of each serves all layers, and no layer has them as parts.
 _READER = _Reader(name="mask_reader")
 _WRITER = _Writer(name="mask_writer")
+
+
+def _check_padding(x, mask, name, *, query_by_key):
+    """Raises ValueError unless a mask of rank 2 is one of the steps of `x`."""
+    pairs = zip(mask.shape, x.shape, strict=False)
+    known = [pair for pair in pairs if all(map(arguments.is_integer, pair))]
+    if all(have in (1, need) for have, need in known):
+        return
+    rule = f"`{name}` of rank 2 means padding: it must have the shape {PADDING} of its input"
+    if query_by_key:
+        rule = f"{rule}; write {name}[None] for a mask of query by key, (T, S), of all items"
+    raise arguments.error(rule, **{name: mask, "input": x})
 
 
 def _rank(mask):

@@ -9,6 +9,7 @@ from kattn import arguments, masks
 from kattn.layers.attention.caches import check_decodes, empty_cache_of
 from kattn.layers.attention.flattened_axes import FlattenedAxes, check_axes, with_rank
 from kattn.layers.attention.head_sizes import HeadSizes
+from kattn.layers.attention.mask_object_layer import MaskObjectLayer
 from kattn.layers.attention.mask_reader import (
     keras_mask,
     read_new_masks,
@@ -25,7 +26,6 @@ from kattn.layers.attention.positions import (
 )
 from kattn.layers.initializers import numbered
 from kattn.layers.position.input_position import InputPosition
-from kattn.layers.rematerialized_layer import RematerializedLayer
 from kattn.masks import intersect
 from kattn.ops.attention import attention, attention_weights
 from kattn.ops.cache import next_positions
@@ -35,7 +35,7 @@ NOT_FUSED = ("banded", "chunked", "dense")
 
 
 @keras.saving.register_keras_serializable("kattn")
-class MultiHeadAttention(RematerializedLayer):
+class MultiHeadAttention(MaskObjectLayer):
     """softmax(Q K^T / sqrt(D)) V in `num_heads` subspaces, for any rank and any axes.
 
     Constructor, call and weights are those of `keras.layers.MultiHeadAttention`: replace the
@@ -93,6 +93,8 @@ class MultiHeadAttention(RematerializedLayer):
         training: Whether dropout is applied.
         use_causal_mask: Whether a step attends to steps up to its own only. Several axes count
             as one, the last running fastest.
+        mask_arrays: Arrays of a mask object, which a functional model keeps apart from it. Leave it
+            None.
 
     Returns:
         `(B, T, C)` or `(B, T, *output_shape)`; at padding steps it is the output bias. With
@@ -233,6 +235,7 @@ class MultiHeadAttention(RematerializedLayer):
         return_attention_scores=False,  # noqa: FBT002, as Keras has it
         training=None,
         use_causal_mask=False,  # noqa: FBT002, as Keras has it
+        mask_arrays=None,
     ):
         key = value if key is None else key
         axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(value))
@@ -420,6 +423,7 @@ class MultiHeadAttention(RematerializedLayer):
         return_attention_scores=False,  # noqa: FBT002, as Keras has it
         training=None,
         use_causal_mask=False,  # noqa: FBT002, as Keras has it
+        mask_arrays=None,
     ):
         shape = self.compute_output_shape(query.shape, value.shape)
         output = keras.KerasTensor(shape, dtype=self.compute_dtype)
@@ -472,7 +476,7 @@ def _boolean(mask, name):
     if mask is None:
         return None
     dtype = keras.backend.standardize_dtype(mask.dtype)
-    if "float" in dtype:
+    if "float" in dtype and not arguments.infers_shapes():
         raise arguments.error(
             f"{name} must be boolean, True = may attend; write mask != 0 for a mask of 1 and 0",
             dtype=dtype,

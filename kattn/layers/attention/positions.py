@@ -56,6 +56,7 @@ def attach(position, width, sizes):
     """Makes the weights of a position layer for inputs of `width` channels and these heads."""
     if position is not None:
         position.attach(width=width, num_heads=sizes.heads, key_dim=sizes.key_dim)
+        position.built = True  # also without weights: Keras traces an unbuilt model at each batch
 
 
 def embed(position, x, positions):

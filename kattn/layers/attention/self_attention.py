@@ -68,11 +68,14 @@ class SelfAttention(AttentionLayer):
     Call args:
         x: Input sequence, float, shape `(B, T, C)`.
         mask: Mask, bool, True = may attend: padding `(B, T)` (True = real step), or query by key
-            `(B, T, T)` or `(B, N, T, T)`, or a `kattn.masks.Mask`. It is combined with the Keras
-            mask of `x`.
+            `(B, T, T)` or `(B, N, T, T)`, or a `kattn.masks.Mask`. A mask of rank 2 is always taken
+            for padding, also where B == T; write `mask[None]` for one of query by key, `(T, T)`. It
+            is combined with the Keras mask of `x`.
         positions: Positions of the steps for `position`, integers, shape `(T,)` or `(B, T)`. None
             to count from 0 at the first real step, and anew in each segment of `masks.Segments`.
         training: Whether dropout is applied.
+        mask_arrays: Arrays of a mask object, which a functional model keeps apart from it. Leave it
+            None.
 
     Returns:
         `(B, T, C)`; at padding steps it is the output bias. The padding of `x`, by its Keras mask
@@ -154,7 +157,7 @@ class SelfAttention(AttentionLayer):
         self._qkv = self._dense("qkv", width, *parts)
         self._build_around_core(sizes, width)
 
-    def call(self, x, mask=None, positions=None, training=None):
+    def call(self, x, mask=None, positions=None, training=None, mask_arrays=None):
         padding, allowed = read_masks(x, mask)
         positions = step_positions(self.position, positions, padding, allowed)
         x = embed(self.position, x, positions)  # (B, T, C)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kattn.arguments import check_integers, error, is_integer
+from kattn.arguments import check_integers, error, infers_shapes, is_integer
 from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.learned_table import read_initializer
 
@@ -129,7 +129,9 @@ def _indices(positions, x_shape, axis):
     if not isinstance(positions, keras.KerasTensor):
         positions = ops.convert_to_tensor(positions)
     dtype = keras.backend.standardize_dtype(positions.dtype)
-    if "int" not in dtype:
+    if "int" not in dtype and infers_shapes():
+        positions = ops.cast(positions, "int32")
+    elif "int" not in dtype:
         raise error("`positions` must be integers", dtype=dtype)
     shape, batch, steps = tuple(positions.shape), x_shape[0], x_shape[axis]
     fits = len(shape) in (1, 2) and (None in (shape[-1], steps) or shape[-1] == steps)

@@ -20,7 +20,7 @@ from kattn.layers.attention.positions import (
     score_bias,
 )
 from kattn.layers.attention.projection_options import ProjectionOptions
-from kattn.layers.rematerialized_layer import RematerializedLayer
+from kattn.layers.attention.quantizable_layer import QuantizableLayer
 from kattn.ops.attention import KERNELS, attention, attention_weights
 
 ARGUMENTS = (
@@ -36,7 +36,7 @@ ARGUMENTS = (
 
 
 @keras.saving.register_keras_serializable("kattn")
-class SelfAttention2D(RematerializedLayer):
+class SelfAttention2D(QuantizableLayer):
     """x + gamma * softmax(Q K^T / sqrt(D)) V W, over the H * W positions of an image.
 
     Q, K and V are linear maps of the channels at each position; K and V are then max-pooled over

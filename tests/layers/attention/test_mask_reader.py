@@ -131,6 +131,19 @@ def test_bad_masks(mask, message):
         read_masks(sequence(), mask)
 
 
+def test_rank_2_means_padding():
+    """Of a wrong shape it may be a mask of query by key; the message says how to write that."""
+    triangle = np.tril(np.ones((3, 3), bool))
+    message = r"`mask` of rank 2 means padding.*\(B, T\).*; write mask\[None\] for.*mask.shape="
+    with pytest.raises(ValueError, match=message):
+        read_masks(sequence(), triangle)
+    of_all_items = read_masks(sequence(), triangle[None]).allowed
+    np.testing.assert_array_equal(table(of_all_items), np.broadcast_to(triangle, (2, 1, 3, 3)))
+    with pytest.raises(ValueError, match="means padding") as raised:
+        read_padding(sequence(), triangle)
+    assert "[None]" not in str(raised.value)
+
+
 @pytest.mark.parametrize("mask", [SQUARE, masks.Causal()], ids=["rank 3", "object"])
 def test_padding_alone_is_asked_for(mask):
     with pytest.raises(ValueError, match=r"`rows` must .*\(B, T\).*True = real"):

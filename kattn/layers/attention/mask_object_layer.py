@@ -1,0 +1,42 @@
+"""How a mask object that holds symbolic tensors gets into a functional model."""
+
+import keras
+
+from kattn.layers.attention.quantizable_layer import QuantizableLayer
+from kattn.masks import Mask
+from kattn.ops import masking
+
+
+class MaskObjectLayer(QuantizableLayer):
+    """Base of the layers whose mask may be a `kattn.masks.Mask`.
+
+    Keras looks for symbolic tensors among the arguments of a call, and does not find those that a
+    mask object holds. So a functional model keeps such an object in two parts: the rule without its
+    arrays in the argument of the mask, and the arrays in the argument `mask_arrays`, which the
+    `call` of every subclass must have. When the model runs, the two are put together again before
+    `call` is reached, which therefore never sees the arrays.
+    """
+
+    def __call__(self, *args, **kwargs):
+        if any(isinstance(x, keras.KerasTensor) for x in (*args, *kwargs.values())):
+            kwargs = _apart(kwargs)
+        elif kwargs.get("mask_arrays") is not None:
+            kwargs = _together(**kwargs)
+        return super().__call__(*args, **kwargs)
+
+
+def _apart(arguments):
+    """The arguments of a call; if one is a mask object with arrays, the rule, and these beside."""
+    for name, mask in arguments.items():
+        arrays = masking.arrays_of(mask) if isinstance(mask, Mask) else []
+        if any(array is not None for array in arrays):
+            return {**arguments, name: masking.without_arrays(mask), "mask_arrays": arrays}
+    return arguments
+
+
+def _together(*, mask_arrays, **arguments):
+    """The way back."""
+    return {
+        name: masking.with_arrays(x, mask_arrays) if isinstance(x, Mask) else x
+        for name, x in arguments.items()
+    }
