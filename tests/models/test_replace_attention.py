@@ -34,7 +34,7 @@ def test_a_model_of_all_kinds(rng):
     """Named inputs, masks, scores, a shared layer, a nested model, and other layers."""
     nodes = {"x": keras.Input((5, 6), name="x"), "c": keras.Input((4, 6), name="c")}
     mask = keras.Input((5, 4), dtype="bool", name="mask")
-    shared, scale = attention("shared", use_gate=True, value_dim=2), layers.Normalization(name="n")
+    shared, scale = attention("shared", use_gate=True), layers.Normalization(name="n")
     scale.adapt(rng.normal(size=(8, 5, 6)).astype("float32") * 3 + 1)
     x = shared(scale(nodes["x"]), nodes["x"], use_causal_mask=True)
     x = layers.BatchNormalization()(shared(x, x))
