@@ -427,7 +427,7 @@ def test_keras_switch_for_flash_attention(rng, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "float32", "bfloat16"])
-def test_masks_of_numbers(rng, dtype):
+def test_keeps_numbers(rng, dtype):
     """Keras takes them, and Keras code passes them: 0 = may not attend."""
     layer, inputs = build(rng, {})
     mask = rng.random((3, 4, 5)) > 0.4
@@ -437,7 +437,7 @@ def test_masks_of_numbers(rng, dtype):
     assert_close(run(layer, *inputs, **arguments), expected)
 
 
-def test_masks_of_two_axes_and_mask_objects(rng):
+def test_keeps_two_axes_and_mask_objects(rng):
     layer, inputs = build(rng, {})
     mask = rng.random((4, 5)) > 0.4
     expected, _ = oracle(layer, *inputs, keep=mask & KEEP_KEYS[:, None, None], causal=True)
@@ -526,15 +526,16 @@ def test_positions(rng):
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-def test_padding_at_the_left_moves_no_position(rng, absolute):
+def test_padding_moves_no_position(rng, absolute):
     """Positions count from the first real step of both sequences: as without the padding."""
     position = Stretched() if absolute else RotaryEmbedding()
     layer, (x, c) = build(rng, {"key_dim": 4, "position": position})
     expected = run(layer, x, c)
-    x, c = (np.pad(a, ((0, 0), (n, 0), (0, 0)), constant_values=9.0) for a, n in ((x, 1), (c, 2)))
-    keep = [np.arange(steps) >= n + np.zeros((3, 1)) for steps, n in ((5, 1), (7, 2))]
-    found = run(layer, x, c, query_mask=keep[0], value_mask=keep[1])
-    assert_close(found[:, 1:], expected)
+    x = np.pad(x, ((0, 0), (1, 0), (0, 0)), constant_values=9.0)
+    c = np.pad(c, ((0, 0), (2, 1), (0, 0)), constant_values=9.0)
+    keeps = {"query_mask": np.arange(5) >= 1, "value_mask": abs(np.arange(8) - 4) <= 2}
+    keeps = {name: np.tile(keep, (3, 1)) for name, keep in keeps.items()}
+    assert_close(run(layer, x, c, **keeps)[:, 1:], expected)
 
 
 class Stretched(HeadPosition):
@@ -635,7 +636,7 @@ def test_losses_are_those_of_keras(rng):
     assert_close(totals[1], totals[0])
 
 
-def test_explicit_and_implicit_masks_of_different_ranks(rng):
+def test_explicit_and_implicit_keeps_different_ranks(rng):
     """Each covers the first axes of the input, whether or not the sizes happen to agree."""
     layer, inputs = build(rng, {"attention_axes": 2}, (3, 3, 3, 6), (3, 3, 5, 7))
     implicit = rng.random((3, 3, 3)) > 0.4
