@@ -6,10 +6,13 @@ tensors; inside it puts the two together again.
 
 from typing import Any
 
+from keras import ops
+
 from kattn import biases
 from kattn.arguments import error
 from kattn.masks import And, Dense, Mask, Segments
 from kattn.masks.checks import bool_tensor
+from kattn.spans import Span
 
 
 def as_mask(mask) -> Mask | None:
@@ -50,6 +53,21 @@ def as_bias(bias) -> biases.Bias | None:
         ValueError: If it is an array that is not float or not of rank 2 or 4.
     """
     return bias if bias is None or isinstance(bias, biases.Bias) else biases.Dense(bias)
+
+
+def array_of(mask, queries, keys):
+    """A mask as one array, which takes the memory of all scores.
+
+    Args:
+        mask: A mask object.
+        queries: Number of queries T, an integer or a scalar tensor.
+        keys: Number of keys S, likewise.
+
+    Returns:
+        Bool tensor `(B or 1, N or 1, T, S)`, True = may attend.
+    """
+    array = mask.block(Span(0, queries), Span(0, keys), keys - queries)
+    return ops.broadcast_to(array, (*ops.shape(array)[:2], queries, keys))
 
 
 def restarts(mask) -> Any:

@@ -5,6 +5,7 @@ import math
 from keras import ops
 
 from kattn import arguments
+from kattn.ops import masking
 
 
 class FlattenedAxes:
@@ -24,25 +25,52 @@ class FlattenedAxes:
         self.batch = tuple(query_shape[a] for a in self.others)
         self.queries = tuple(query_shape[a] for a in self.axes)
         self.keys = tuple(value_shape[a] for a in self.axes)
+        self._is_sequence = len(self.others) == len(self.axes) == 1
 
     def flatten(self, x, kept):
         """`(B, <axes>, <kept>)`, of which `kept` axes stay, to `(B', T', <kept>)`."""
+        if self._is_sequence:
+            return x
         order = (*self.others, *self.axes)
         x = ops.transpose(x, (*order, *range(len(order), len(order) + kept)))
         shape = ops.shape(x)
         split, end = len(self.others), len(order)
         return ops.reshape(x, (math.prod(shape[:split]), math.prod(shape[split:end]), *shape[end:]))
 
-    def unflatten(self, y):
-        """The way back for the output of the heads, `(B', T', N, Dv)`."""
-        y = ops.reshape(y, (*self.batch, *self.queries, *ops.shape(y)[2:]))
+    def unflatten(self, y, steps):
+        """The way back for heads `(B', T', N, D)` of `steps`, which is `queries` or `keys`."""
+        if self._is_sequence:
+            return y
+        y = ops.reshape(y, (*self.batch, *steps, *ops.shape(y)[2:]))
         order = (*self.others, *self.axes)
         back = [order.index(axis) for axis in range(len(order))]
         return ops.transpose(y, (*back, len(order), len(order) + 1))
 
-    def unflatten_scores(self, weights, heads):
+    def flatten_scores(self, weights):
+        """`(<batch>, N, <query axes>, <key axes>)` to `(B', N, T', S')`."""
+        if self._is_sequence:
+            return weights
+        sizes = (self.batch, (ops.shape(weights)[len(self.batch)],), self.queries, self.keys)
+        return ops.reshape(weights, tuple(math.prod(part) for part in sizes))
+
+    def unflatten_scores(self, weights):
         """`(B', N, T', S')` to `(<batch>, N, <query axes>, <key axes>)`."""
+        if self._is_sequence:
+            return weights
+        heads = ops.shape(weights)[1]
         return ops.reshape(weights, (*self.batch, heads, *self.queries, *self.keys))
+
+    def mask_array(self, mask):
+        """A mask object over flattened steps as a bool array over axes, as Keras has it.
+
+        Its shape is `(B, T, S)`, or `(<batch>, N, <query axes>, <key axes>)` if there are other
+        axes or if the mask differs between heads.
+        """
+        array = masking.array_of(mask, math.prod(self.queries), math.prod(self.keys))
+        if self._is_sequence:
+            return array[:, 0] if array.shape[1] == 1 else array
+        batch = math.prod(self.batch)
+        return self.unflatten_scores(ops.broadcast_to(array, (batch, *ops.shape(array)[1:])))
 
     def flatten_mask(self, mask):
         """A mask over axes, as Keras has it, to `(B', N or 1, T', S')`."""
@@ -57,7 +85,7 @@ class FlattenedAxes:
         head_axis = len(mask.shape) - least
         while len(mask.shape) < full:
             mask = ops.expand_dims(mask, head_axis)
-        if len(self.batch) == len(self.axes) == 1:
+        if self._is_sequence:
             return mask
         mask_heads = mask.shape[len(self.batch)]
         mask = ops.broadcast_to(mask, (*self.batch, mask_heads, *self.queries, *self.keys))
@@ -84,14 +112,23 @@ class FlattenedAxes:
 def check_axes(axes, query_shape, value_shape, key_shape):
     """Raises ValueError unless inputs of these shapes can attend over these axes."""
     shapes = {"query.shape": query_shape, "value.shape": value_shape, "key.shape": key_shape}
-    ranks = {len(shape) for shape in shapes.values()}
-    if len(ranks) > 1 or min(ranks) < 3:
-        raise arguments.error("`query`, `value` and `key` must have one rank, 3 or more", **shapes)
-    if tuple(value_shape[1:-1]) != tuple(key_shape[1:-1]):
-        raise arguments.error("`value` and `key` must have the same steps", **shapes)
+    shapes = {name: tuple(shape) for name, shape in shapes.items()}
+    query_shape, value_shape, key_shape = shapes.values()
+    # Those of `value` and `key` come first, and "must be equal": so says Keras.
+    if len(value_shape) != len(key_shape) or _differ(value_shape[1:-1], key_shape[1:-1]):
+        raise arguments.error(
+            "All axes of `value` and `key` must be equal, except the batch and the last", **shapes
+        )
+    rank = len(query_shape)
+    if rank != len(value_shape) or rank < 3:
+        raise arguments.error(
+            "`query`, `value` and `key` must have the same rank, 3 or more", **shapes
+        )
+    batches = {shape[0] for shape in shapes.values() if isinstance(shape[0], int)}
+    if len(batches) > 1:
+        raise arguments.error("`query`, `value` and `key` must have the same batch size", **shapes)
     if axes is None:
         return
-    rank = len(query_shape)
     inside = all(-rank <= axis < rank and 1 <= axis % rank < rank - 1 for axis in axes)
     if not inside or len({axis % rank for axis in axes}) < len(axes):
         raise arguments.error(
@@ -100,13 +137,18 @@ def check_axes(axes, query_shape, value_shape, key_shape):
             **shapes,
         )
     for axis in {*range(1, rank - 1)} - {axis % rank for axis in axes}:
-        sizes = query_shape[axis], value_shape[axis]
-        if sizes[0] != sizes[1] and None not in sizes:
+        if _differ(query_shape[axis : axis + 1], value_shape[axis : axis + 1]):
             raise arguments.error(
                 f"Axes that are not among `attention_axes` must be alike; axis {axis} is not",
                 attention_axes=axes,
                 **shapes,
             )
+
+
+def _differ(sizes, others):
+    """Whether sizes that are known, and so no None and no symbol of a tracer, are not equal."""
+    pairs = zip(sizes, others, strict=True)
+    return any(a != b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def with_rank(x, rank):

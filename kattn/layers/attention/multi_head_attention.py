@@ -8,7 +8,7 @@ from keras import ops
 from kattn import arguments, masks
 from kattn.layers.attention.caches import check_decodes, empty_cache_of
 from kattn.layers.attention.flattened_axes import FlattenedAxes, check_axes, with_rank
-from kattn.layers.attention.head_sizes import HeadSizes
+from kattn.layers.attention.head_sizes import HeadSizes, check_heads
 from kattn.layers.attention.mask_object_layer import MaskObjectLayer
 from kattn.layers.attention.mask_reader import (
     keras_mask,
@@ -18,6 +18,7 @@ from kattn.layers.attention.mask_reader import (
     silence_weights,
 )
 from kattn.layers.attention.positions import (
+    aligned_positions,
     attach,
     position_config,
     read_position,
@@ -25,6 +26,7 @@ from kattn.layers.attention.positions import (
     score_bias,
 )
 from kattn.layers.initializers import numbered
+from kattn.layers.position.head_position import HeadPosition
 from kattn.layers.position.input_position import InputPosition
 from kattn.masks import intersect
 from kattn.ops.attention import attention, attention_weights
@@ -32,6 +34,21 @@ from kattn.ops.cache import next_positions
 from kattn.ops.decoding import decode
 
 NOT_FUSED = ("banded", "chunked", "dense")
+# Methods of Keras's layer that a subclass could override there, and that have no place here.
+NOT_CALLED = (
+    "_build_attention",
+    "_compute_attention_mask",
+    "_compute_causal_mask",
+    "_compute_sliding_window_mask",
+    "_get_common_kwargs_for_sublayer",
+    "_make_output_dense",
+    "_masked_softmax",
+)
+
+
+def _also(name):
+    """A property that reads and sets the attribute `name`."""
+    return property(lambda self: getattr(self, name), lambda self, x: setattr(self, name, x))
 
 
 @keras.saving.register_keras_serializable("kattn")
@@ -44,6 +61,10 @@ class MultiHeadAttention(MaskObjectLayer):
     aligned to the end; a Keras mask of an input stays where it is and joins an explicit one;
     masks hold for any `attention_axes`; and no mask, bias or dropout costs a T x S array
     where a kernel of kattn's own can do without.
+
+    A subclass may override `_compute_attention`, as one of Keras's layer may. It is given the
+    mask as an array then, and cannot `decode`. The sub-layers and arguments have the private
+    names that they have in Keras, such as `_query_dense` and `_sliding_window`.
 
     Shapes: B batch, T and S steps of query and value, N heads, D `key_dim`, Dv `value_dim`.
 
@@ -73,6 +94,9 @@ class MultiHeadAttention(MaskObjectLayer):
         position: Position layer for queries and keys, such as `RotaryEmbedding()` or a bias, over
             flattened steps; query and key are aligned to the end, as causal masks are. None for
             no positions. Keras's layer has no such argument.
+        num_key_value_heads: Number K of key and value heads, each of which serves N / K query
+            heads. None for N. Keras has a layer of its own for it, `GroupQueryAttention`, whose
+            weights and weight files fit, too.
         **kwargs: `name`, `dtype` and `trainable`, as for any Keras layer.
 
     Call args:
@@ -88,7 +112,8 @@ class MultiHeadAttention(MaskObjectLayer):
             the Keras mask of `key`.
         attention_mask: Mask of query by key, bool, True = may attend: shape `(B, T, S)` or
             `(B, N, T, S)`, where T and S are several axes each if `attention_axes` are several; or
-            a `kattn.masks.Mask` over flattened steps.
+            a `kattn.masks.Mask` over flattened steps. As in Keras, an array of numbers stands for
+            booleans, 0 = may not attend, and so it does in the other masks.
         return_attention_scores: Whether to return the attention weights, too.
         training: Whether dropout is applied.
         use_causal_mask: Whether a step attends to steps up to its own only. Several axes count
@@ -101,8 +126,10 @@ class MultiHeadAttention(MaskObjectLayer):
         `return_attention_scores` a pair, the second `(B, N, T, S)`, before dropout.
 
     Raises:
-        ValueError: If an argument is out of range; when called, if the rank, size or dtype of an
-            input or a mask does not fit, or if `flash_attention=True` cannot be had.
+        ValueError: If an argument is out of range; when called, if the rank or size of an input
+            or a mask does not fit, or if `flash_attention=True` cannot be had.
+        TypeError: When a subclass is made that overrides a private method of Keras's layer which
+            this layer does not call, such as `_masked_softmax`.
 
     Example:
         >>> layer = kattn.layers.MultiHeadAttention(num_heads=4, key_dim=16)
@@ -114,6 +141,31 @@ class MultiHeadAttention(MaskObjectLayer):
         Vaswani et al. 2017, sec. 3.2.2, https://arxiv.org/abs/1706.03762
         Gate: Qiu et al. 2025, https://arxiv.org/abs/2505.06708
     """
+
+    # Code that is written for Keras's layer reaches for these.
+    query_dense = _also("_query_dense")
+    key_dense = _also("_key_dense")
+    value_dense = _also("_value_dense")
+    output_dense = _also("_output_dense")
+    _num_heads = _also("num_heads")
+    _key_dim = _also("key_dim")
+    _value_dim = _also("value_dim")
+    _dropout = _also("dropout")
+    _use_bias = _also("use_bias")
+    _use_gate = _also("use_gate")
+    _attention_axes = _also("attention_axes")
+    _sliding_window = _also("sliding_window")
+    _flash_attention = _also("flash_attention")
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        ignored = [name for name in NOT_CALLED if hasattr(cls, name)]
+        if ignored:
+            raise TypeError(
+                f"{cls.__name__} overrides {', '.join(ignored)}, which this layer does not call; "
+                "override `_compute_attention` or `call`, or derive from "
+                "keras.layers.MultiHeadAttention"
+            )
 
     def __init__(
         self,
@@ -137,6 +189,7 @@ class MultiHeadAttention(MaskObjectLayer):
         seed=None,
         *,
         position=None,
+        num_key_value_heads=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -144,11 +197,12 @@ class MultiHeadAttention(MaskObjectLayer):
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.value_dim = key_dim if value_dim is None else value_dim
+        self.num_key_value_heads = num_key_value_heads
         self.dropout = dropout
         self.use_bias = use_bias
         # Not `output_shape`, which Keras's own layers define.
-        self._output_sizes = _integers("output_shape", output_shape)
-        self.attention_axes = _integers("attention_axes", attention_axes)
+        self._output_shape = _integers("Invalid `output_shape`: it", output_shape=output_shape)
+        self.attention_axes = _integers("`attention_axes`", attention_axes=attention_axes)
         self.sliding_window = sliding_window
         self.flash_attention = flash_attention
         self.use_gate = use_gate
@@ -163,13 +217,17 @@ class MultiHeadAttention(MaskObjectLayer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.position = read_position(position)
         self._check()
-        self._window = None if sliding_window is None else masks.Window(sliding_window)
         self._seed_generator = keras.random.SeedGenerator(seed) if dropout else None
 
     def _check(self):
-        arguments.check_integers(
-            1, num_heads=self.num_heads, key_dim=self.key_dim, value_dim=self.value_dim
-        )
+        sizes = {name: getattr(self, name) for name in ("num_heads", "key_dim", "value_dim")}
+        for name, size in sizes.items():
+            if not arguments.is_integer(size) or size < 1:
+                # "argument `num_heads`" is what Keras says.
+                raise arguments.error(
+                    f"The argument `{name}` must be an integer >= 1", **{name: size}
+                )
+        check_heads(**sizes, num_key_value_heads=self.num_key_value_heads)
         arguments.check_optional_integers(1, sliding_window=self.sliding_window)
         arguments.check_fractions(dropout=self.dropout)
         arguments.check_choice((None, True, False), flash_attention=self.flash_attention)
@@ -184,16 +242,18 @@ class MultiHeadAttention(MaskObjectLayer):
         key_shape = value_shape if key_shape is None else key_shape
         check_axes(self.attention_axes, query_shape, value_shape, key_shape)
         heads, key_size, value_size = self.num_heads, self.key_dim, self.value_dim
+        key_heads = self.num_key_value_heads or heads
         # Order and attribute names are those of Keras: its weights and weight files fit.
-        self.query_dense = self._project("query", query_shape, 1, (heads, key_size))
-        self.key_dense = self._project("key", key_shape, 1, (heads, key_size))
+        self._query_dense = self._project("query", query_shape, 1, (heads, key_size))
+        self._key_dense = self._project("key", key_shape, 1, (key_heads, key_size))
         if self.use_gate:
             self._gate_dense = self._project("gate", query_shape, 1, (heads, value_size), "sigmoid")
-        self.value_dense = self._project("value", value_shape, 1, (heads, value_size))
+        self._value_dense = self._project("value", value_shape, 1, (key_heads, value_size))
         mixed_shape = (*query_shape[:-1], heads, value_size)
-        sizes = self._output_sizes or (query_shape[-1],)
-        self.output_dense = self._project("attention_output", mixed_shape, 2, sizes)
-        self.head_sizes = HeadSizes(heads, heads, key_size, value_size)
+        sizes = self._output_shape or (query_shape[-1],)
+        self._output_dense = self._project("attention_output", mixed_shape, 2, sizes)
+        self._input_sizes = len(query_shape), query_shape[-1], value_shape[-1], key_shape[-1]
+        self.head_sizes = HeadSizes(heads, key_heads, key_size, value_size)
         attach(self.position, query_shape[-1], self.head_sizes)
         self.built = True
 
@@ -238,26 +298,85 @@ class MultiHeadAttention(MaskObjectLayer):
         mask_arrays=None,
     ):
         key = value if key is None else key
+        self._check_shapes(query.shape, value.shape, key.shape)
         axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(value))
-        q, k, bias = self._queries_and_keys(axes, query, key)
-        v = axes.flatten(self.value_dense(value), 2)
         explicit = query_mask, value_mask, key_mask
-        padding, allowed = self._masks(axes, (query, value, key), explicit)
-        allowed = self._allowed(axes, allowed, attention_mask, causal=use_causal_mask)
-        options = {
-            "dropout_rate": self.dropout if training else 0.0,
-            "seed": self._seed_generator,
-            "implementation": self._implementation,
-        }
-        y = attention(q, k, v, mask=allowed, bias=bias, **options)  # (B', T', N, Dv)
-        y = axes.unflatten(silence(y, None if padding is None else padding[..., None]))
+        padding, of_keys = self._paddings(axes, (query, value, key), explicit)
+        allowed = self._allowed(axes, of_keys, attention_mask, causal=use_causal_mask)
+        if self._has_own_attention and allowed is not None:
+            allowed = axes.mask_array(allowed)
+        q, k, bias = self._queries_and_keys(axes, query, key, (padding, of_keys))
+        y, weights = self._compute_attention(
+            q,
+            k,
+            self._value_dense(value),
+            attention_mask=allowed,
+            training=training,
+            return_attention_scores=return_attention_scores,
+            **({} if bias is None else {"bias": bias}),
+        )  # (B, <axes>, N, Dv)
+        if padding is not None:
+            y = axes.unflatten(silence(axes.flatten(y, 2), padding[..., None]), axes.queries)
         if self.use_gate:
             y = y * self._gate_dense(query)
-        y = set_keras_mask(self.output_dense(y), _joined(query, query_mask))
+        y = set_keras_mask(self._output_dense(y), _joined(query, query_mask))
         if not return_attention_scores:
             return y
-        weights = silence_weights(attention_weights(q, k, mask=allowed, bias=bias), padding)
-        weights = axes.unflatten_scores(weights, self.num_heads)
+        if padding is not None and weights is not None:
+            weights = silence_weights(axes.flatten_scores(weights), padding)
+            weights = axes.unflatten_scores(weights)
+        return y, weights
+
+    def _compute_attention(
+        self,
+        query,
+        key,
+        value,
+        attention_mask=None,
+        training=None,
+        return_attention_scores=False,  # noqa: FBT002, as Keras has it
+        use_causal_mask=False,  # noqa: FBT002, as Keras has it
+        *,
+        bias=None,
+    ):
+        """The values, mixed by queries and keys: the part that a subclass may override.
+
+        Args:
+            query: Projected queries, float, shape `(B, T, N, D)` or `(B, <axes>, N, D)`.
+            key: Projected keys, float, shape `(B, S, K, D)` or `(B, <axes>, K, D)`.
+            value: Projected values, float, shape `(B, S, K, Dv)` or `(B, <axes>, K, Dv)`.
+            attention_mask: All masks of the call in one, padding and window included: a
+                `kattn.masks.Mask`, or, in a subclass that overrides this method, an array.
+            training: Whether dropout is applied.
+            return_attention_scores: Whether to return the attention weights, too.
+            use_causal_mask: Whether a step attends to steps up to its own only. The call has put
+                that into `attention_mask`.
+            bias: Bias of the scores, if `position` is one. It is not given otherwise.
+
+        Returns:
+            A pair: the mixed values, shape `(B, T, N, Dv)` or `(B, <axes>, N, Dv)`, and the
+            weights `(B, N, T, S)` before dropout, or None.
+        """
+        query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
+        # The axis of heads is in the place of the width of the inputs.
+        axes = FlattenedAxes(self.attention_axes, ops.shape(query)[:-1], ops.shape(key)[:-1])
+        q, k, v = (axes.flatten(x, 2) for x in (query, key, value))
+        allowed = _mask_object(axes, attention_mask)
+        allowed = intersect(masks.Causal() if use_causal_mask else None, allowed)
+        y = attention(
+            q,
+            k,
+            v,
+            mask=allowed,
+            bias=bias,
+            dropout_rate=self.dropout if training else 0.0,
+            seed=self._seed_generator,
+            implementation=self._implementation,
+        )  # (B', T', N, Dv)
+        y = axes.unflatten(y, axes.queries)
+        if not return_attention_scores:
+            return y, None
+        weights = axes.unflatten_scores(attention_weights(q, k, mask=allowed, bias=bias))
         return y, ops.cast(weights, self.compute_dtype)
 
     def attention_weights(
@@ -292,16 +411,30 @@ class MultiHeadAttention(MaskObjectLayer):
             applied.
         """
         key = value if key is None else key
+        if self._has_own_attention:
+            _, weights = self(
+                query,
+                value,
+                key,
+                query_mask=query_mask,
+                value_mask=value_mask,
+                key_mask=key_mask,
+                attention_mask=attention_mask,
+                return_attention_scores=True,
+                use_causal_mask=use_causal_mask,
+            )
+            return ops.cast(weights, "float32")
         if not self.built:
             self.build(query.shape, value.shape, key.shape)
         axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(key))
         explicit = query_mask, value_mask, key_mask
-        padding, allowed = self._masks(axes, (query, value, key), explicit)
-        allowed = self._allowed(axes, allowed, attention_mask, causal=use_causal_mask)
+        padding, of_keys = self._paddings(axes, (query, value, key), explicit)
+        allowed = self._allowed(axes, of_keys, attention_mask, causal=use_causal_mask)
         query, key = (ops.convert_to_tensor(x, dtype=self.compute_dtype) for x in (query, key))
-        q, k, bias = self._queries_and_keys(axes, query, key)
+        q, k, bias = self._queries_and_keys(axes, query, key, (padding, of_keys))
+        q, k = axes.flatten(q, 2), axes.flatten(k, 2)
         weights = silence_weights(attention_weights(q, k, mask=allowed, bias=bias), padding)
-        return axes.unflatten_scores(weights, self.num_heads)
+        return axes.unflatten_scores(weights)
 
     def init_cache(self, batch_size, length, context=None, context_mask=None):
         """An empty cache for `decode`, which Keras's layer does not have.
@@ -318,15 +451,20 @@ class MultiHeadAttention(MaskObjectLayer):
             a `kattn.ops.RingCache` of its size.
 
         Raises:
-            ValueError: If the layer is not built or not for sequences `(B, T, C)`, if a size is not
-                an integer >= 1, or if there is a context.
+            ValueError: If the layer is not built or not for sequences `(B, T, C)`, if it overrides
+                `_compute_attention`, if a size is not an integer >= 1, or if there is a context.
         """
         check_decodes(self, batch_size, length, context, context_mask)
-        is_sequence = len(self.query_dense.kernel.shape) == 3
-        if not is_sequence or self.attention_axes not in (None, (1,), (-2,)):
+        if self._input_sizes[0] != 3 or self.attention_axes not in (None, (1,), (-2,)):
             raise arguments.error(
                 "Only a layer for sequences (B, T, C) can decode step by step",
                 attention_axes=self.attention_axes,
+            )
+        if self._has_own_attention:
+            raise arguments.error(
+                "A layer that overrides `_compute_attention` cannot decode step by step, as a "
+                "cache has attention of its own",
+                layer=type(self).__name__,
             )
         pattern = intersect(masks.Causal(), self._window)
         return empty_cache_of(pattern, batch_size, length, self.head_sizes, self.compute_dtype)
@@ -354,7 +492,7 @@ class MultiHeadAttention(MaskObjectLayer):
         """
         padding, allowed = read_new_masks(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
-        q, k, v = self.query_dense(x), self.key_dense(x), self.value_dense(x)
+        q, k, v = self._query_dense(x), self._key_dense(x), self._value_dense(x)
         positions = next_positions(cache, x.shape[1], padding)
         q, k = rotate(self.position, q, positions), rotate(self.position, k, positions)
         allowed = intersect(intersect(masks.Causal(), self._window), allowed)
@@ -362,44 +500,47 @@ class MultiHeadAttention(MaskObjectLayer):
         y, cache = decode(q, k, v, cache, real=padding, mask=allowed, bias=bias)  # (B, t, N, Dv)
         if self.use_gate:
             y = y * self._gate_dense(x)
-        return self.output_dense(y), cache
+        return self._output_dense(y), cache
 
-    def _queries_and_keys(self, axes, query, key):
-        """Queries and keys over flattened steps, and the bias of their scores."""
-        q, k = axes.flatten(self.query_dense(query), 2), axes.flatten(self.key_dense(key), 2)
+    @property
+    def _has_own_attention(self):
+        """Whether a subclass overrides `_compute_attention`."""
+        return type(self)._compute_attention is not MultiHeadAttention._compute_attention
+
+    @property
+    def _window(self):
+        return None if self.sliding_window is None else masks.Window(self.sliding_window)
+
+    def _queries_and_keys(self, axes, query, key, paddings):
+        """Queries and keys at their positions, `(B, <axes>, heads, D)`, and their scores' bias."""
+        q, k = self._query_dense(query), self._key_dense(key)
         if self.position is None:
             return q, k, None
-        at_q = at_k = None  # the position layer knows its grid
-        if len(axes.axes) == 1:
-            queries, keys = ops.shape(q)[1], ops.shape(k)[1]
-            at_k = ops.arange(keys, dtype="int32")
-            at_q = ops.arange(queries, dtype="int32") + (keys - queries)
+        q, k = axes.flatten(q, 2), axes.flatten(k, 2)
+        at_q = at_k = None  # over several axes the position layer knows its grid
+        if len(axes.axes) == 1 and isinstance(self.position, HeadPosition):
+            at_q, at_k = aligned_positions(ops.shape(q)[1], ops.shape(k)[1], *paddings)
         q, k = rotate(self.position, q, at_q), rotate(self.position, k, at_k)
-        return q, k, score_bias(self.position, q)
+        bias = score_bias(self.position, q)
+        return axes.unflatten(q, axes.queries), axes.unflatten(k, axes.keys), bias
 
-    def _masks(self, axes, inputs, explicit):
-        """The padding of the queries, `(B', T')` or None, and that of the keys as a mask object."""
-        padding, of_value, of_key = (
-            _joined(x, mask) for x, mask in zip(inputs, explicit, strict=True)
+    def _paddings(self, axes, inputs, explicit):
+        """Which queries and which keys are real, `(B', T')` and `(B', S')` bool, or None if all."""
+        _, value, key = inputs
+        of_query, of_value, of_key = (
+            None if keep is None else axes.flatten_padding(keep, x)
+            for x, keep in zip(inputs, map(_joined, inputs, explicit), strict=True)
         )
-        query, value, key = inputs
-        if padding is not None:
-            padding = axes.flatten_padding(padding, query)
-        allowed = None
-        has_key_mask = key is not value or explicit[2] is not None
-        for x, keep in ((value, of_value), (key, of_key if has_key_mask else None)):
-            if keep is not None:
-                allowed = intersect(allowed, masks.Padding(axes.flatten_padding(keep, x)))
-        return padding, allowed
+        has_key_mask = of_key is not None and (key is not value or explicit[2] is not None)
+        if of_value is None or not has_key_mask:
+            return of_query, of_key if has_key_mask else of_value
+        return of_query, ops.logical_and(of_value, of_key)
 
-    def _allowed(self, axes, padding, attention_mask, *, causal):
+    def _allowed(self, axes, of_keys, attention_mask, *, causal):
         """All that limits which keys a query may attend to, as a mask object or None."""
         allowed = intersect(masks.Causal() if causal else None, self._window)
-        allowed = intersect(allowed, padding)
-        if attention_mask is not None and not isinstance(attention_mask, masks.Mask):
-            attention_mask = _boolean(attention_mask, "attention_mask")
-            attention_mask = masks.Dense(axes.flatten_mask(attention_mask))
-        return intersect(allowed, attention_mask)
+        allowed = intersect(allowed, None if of_keys is None else masks.Padding(of_keys))
+        return intersect(allowed, _mask_object(axes, attention_mask))
 
     @property
     def _implementation(self):
@@ -408,8 +549,22 @@ class MultiHeadAttention(MaskObjectLayer):
             wanted = False
         return {None: "auto", True: "fused", False: NOT_FUSED}[wanted]
 
+    def _check_shapes(self, *shapes):
+        """Raises ValueError unless the layer takes inputs of these shapes."""
+        check_axes(self.attention_axes, *shapes)
+        if self.built and self._input_sizes != (len(shapes[0]), *(shape[-1] for shape in shapes)):
+            rank, *widths = self._input_sizes
+            raise arguments.error(
+                f"The layer was built for inputs of rank {rank}, and for widths {tuple(widths)} of "
+                "`query`, `value` and `key`",
+                shapes=tuple(map(tuple, shapes)),
+            )
+
     def compute_output_shape(self, query_shape, value_shape, key_shape=None):
-        return (*query_shape[:-1], *(self._output_sizes or query_shape[-1:]))
+        self._check_shapes(
+            query_shape, value_shape, value_shape if key_shape is None else key_shape
+        )
+        return (*query_shape[:-1], *(self._output_shape or query_shape[-1:]))
 
     def compute_output_spec(
         self,
@@ -425,7 +580,9 @@ class MultiHeadAttention(MaskObjectLayer):
         use_causal_mask=False,  # noqa: FBT002, as Keras has it
         mask_arrays=None,
     ):
-        shape = self.compute_output_shape(query.shape, value.shape)
+        shape = self.compute_output_shape(
+            query.shape, value.shape, None if key is None else key.shape
+        )
         output = keras.KerasTensor(shape, dtype=self.compute_dtype)
         output._keras_mask = _joined(query, query_mask)
         if not return_attention_scores:
@@ -444,7 +601,7 @@ class MultiHeadAttention(MaskObjectLayer):
             "value_dim": self.value_dim,
             "dropout": self.dropout,
             "use_bias": self.use_bias,
-            "output_shape": self._output_sizes,
+            "output_shape": self._output_shape,
             "attention_axes": self.attention_axes,
             "sliding_window": self.sliding_window,
             "flash_attention": self.flash_attention,
@@ -457,38 +614,44 @@ class MultiHeadAttention(MaskObjectLayer):
             "bias_constraint": constraint(self.bias_constraint),
             "use_gate": self.use_gate,
             "seed": self.seed,
-            # Keras has no such field, and takes a config without it.
+            # Keras has no such fields, and takes a config without them.
             **({} if self.position is None else {"position": position_config(self.position)}),
+            **(
+                {}
+                if self.num_key_value_heads is None
+                else {"num_key_value_heads": self.num_key_value_heads}
+            ),
         }
+
+
+def _mask_object(axes, attention_mask):
+    """The mask of query by key as a mask object over flattened steps, or None."""
+    if attention_mask is None or isinstance(attention_mask, masks.Mask):
+        return attention_mask
+    return masks.Dense(axes.flatten_mask(_boolean(attention_mask)))
 
 
 def _joined(x, explicit):
     """The Keras mask of `x` and an explicit padding mask, combined; None if there is neither."""
-    implicit, explicit = keras_mask(x), _boolean(explicit, "a padding mask")
+    implicit, explicit = keras_mask(x), None if explicit is None else _boolean(explicit)
     if implicit is None or explicit is None:
         return explicit if implicit is None else implicit
     rank = max(len(explicit.shape), len(implicit.shape))
     return ops.logical_and(with_rank(explicit, rank), with_rank(implicit, rank))
 
 
-def _boolean(mask, name):
-    """A mask of booleans, or of integers, which Keras takes and Keras code passes."""
-    if mask is None:
-        return None
-    dtype = keras.backend.standardize_dtype(mask.dtype)
-    if "float" in dtype and not arguments.infers_shapes():
-        raise arguments.error(
-            f"{name} must be boolean, True = may attend; write mask != 0 for a mask of 1 and 0",
-            dtype=dtype,
-        )
-    return ops.cast(mask, "bool")
+def _boolean(mask):
+    """A mask of booleans; one of numbers is 0 where a query may not attend, as in Keras."""
+    mask = mask if isinstance(mask, keras.KerasTensor) else ops.convert_to_tensor(mask)
+    return mask if keras.backend.standardize_dtype(mask.dtype) == "bool" else ops.cast(mask, "bool")
 
 
-def _integers(name, value):
+def _integers(subject, /, **value):
     """None, or a tuple of integers from one or several."""
-    if value is None:
+    (given,) = value.values()
+    if given is None:
         return None
-    values = value if isinstance(value, list | tuple) else (value,)
+    values = given if isinstance(given, list | tuple) else (given,)
     if not all(isinstance(part, int) for part in values):
-        raise arguments.error(f"`{name}` must be an integer or several", **{name: value})
+        raise arguments.error(f"{subject} must be an integer or several", **value)
     return tuple(values)

@@ -1,5 +1,7 @@
 """What an attention layer does with `position=`: which kind it is, and where its steps stand."""
 
+import threading
+
 import keras
 from keras import ops
 
@@ -44,12 +46,54 @@ def position_config(position):
     """The config of the argument `position`.
 
     One position layer may serve several attention layers, and does so again in a model that is
-    loaded: Keras reads an object with a `shared_object_id` once, but gives such a number only to
-    what it serializes itself, not to what stands in a layer's config.
+    loaded: Keras reads an object with a `shared_object_id` once. Its own numbers are addresses in
+    memory, and do not reach all that stands in a layer's config.
+
+    Args:
+        position: Position layer or None.
+
+    Returns:
+        The config; None for None. While a model is being saved, it has a `shared_object_id`. That
+        counts the position layers of the model, so that the model is saved alike in any process.
     """
     if position is None:
         return None
-    return {**keras.saving.serialize_keras_object(position), "shared_object_id": id(position)}
+    config = _without_numbers(keras.saving.serialize_keras_object(position))
+    number = _SAVING.number(position)
+    return config if number is None else {**config, "shared_object_id": number}
+
+
+def _without_numbers(config):
+    if isinstance(config, dict):
+        return {k: _without_numbers(x) for k, x in config.items() if k != "shared_object_id"}
+    return [_without_numbers(x) for x in config] if isinstance(config, list) else config
+
+
+class _Saving(threading.local):
+    """Counts the position layers of the model that is being saved."""
+
+    def __init__(self):
+        self.numbers = {}
+
+    def number(self, position):
+        """What a position layer is told by in the file; None while no model is being saved."""
+        # There is no public function that says whether a model is being saved. But Keras marks
+        # whatever it meets a second time while it saves one model, and only then.
+        known, saving = (
+            "shared_object_id" in keras.saving.serialize_keras_object(_MARKED) for _ in range(2)
+        )
+        if not known:
+            self.numbers.clear()  # another model
+        if not saving:
+            return None
+        if position._inbound_nodes:
+            # It is a layer of a functional model, too, which Keras marks by its address.
+            return id(position)
+        return self.numbers.setdefault(id(position), len(self.numbers))
+
+
+_MARKED = keras.initializers.Zeros()
+_SAVING = _Saving()
 
 
 def attach(position, width, sizes):
@@ -111,9 +155,36 @@ def step_positions(position, explicit, padding, mask=None, *, shifts_matter=Fals
     restarts = masking.restarts(mask)
     if restarts is not None or padding is None:
         return restarts
-    first = ops.argmax(ops.cast(padding, "int32"), axis=1)[:, None]
-    index = ops.arange(ops.shape(padding)[1], dtype="int32")
-    return ops.maximum(index - ops.cast(first, "int32"), 0)
+    return _from_the_first(ops.shape(padding)[1], padding)[0]
+
+
+def aligned_positions(queries, keys, query_padding, key_padding):
+    """Positions of queries and keys whose last real steps are aligned, as causal masks are.
+
+    Args:
+        queries: Number of query steps, T.
+        keys: Number of key steps, S.
+        query_padding: `(B, T)` bool, True = real step, or None.
+        key_padding: `(B, S)` bool, True = real step, or None.
+
+    Returns:
+        Two arrays of integers, `(T,)` or `(B, T)` and `(S,)` or `(B, S)`. The first real key is at
+        0, so that padding at the left changes nothing.
+    """
+    at_query, last_query = _from_the_first(queries, query_padding)
+    at_key, last_key = _from_the_first(keys, key_padding)
+    return at_query + (last_key - last_query), at_key
+
+
+def _from_the_first(steps, padding):
+    """Positions that count from the first real step, and that of the last real step."""
+    index = ops.arange(steps, dtype="int32")
+    if padding is None:
+        return index, steps - 1
+    real = ops.cast(padding, "int32")
+    first = ops.cast(ops.argmax(real, axis=1, keepdims=True), "int32")
+    last = ops.max(real * index, axis=1, keepdims=True)
+    return ops.maximum(index - first, 0), last - first
 
 
 def new_positions(position, positions, mask):

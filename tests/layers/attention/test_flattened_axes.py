@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from kattn import masks
 from kattn.layers.attention.flattened_axes import FlattenedAxes, check_axes, with_rank
 from tests.compute import run
 
@@ -22,7 +23,7 @@ def test_one_axis_becomes_the_steps(axes):
     assert y.shape == (2 * 3 * 5, 4, 2, 3)
     for b, i, t, j in np.ndindex(2, 3, 4, 5):
         np.testing.assert_array_equal(y[(b * 3 + i) * 5 + j, t], x[b, i, t, j])
-    np.testing.assert_array_equal(run(flat.unflatten, ops.convert_to_tensor(y)), x)
+    np.testing.assert_array_equal(run(flat.unflatten, ops.convert_to_tensor(y), flat.queries), x)
 
 
 def test_several_axes_become_steps_the_last_running_fastest():
@@ -42,9 +43,39 @@ def test_none_stands_for_all_axes():
 def test_scores_get_their_axes_back():
     flat = FlattenedAxes((2,), QUERY, VALUE)
     scores = numbers((30, 2, 4, 6))
-    found = run(flat.unflatten_scores, ops.convert_to_tensor(scores), 2)
+    found = run(flat.unflatten_scores, ops.convert_to_tensor(scores))
     assert found.shape == (2, 3, 5, 2, 4, 6)
     np.testing.assert_array_equal(found[1, 2, 4], scores[29])
+    np.testing.assert_array_equal(run(flat.flatten_scores, ops.convert_to_tensor(found)), scores)
+
+
+def test_heads_of_keys_get_their_axes_back():
+    flat = FlattenedAxes((2,), QUERY, VALUE)
+    x = numbers((2, 3, 6, 5, 2, 3))
+    y = flat.flatten(ops.convert_to_tensor(x), 2)
+    np.testing.assert_array_equal(run(flat.unflatten, y, flat.keys), x)
+
+
+def test_a_sequence_stays_as_it_is():
+    flat = FlattenedAxes(None, (2, 4, 8), (2, 6, 8))
+    x = ops.ones((2, 4, 3, 5))
+    assert flat.flatten(x, 2) is x
+    assert flat.unflatten(x, flat.queries) is x
+    assert flat.flatten_scores(x) is flat.unflatten_scores(x) is x
+
+
+def test_mask_objects_become_arrays_over_axes():
+    keep = np.random.default_rng(0).random((30, 6)) > 0.5
+    mask = masks.Causal() & masks.Padding(ops.convert_to_tensor(keep))
+    found = run(FlattenedAxes((2,), QUERY, VALUE).mask_array, mask)
+    assert found.shape == (2, 3, 5, 1, 4, 6)
+    causal = np.tri(4, 6, 2, dtype=bool)
+    np.testing.assert_array_equal(found.reshape(30, 4, 6), causal & keep[:, None])
+    sequence = FlattenedAxes(None, (30, 4, 8), (30, 6, 8))
+    np.testing.assert_array_equal(run(sequence.mask_array, mask), causal & keep[:, None])
+    by_head = np.random.default_rng(1).random((1, 2, 4, 6)) > 0.5
+    dense = masks.Dense(ops.convert_to_tensor(by_head))
+    np.testing.assert_array_equal(run(sequence.mask_array, dense), by_head)
 
 
 def test_a_mask_is_stretched_over_batch_and_heads():
@@ -75,9 +106,15 @@ def test_axes_of_size_one_are_put_at_the_end():
 
 
 BAD = {
-    "ranks": (None, [(2, 3, 4), (2, 3, 4, 5), (2, 3, 4)], "one rank, 3 or more"),
-    "no steps": (None, [(2, 4), (2, 4), (2, 4)], "one rank, 3 or more"),
-    "steps of the key": (None, [(2, 3, 4), (2, 3, 4), (2, 5, 4)], "must have the same steps"),
+    "ranks": (None, [(2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5)], "same rank, 3 or more"),
+    "no steps": (None, [(2, 4), (2, 4), (2, 4)], "same rank, 3 or more"),
+    "steps of the key": (
+        None,
+        [(2, 3, 4), (2, 3, 4), (2, 5, 4)],
+        "`value` and `key` must be equal",
+    ),
+    "rank of the key": (None, [(2, 3, 4), (2, 3, 4), (2, 4)], "All axes of `value` and `key`"),
+    "batch sizes": (None, [(2, 3, 4), (3, 3, 4), (3, 3, 4)], "the same batch size"),
     "the batch": ((0,), [QUERY] * 3, "must lie between the batch and the width"),
     "the width": ((-1,), [QUERY] * 3, "must lie between the batch and the width"),
     "twice": ((1, -4), [QUERY] * 3, "each once"),
@@ -95,3 +132,4 @@ def test_shapes_that_fit():
     check_axes(None, QUERY, QUERY, QUERY)
     check_axes((2,), QUERY, VALUE, VALUE)
     check_axes((1,), (None, 3, None, 4), (None, 5, None, 4), (None, 5, None, 4))
+    check_axes(None, [2, 3, 4], [None, None, 4], [2, 5, 4])

@@ -7,6 +7,7 @@ from keras import ops
 
 from kattn import masks
 from kattn.layers import MultiHeadAttention
+from kattn.layers.position.head_position import HeadPosition
 from kattn.layers.position.rotary_embedding import RotaryEmbedding
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions
 from tests import oracle as core_oracle
@@ -425,17 +426,18 @@ def test_keras_switch_for_flash_attention(rng, monkeypatch):
     assert taken == ["dense"]
 
 
-@pytest.mark.parametrize("dtype", ["int32", "uint8"])
-def test_integer_masks(rng, dtype):
-    """Keras takes them, and Keras code passes them."""
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "float32", "bfloat16"])
+def test_keeps_numbers(rng, dtype):
+    """Keras takes them, and Keras code passes them: 0 = may not attend."""
     layer, inputs = build(rng, {})
     mask = rng.random((3, 4, 5)) > 0.4
     expected, _ = oracle(layer, *inputs, keep=(mask & KEEP_KEYS[:, None])[:, None])
-    arguments = {"attention_mask": mask.astype(dtype), "value_mask": KEEP_KEYS.astype(dtype)}
+    arguments = {"attention_mask": mask, "value_mask": KEEP_KEYS}
+    arguments = {name: ops.cast(x, dtype) for name, x in arguments.items()}
     assert_close(run(layer, *inputs, **arguments), expected)
 
 
-def test_masks_of_two_axes_and_mask_objects(rng):
+def test_keeps_two_axes_and_mask_objects(rng):
     layer, inputs = build(rng, {})
     mask = rng.random((4, 5)) > 0.4
     expected, _ = oracle(layer, *inputs, keep=mask & KEEP_KEYS[:, None, None], causal=True)
@@ -523,6 +525,27 @@ def test_positions(rng):
     assert_close(run(layer.attention_weights, x, c), weights)
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_padding_moves_no_position(rng, absolute):
+    """Positions count from the first real step of both sequences: as without the padding."""
+    position = Stretched() if absolute else RotaryEmbedding()
+    layer, (x, c) = build(rng, {"key_dim": 4, "position": position})
+    expected = run(layer, x, c)
+    x = np.pad(x, ((0, 0), (1, 0), (0, 0)), constant_values=9.0)
+    c = np.pad(c, ((0, 0), (2, 1), (0, 0)), constant_values=9.0)
+    keeps = {"query_mask": np.arange(5) >= 1, "value_mask": abs(np.arange(8) - 4) <= 2}
+    keeps = {name: np.tile(keep, (3, 1)) for name, keep in keeps.items()}
+    assert_close(run(layer, x, c, **keeps)[:, 1:], expected)
+
+
+class Stretched(HeadPosition):
+    """Absolute positions of heads, which no shift leaves as they are."""
+
+    def rotate(self, x, positions=None):
+        positions = ops.cast(positions, x.dtype)[..., None, None]
+        return x * (1.0 + 0.1 * positions)
+
+
 def test_bad_schemes_and_caches(rng):
     message = r"`position` must turn queries and keys or be a bias.*Sinusoidal"
     with pytest.raises(ValueError, match=message):
@@ -535,7 +558,8 @@ def test_bad_schemes_and_caches(rng):
 
 
 def make(**options):
-    return MultiHeadAttention(**{**FULL, "position": RotaryEmbedding(name="rotary"), **options})
+    extra = {"position": RotaryEmbedding(name="rotary"), "num_key_value_heads": 1}
+    return MultiHeadAttention(**{**FULL, **extra, **options})
 
 
 def test_battery(rng):
@@ -565,7 +589,12 @@ def test_battery_over_all_axes(rng):
     check_layer(
         # No scores change where a bias moves all keys alike, so that it would not train.
         lambda **options: MultiHeadAttention(
-            2, 4, use_bias=False, position=RotaryEmbedding(name="rotary"), **options
+            2,
+            4,
+            use_bias=False,
+            position=RotaryEmbedding(name="rotary"),
+            num_key_value_heads=1,
+            **options,
         ),
         inputs,
         masked=False,
@@ -607,7 +636,7 @@ def test_losses_are_those_of_keras(rng):
     assert_close(totals[1], totals[0])
 
 
-def test_explicit_and_implicit_masks_of_different_ranks(rng):
+def test_explicit_and_implicit_keeps_different_ranks(rng):
     """Each covers the first axes of the input, whether or not the sizes happen to agree."""
     layer, inputs = build(rng, {"attention_axes": 2}, (3, 3, 3, 6), (3, 3, 5, 7))
     implicit = rng.random((3, 3, 3)) > 0.4
@@ -629,6 +658,212 @@ def test_weights_see_implicit_masks_under_mixed_precision(rng):
     assert_close(weights, oracle(layer, x, c, keep=keep)[1], 3e-2)
 
 
+GROUPED = {
+    "num_heads": 4, "key_dim": 3, "num_key_value_heads": 2, "use_gate": True, "sliding_window": 3
+}  # fmt: skip
+
+
+def test_grouped_heads_equal_those_of_keras(rng):
+    """Whose layer for them has other names for the arguments, and the same weights."""
+    inputs = [rng.normal(size=shape).astype("float32") for shape in ((3, 5, 6), (3, 5, 7))]
+    mask = {"attention_mask": rng.random((3, 5, 5)) > 0.3, "use_causal_mask": True}
+    mask["attention_mask"][:, :, 0] = mask["attention_mask"][:, range(5), range(5)] = True
+    theirs = keras.layers.GroupQueryAttention(3, 4, 2, use_gate=True, sliding_window=3)
+    theirs(*inputs, return_attention_scores=True)
+    shake(theirs)
+    ours = MultiHeadAttention(**GROUPED)
+    ours(*inputs)
+    assert [w.path.split("/", 1)[1] for w in ours.weights] == [
+        w.path.split("/", 1)[1] for w in theirs.weights
+    ]
+    ours.set_weights(theirs.get_weights())
+    expected, scores = run(theirs, *inputs, return_attention_scores=True, **mask)
+    assert_close(run(ours, *inputs, **mask), expected)
+    assert_close(run(ours.attention_weights, *inputs, **mask), scores)
+
+
+def test_private_names_of_keras(rng):
+    layer, _ = build(rng, {"sliding_window": 5, "flash_attention": False, "value_dim": 2})
+    names = ("num_heads", "key_dim", "value_dim", "dropout", "use_bias", "use_gate")
+    for name in (*names, "attention_axes", "sliding_window", "flash_attention"):
+        assert getattr(layer, f"_{name}") == getattr(layer, name)
+    for part, name in (("query", "query"), ("output", "attention_output")):
+        assert getattr(layer, f"_{part}_dense") is getattr(layer, f"{part}_dense")
+        assert getattr(layer, f"_{part}_dense").name == name
+    layer._sliding_window = 1
+    assert layer.sliding_window == 1
+
+
+class Adapter(keras.layers.Layer):
+    """A projection and an addition of low rank, as guides to LoRA write it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.down, self.up = keras.layers.Dense(1), keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.inner(x) + self.up(self.down(x))[:, :, None]
+
+
+def test_an_adapter_in_the_place_of_a_projection(rng):
+    layer, inputs = build(rng, {})
+    calm = run(layer, *inputs)
+    layer._tracker.locked = False
+    layer._query_dense = Adapter(layer._query_dense)
+    layer._query_dense(inputs[0])
+    changed = run(layer, *inputs)
+    assert np.abs(changed - calm).max() > 1e-3
+    assert len(layer.trainable_weights) == 12
+    layer._query_dense.up.set_weights([np.zeros((1, 3)), np.zeros(3)])
+    assert_close(run(layer, *inputs), calm)
+    layer, (x, _) = build(rng, {}, (3, 4, 6), (3, 4, 6))
+    layer._tracker.locked = False
+    layer._query_dense = Adapter(layer._query_dense)
+    full = run(layer, x, x, use_causal_mask=True)
+    y, _ = layer.decode(x, layer.init_cache(3, 4))
+    assert_close(run(ops.stop_gradient, y), full)
+
+
+def test_lora_and_quantisation_of_the_projections(rng):
+    layer, inputs = build(rng, {"use_bias": False})
+    calm = run(layer, *inputs)
+    layer._query_dense.enable_lora(1)
+    assert_close(run(layer, *inputs), calm)
+    raised = layer._query_dense.lora_kernel_b
+    raised.assign(np.ones(raised.shape))
+    assert np.abs(run(layer, *inputs) - calm).max() > 1e-3
+    calm = run(layer, *inputs)
+    for part in (layer._key_dense, layer._value_dense, layer._output_dense):
+        part.quantize("int8")
+        assert keras.backend.standardize_dtype(part._kernel.dtype) == "int8"
+    assert_close(run(layer, *inputs), calm, 5e-2)
+
+
+def test_dtype_policies_by_path():
+    policies = keras.dtype_policies.DTypePolicyMap()
+    policies["attention/query"] = keras.dtype_policies.QuantizedDTypePolicy("int8", "float32")
+    layer = MultiHeadAttention(2, 3, use_bias=False, dtype=policies, name="attention")
+    layer.build((3, 4, 6), (3, 5, 7))
+    dtypes = [part._kernel.dtype for part in (layer._query_dense, layer._key_dense)]
+    assert list(map(keras.backend.standardize_dtype, dtypes)) == ["int8", "float32"]
+
+
+class Turned(MultiHeadAttention):
+    """Rotary embeddings as one puts them into Keras's layer."""
+
+    def _compute_attention(
+        self, query, key, value, attention_mask=None, training=None, return_attention_scores=False
+    ):
+        self.seen = attention_mask
+        turn = RotaryEmbedding()
+        query, key = turn.rotate(query), turn.rotate(key)
+        return super()._compute_attention(
+            query, key, value, attention_mask, training, return_attention_scores
+        )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_subclass_with_attention_of_its_own(rng, masked):
+    layer, (x, c) = build(rng, {"key_dim": 4, "position": RotaryEmbedding()}, (3, 5, 6))
+    given = {"query_mask": KEEP_KEYS, "value_mask": KEEP_KEYS, "use_causal_mask": True}
+    given = given if masked else {}
+    own = Turned(2, 4)
+    own(x, c)
+    own.set_weights(layer.get_weights())
+    expected, scores = run(layer, x, c, return_attention_scores=True, **given)
+    output, weights = run(own, x, c, return_attention_scores=True, **given)
+    assert_close(run(own, x, c, **given), expected)
+    for found in (weights, run(own.attention_weights, x, c, **given)):
+        assert_close(found, scores)
+    assert_close(output, expected)
+    if masked:
+        assert own.seen.shape == (3, 5, 5)
+    with pytest.raises(ValueError, match=r"overrides `_compute_attention` cannot decode.*Turned"):
+        own.init_cache(3, 5)
+
+
+def test_a_subclass_with_what_is_not_called():
+    with pytest.raises(TypeError, match=r"Softer overrides _masked_softmax, which .* not call"):
+
+        class Softer(MultiHeadAttention):
+            def _masked_softmax(self, scores, mask=None):
+                return scores
+
+
+class Cached(MultiHeadAttention):
+    """A cache around the projections and the attention, as KerasHub's layer has it."""
+
+    def call(self, query, value, cache=None, index=None, attention_mask=None):
+        query = self._query_dense(query)
+        key, value = self._key_dense(value), self._value_dense(value)
+        if cache is not None:
+            key = ops.slice_update(cache[:, 0], [0, index, 0, 0], key)
+            value = ops.slice_update(cache[:, 1], [0, index, 0, 0], value)
+        y, _ = self._compute_attention(
+            query=query, key=key, value=value, attention_mask=attention_mask,
+            return_attention_scores=False, training=False,
+        )  # fmt: skip
+        return self._output_dense(y), ops.stack((key, value), axis=1)
+
+
+def test_a_subclass_with_a_cache(rng):
+    layer = Cached(2, 3)
+    x = rng.normal(size=(3, 4, 6)).astype("float32")
+    layer.build(x.shape, x.shape)
+    shake(layer)
+    mask = np.tri(4, dtype="int32")[None]
+    expected, _ = run(layer, x, x, attention_mask=mask)
+    plain = MultiHeadAttention(2, 3)
+    plain(x, x)
+    plain.set_weights(layer.get_weights())
+    assert_close(run(plain, x, x, use_causal_mask=True), expected)
+    cache = np.zeros((3, 2, 4, 2, 3), "float32")
+    for t in range(4):
+        step = x[:, t : t + 1]
+        y, cache = run(layer, step, step, cache=cache, index=t, attention_mask=mask[:, t : t + 1])
+        assert_close(y[:, 0], expected[:, t])
+
+
+def test_blocks_of_keras_hub(rng, monkeypatch):
+    """With the drop-in in their places, and the layer with a cache derived from it."""
+    hub = pytest.importorskip("keras_hub", reason="KerasHub is not installed")
+    module = importlib.import_module("keras_hub.src.layers.modeling.transformer_decoder")
+    cached = vars(module.CachedMultiHeadAttention)
+    own = {name: x for name, x in cached.items() if name not in ("__dict__", "__weakref__")}
+    ours = type("CachedMultiHeadAttention", (MultiHeadAttention,), own)
+    x, c = (rng.normal(size=(3, steps, 8)).astype("float32") for steps in (5, 4))
+
+    def outputs(encoder, decoder):
+        step = {
+            "self_attention_cache": np.zeros((3, 2, 5, 2, 4), "float32"),
+            "self_attention_cache_update_index": 0,
+            "cross_attention_cache": np.zeros((3, 2, 4, 2, 4), "float32"),
+            "cross_attention_cache_update_index": 0,
+        }
+        yield run(encoder, x, padding_mask=KEEP_KEYS)[KEEP_KEYS]
+        yield run(encoder, x, return_attention_scores=True)[1]
+        yield run(decoder, x, c, decoder_padding_mask=KEEP_KEYS)[KEEP_KEYS]
+        yield from run(decoder, x[:, :1], c, **step)
+
+    def blocks():
+        pair = hub.layers.TransformerEncoder(16, 2), hub.layers.TransformerDecoder(16, 2)
+        shake(pair[0], [x])
+        shake(pair[1], [x, c])
+        return pair
+
+    theirs = blocks()
+    expected = list(outputs(*theirs))
+    monkeypatch.setattr(keras.layers, "MultiHeadAttention", MultiHeadAttention)
+    monkeypatch.setattr(module, "CachedMultiHeadAttention", ours)
+    replaced = blocks()
+    for new, old in zip(replaced, theirs, strict=True):
+        assert isinstance(new._self_attention_layer, MultiHeadAttention)
+        new.set_weights(old.get_weights())
+    for found, wanted in zip(outputs(*replaced), expected, strict=True):
+        assert_close(found, wanted)
+
+
 def test_initial_values():
     """Without a seed, each projection draws its own."""
     layer = MultiHeadAttention(4, 16)
@@ -638,14 +873,16 @@ def test_initial_values():
 
 
 BAD = {
-    "num_heads": ({"num_heads": 0}, "`num_heads` must be an integer >= 1.*num_heads=0"),
-    "key_dim": ({"key_dim": 1.5}, "`key_dim` must be an integer >= 1.*key_dim=1.5"),
-    "value_dim": ({"value_dim": 0}, "`value_dim` must be an integer >= 1.*value_dim=0"),
+    # In the words by which code for Keras's layer knows them.
+    "num_heads": ({"num_heads": 0}, "argument `num_heads` must be an integer >= 1.*num_heads=0"),
+    "key_dim": ({"key_dim": 1.5}, "argument `key_dim` must be an integer >= 1.*key_dim=1.5"),
+    "value_dim": ({"value_dim": 0}, "argument `value_dim` must be an integer >= 1.*value_dim=0"),
+    "key heads": ({"num_key_value_heads": 3}, "must be a multiple of `num_key_value_heads`.*=3"),
     "window": ({"sliding_window": 0}, "`sliding_window` must be.*sliding_window=0"),
     "dropout": ({"dropout": 1.0}, r"`dropout` must be a fraction in \[0, 1\).*dropout=1\.0"),
     "flash": ({"flash_attention": "yes"}, "`flash_attention` must be.*flash_attention='yes'"),
     "axes": ({"attention_axes": "1"}, "`attention_axes` must be an integer.*attention_axes='1'"),
-    "output": ({"output_shape": 2.5}, r"`output_shape` must be an integer.*output_shape=2\.5"),
+    "output": ({"output_shape": 2.5}, r"Invalid `output_shape`: it must be an .*output_shape=2\.5"),
 }
 
 
@@ -657,9 +894,11 @@ def test_bad_arguments(name):
 
 
 BAD_SHAPES = {
-    "rank 2": ({}, [(3, 6), (3, 6)], r"one rank, 3 or more.*query.shape=\(3, 6\)"),
-    "two ranks": ({}, [(3, 4, 6), (3, 4, 2, 6)], r"must have one rank.*value.shape=\(3, 4, 2, 6\)"),
-    "keys": ({}, [(3, 4, 6), (3, 5, 6), (3, 4, 6)], r"same steps.*key.shape=\(3, 4, 6\)"),
+    "rank 2": ({}, [(3, 6), (3, 6)], r"same rank, 3 or more.*query.shape=\(3, 6\)"),
+    "two ranks": ({}, [(3, 4, 6), (3, 4, 2, 6)], r"the same rank.*value.shape=\(3, 4, 2, 6\)"),
+    "keys": ({}, [(3, 4, 6), (3, 5, 6), (3, 4, 6)], r"must be equal.*key.shape=\(3, 4, 6\)"),
+    "rank of the key": ({}, [(3, 4, 6), (3, 5, 6), (6,)], r"must be equal.*key.shape=\(6,\)"),
+    "batch": ({}, [(3, 4, 6), (2, 5, 6)], r"same batch size.*value.shape=\(2, 5, 6\)"),
     "batch axis": ({"attention_axes": 0}, [(3, 4, 6)] * 2, r"`attention_axes` must.*\(0,\)"),
     "last axis": ({"attention_axes": -1}, [(3, 4, 6)] * 2, r"`attention_axes` must.*\(-1,\)"),
     "far axis": ({"attention_axes": 2}, [(3, 4, 6)] * 2, r"`attention_axes` must.*\(2,\)"),
@@ -678,14 +917,28 @@ BAD_SHAPES = {
 
 @pytest.mark.parametrize("name", BAD_SHAPES)
 def test_bad_shapes(name):
+    """The call and the shape of its output refuse the same."""
     options, shapes, message = BAD_SHAPES[name]
+    layer = MultiHeadAttention(2, 3, **options)
     with pytest.raises(ValueError, match=message):
-        MultiHeadAttention(2, 3, **options)(*(np.zeros(shape, "float32") for shape in shapes))
+        layer.compute_output_shape(*shapes)
+    with pytest.raises(ValueError, match=message):
+        layer(*(np.zeros(shape, "float32") for shape in shapes))
+
+
+@pytest.mark.parametrize("shapes", [[(3, 4, 5), (3, 5, 7)], [(3, 4, 2, 6), (3, 5, 2, 7)]])
+def test_shapes_other_than_those_of_build(rng, shapes):
+    layer, _ = build(rng, {})
+    message = r"built for inputs of rank 3, and for widths \(6, 7, 7\) of `query`, .*\(3, 4, "
+    for function, values in (
+        (layer.compute_output_shape, shapes),
+        (layer, [np.zeros(shape, "float32") for shape in shapes]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            function(*values)
 
 
 BAD_MASKS = {
-    "float": ("attention_mask", np.ones((3, 4, 5), "float32"), "must be boolean.*dtype='float32'"),
-    "float padding": ("query_mask", np.ones((3, 4), "float32"), "must be boolean.*dtype='float32'"),
     "rank": ("attention_mask", np.ones((5,), bool), r"`attention_mask` must.*\(5,\)"),
     "size": ("attention_mask", np.ones((3, 4, 4), bool), r"must broadcast to.*4, 4\)"),
     "padding rank": ("value_mask", np.ones((3,), bool), r"mask.* must .*\(3,\)"),
