@@ -178,10 +178,11 @@ def _check_padding(x, mask, name, *, query_by_key):
     known = [pair for pair in pairs if all(map(arguments.is_integer, pair))]
     if all(have in (1, need) for have, need in known):
         return
-    rule = f"`{name}` of rank 2 means padding: it must have the shape {PADDING} of its input"
+    steps = tuple(x.shape[:2])
+    rule = f"`{name}` must have shape {PADDING}={steps}, as a mask of rank 2 means padding"
     if query_by_key:
         rule = f"{rule}; write {name}[None] for a mask of query by key, (T, S), of all items"
-    raise arguments.error(rule, **{name: mask, "input": x})
+    raise arguments.error(rule, **{name: mask})
 
 
 def _rank(mask):

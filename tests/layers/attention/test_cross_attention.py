@@ -206,7 +206,7 @@ def test_bad_input(rng):
         CrossAttention(2)(x, context[:, :, 0])
     with pytest.raises(ValueError, match=r"`mask` must be a bool array \(B, T\).*Causal"):
         CrossAttention(2)(x, context, mask=masks.Causal())
-    with pytest.raises(ValueError, match=r"must broadcast to .*\(3, 5\)"):
+    with pytest.raises(ValueError, match=r"of rank 2 means padding.*\(3, 5\)"):
         CrossAttention(2)(x, context, context_mask=KEEP)
     with pytest.raises(ValueError, match=r"`context_mask` must have rank 2, \(B, T\) or rank 3"):
         CrossAttention(2)(x, context, context_mask=REAL[0])

@@ -134,7 +134,7 @@ def test_bad_masks(mask, message):
 def test_rank_2_means_padding():
     """Of a wrong shape it may be a mask of query by key; the message says how to write that."""
     triangle = np.tril(np.ones((3, 3), bool))
-    message = r"`mask` of rank 2 means padding.*\(B, T\).*; write mask\[None\] for.*mask.shape="
+    message = r"`mask` must have shape \(B, T\)=\(2, 3\).*means padding; write mask\[None\] for"
     with pytest.raises(ValueError, match=message):
         read_masks(sequence(), triangle)
     of_all_items = read_masks(sequence(), triangle[None]).allowed

@@ -359,7 +359,7 @@ def test_bad_input(rng):
         SelfAttention(2)(x[:, :, 0])
     with pytest.raises(ValueError, match=r"`mask` must be boolean.*float32"):
         SelfAttention(2)(x, mask=KEEP.astype("float32"))
-    with pytest.raises(ValueError, match=r"must broadcast to .*\(3, 4\)"):
+    with pytest.raises(ValueError, match=r"of rank 2 means padding.*\(3, 4\)"):
         SelfAttention(2)(x, mask=KEEP[:, :4])
     with pytest.raises(ValueError, match=r"`mask` must have rank 2, \(B, T\) or rank 3"):
         SelfAttention(2)(x, mask=KEEP[0])
