@@ -110,9 +110,10 @@ def step_positions(position, explicit, padding, mask=None, *, shifts_matter=Fals
     restarts = masking.restarts(mask)
     if restarts is not None or padding is None:
         return restarts
-    first = ops.argmax(ops.cast(padding, "int32"), axis=1)[:, None]
+    is_before = ops.cumsum(ops.cast(padding, "int32"), axis=1) == 0
+    first = ops.sum(ops.cast(is_before, "int32"), axis=1, keepdims=True)
     index = ops.arange(ops.shape(padding)[1], dtype="int32")
-    return ops.maximum(index - ops.cast(first, "int32"), 0)
+    return ops.maximum(index - first, 0)
 
 
 def new_positions(position, positions, mask):
