@@ -21,13 +21,13 @@ class Grid:
 
     Args:
         sides: Number of cells along each axis, for example `(H, W)`. Each side is an integer
-            >= 1; or a scalar tensor, for a side that is known only when the model runs; or None,
-            for a side that is not known at all (of a symbolic input).
+            >= 0; or a scalar tensor or a symbol of a framework, for a side that is known only when
+            the model runs; or None, for a side that is not known at all (of a symbolic input).
         key_stride: Downsampling factor of the grid of keys relative to this grid, which is that of
             the queries: an integer >= 1.
 
     Raises:
-        ValueError: If there is no side, or a side is neither an integer >= 1, a scalar tensor nor
+        ValueError: If there is no side, or a side is neither an integer >= 0, a scalar tensor nor
             None; or if `key_stride` is not an integer >= 1.
 
     Example:
@@ -48,7 +48,7 @@ class Grid:
     def __post_init__(self):
         is_sequence = isinstance(self.sides, tuple | list)
         if not is_sequence or not self.sides or not all(map(_is_side, self.sides)):
-            raise error("`sides` of a grid must be one or more integers >= 1", sides=self.sides)
+            raise error("`sides` of a grid must be one or more integers >= 0", sides=self.sides)
         check_integers(1, key_stride=self.key_stride)
         object.__setattr__(self, "sides", tuple(self.sides))
 
@@ -184,5 +184,6 @@ class Grid:
 
 def _is_side(side):
     if is_integer(side):
-        return side >= 1
-    return side is None or getattr(side, "shape", None) == ()
+        return side >= 0
+    is_other = isinstance(side, bool | float | str)
+    return not is_other and getattr(side, "shape", ()) == ()

@@ -105,7 +105,7 @@ def test_equal_sides_are_equal_grids():
 BAD = {
     "no sides": (lambda: Grid(()), r"`sides` of a grid must be one or more .* sides=\(\)"),
     "a number": (lambda: Grid(4), r"`sides` of a grid must be .* sides=4"),
-    "zero": (lambda: Grid((2, 0)), r"`sides` of a grid must be .* sides=\(2, 0\)"),
+    "negative": (lambda: Grid((2, -1)), r"`sides` of a grid must be .* sides=\(2, -1\)"),
     "a fraction": (lambda: Grid((2.0,)), r"`sides` of a grid must be .* sides=\(2\.0,\)"),
     "a bool": (lambda: Grid((True, 2)), r"`sides` of a grid must be .* sides=\(True, 2\)"),
     "no map": (lambda: Grid.of_map(np.zeros((2, 3))), r"`x` must be a map .* x\.shape=\(2, 3\)"),

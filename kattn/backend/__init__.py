@@ -7,12 +7,14 @@
     softmax(x)                    over the last axis; Keras's warns where it has size 1
     loop(lower, upper, body, x)   x = body(i, x) for i in [lower, upper); not differentiable
     loop_over(lists, i, body, x)  x = body(j, x) for the integers j in lists[i]; likewise
+    scan(step, x, inputs)         x, y = step(x, input) for each input; the last x and all y
     take(x, i)                    x[i]
     add_at(x, i, update)          x with x[i] += update; x may be changed in place
     put_at(x, i, value)           x with x[i] = value; x may be changed in place
     put_step(x, slot, value)      x `(B, K, L, D)` with x[b, :, slot[b]] = value[b]; likewise
     overwrite(x, y)               y; in place of x where that can be
     concrete(x)                   x as NumPy where that costs nothing, or None
+    is_made_up(x)                 whether x only stands for shapes that Keras infers
     custom_gradient(f, g)         f with the gradient g
     in_forward_mode(*x)           whether one of them carries a tangent
     recomputed(f)                 f, run again for its gradient
@@ -64,12 +66,14 @@ matmul = _framework.matmul
 softmax = _framework.softmax
 loop = _framework.loop
 loop_over = _framework.loop_over
+scan = _framework.scan
 take = _framework.take
 add_at = _framework.add_at
 put_at = _framework.put_at
 put_step = _framework.put_step
 overwrite = _framework.overwrite
 concrete = _framework.concrete
+is_made_up = _framework.is_made_up
 custom_gradient = _framework.custom_gradient
 in_forward_mode = _framework.in_forward_mode
 recomputed = _framework.recomputed

@@ -42,6 +42,22 @@ def loop_over(lists, i, body, state):
     return loop(0, counts[i], lambda n, state: body(row[n], state), state)
 
 
+def scan(step, state, inputs):
+    """The last state, and each output, of `state, output = step(state, input)`."""
+    count = tf.shape(inputs)[0]
+
+    def body(i, state, outputs):
+        state, output = step(state, inputs[i])
+        return i + 1, state, outputs.write(i, output)
+
+    outputs = tf.TensorArray(state.dtype, count, element_shape=state.shape)
+    # For the gradient XLA must be told how many iterations there are at most.
+    _, state, outputs = tf.while_loop(
+        lambda i, *_: i < count, body, (0, state, outputs), maximum_iterations=count
+    )
+    return state, outputs.stack()
+
+
 def take(x, i):
     """x[i]."""
     return x[i]
@@ -74,6 +90,11 @@ def concrete(x):
     """X as NumPy, or None where it is traced or lies on an accelerator."""
     x = tf.convert_to_tensor(x)
     return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None
+
+
+def is_made_up(x):
+    """False: shapes are inferred with unknown sizes."""
+    return False
 
 
 def custom_gradient(forward, backward):

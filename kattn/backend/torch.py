@@ -37,6 +37,15 @@ def loop_over(lists, i, body, state):
     return state
 
 
+def scan(step, state, inputs):
+    """The last state, and each output, of `state, output = step(state, input)`."""
+    outputs = []
+    for each in inputs:
+        state, output = step(state, each)
+        outputs.append(output)
+    return state, torch.stack(outputs)
+
+
 def take(x, i):
     """x[i]."""
     return x[i]
@@ -75,6 +84,11 @@ def overwrite(x, y):
 def concrete(x):
     """X as NumPy, or None where it is traced or lies on an accelerator."""
     return None if torch.compiler.is_compiling() or not x.is_cpu else x.numpy()
+
+
+def is_made_up(x):
+    """Whether x has a shape alone. Keras infers shapes with sizes of its own for unknown ones."""
+    return isinstance(x, torch.Tensor) and x.is_meta
 
 
 class _CustomGradient(torch.autograd.Function):
@@ -204,6 +218,8 @@ def fused_unsupported(call):
         return "scaled_dot_product_attention has no softcap"
     if call.sinks is not None:
         return "scaled_dot_product_attention has no sinks"
+    if call.dropout_rate and isinstance(call.seed, int):
+        return "scaled_dot_product_attention draws from PyTorch's generator, whatever the seed"
     return None
 
 
@@ -222,7 +238,7 @@ FUSED_RULES = frozenset({"causal"})
 def fused_attention(call, mask, rules):
     """`scaled_dot_product_attention` on heads-first tensors."""
     if call.bias is not None:
-        bias = call.bias.to(call.query.dtype)
+        bias = call.bias.to(call.query.dtype)  # float32, or float64 of queries in that
         mask = bias if mask is None else torch.where(mask, bias, float("-inf"))
     tensors = [x.transpose(1, 2) for x in (call.query, call.key, call.value)]
     if tensors[0].device.type == "cpu":  # whose kernel takes 4 % longer over the strides of a QKV

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kattn.arguments import error
+from kattn.arguments import error, is_integer
 from kattn.biases.bias import Bias
 from kattn.block_rule import registered_rule
 from kattn.spans import cut_block, pad_block
@@ -52,7 +52,7 @@ class Dense(Bias):
     def check(self, batch, heads, queries, keys):
         sizes = (batch, heads, queries, keys)
         for have, need in zip(self.array.shape, sizes, strict=True):
-            if have not in (1, None, need) and need is not None:
+            if is_integer(have) and is_integer(need) and have not in (1, need):
                 rule = f"`bias` must broadcast to (B, N, T, S)={sizes}"
                 raise error(rule, bias=self.array)
 

@@ -51,13 +51,13 @@ def check_heads(count, heads, **values):
 
     Args:
         count: Rows of the array; None if it is not known.
-        heads: N, the heads of the call.
+        heads: N, the heads of the call; None if they are not known.
         **values: The array, by the name of its argument.
 
     Raises:
         ValueError: If `count` is neither 1 nor N.
     """
-    if count not in (1, None, heads):
+    if None not in (count, heads) and count not in (1, heads):
         (name,) = values
         rule = f"`{name}` of a bias must have one row for each head, N={heads}, or one for all"
         raise error(rule, **values)

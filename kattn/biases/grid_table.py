@@ -1,5 +1,7 @@
 """Numbers for differences of coordinates on a grid (Swin; Liu et al., 2021; BoTNet)."""
 
+from typing import Any
+
 from keras import ops
 
 from kattn.arguments import error, is_integer
@@ -20,7 +22,8 @@ class GridTable(Table):
             of each query's own. R is the product over `axes` of 2 * side - 1. The numbers are in
             row-major order of the coordinate differences, each of which is counted as
             key - query + side - 1.
-        sides: Sides of the grid of queries, integers >= 1.
+        sides: Sides of the grid of queries: integers >= 1, or scalar tensors where a side is known
+            only when the model runs.
         axes: Axes of the grid on which the number depends.
         key_stride: Downsampling factor of the key grid relative to the query grid, an integer >= 1.
 
@@ -36,7 +39,7 @@ class GridTable(Table):
         and which has one table for each axis.
     """
 
-    sides: tuple[int, ...]
+    sides: tuple[Any, ...]
     axes: tuple[int, ...]
     key_stride: int = 1
 
@@ -58,6 +61,6 @@ class GridTable(Table):
         grid = Grid(self.sides, self.key_stride)
         cells = (("T", queries, grid.size), ("S", keys, grid.keys.size))
         for name, have, want in cells:
-            if is_integer(have) and have != want:
+            if is_integer(have) and is_integer(want) and have != want:
                 rule = f"A grid of {self.sides} with key_stride {self.key_stride} has {want} steps"
                 raise error(rule, **{name: have})

@@ -40,7 +40,7 @@ class T5(DistanceTable):
         first = 0
         if self.bidirectional:
             buckets //= 2
-            first = ops.where(distance < 0, buckets, 0)
+            first = buckets * ops.cast(distance < 0, "int32")
             distance = ops.abs(distance)
         else:
             distance = ops.maximum(distance, 0)

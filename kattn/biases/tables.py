@@ -68,13 +68,18 @@ class DistanceTable(Table):
             return look_up(values, self.place(queries.along(-2) + offset - keys.along(-1)))
         # A number for each of the q + k - 1 distances in the block, then rows of it, each shifted
         # by one: no index for each score, which takes long to look up and longer to differentiate.
+        # Two numbers more let the shifted rows be cut out of one array, even where q is 0.
         start = queries.start + offset - keys.start
         start = start[0] if len(getattr(start, "shape", ())) == 1 else start
-        count = queries.size + keys.size - 1
-        distances = start + queries.size - 1 - ops.arange(count, dtype="int32")
-        numbers = ops.take(values, self.place(distances), axis=-1)
+        count = queries.size + keys.size + 1
+        steps = ops.arange(count, dtype="int32")
         if self.is_by_query:
+            distances = start + queries.size - 1 - steps
+            numbers = ops.take(values, self.place(distances), axis=-1)
             return _skew(numbers, queries.size, keys.size)
+        # From the first query: keys after it, then, from the end, keys before it.
+        distances = start - ops.where(steps <= keys.size, steps, steps - count)
+        numbers = ops.take(values, self.place(distances), axis=-1)
         return _unroll(numbers, queries.size, keys.size)[None]
 
 
@@ -96,20 +101,16 @@ def look_up(values, index):
 
 
 def _unroll(numbers, rows, columns):
-    """`(N, q + k - 1)` to `(N, q, k)`: entry (i, j) is number (q - 1 - i) + j."""
-    length = rows + columns
-    numbers = ops.pad(numbers, ((0, 0), (0, 1)))
-    numbers = ops.concatenate([numbers[:, rows - 1 :], numbers[:, : rows - 1]], axis=1)
-    heads = ops.shape(numbers)[0]
+    """`(N, q + k + 1)` to `(N, q, k)`: entry (i, j) is number j - i; if < 0, from the end."""
+    heads, length = ops.shape(numbers)[0], rows + columns + 1
     tiled = ops.broadcast_to(numbers[:, None], (heads, rows, length))
     flat = ops.reshape(tiled, (heads, rows * length))[:, : rows * (length - 1)]
     return ops.reshape(flat, (heads, rows, length - 1))[..., :columns]
 
 
 def _skew(numbers, rows, columns):
-    """`(..., q, q + k - 1)` to `(..., q, k)`: entry (i, j) is number (q - 1 - i) + j of row i."""
-    lead, length = ops.shape(numbers)[:-2], rows + columns
-    numbers = ops.pad(numbers, [*[(0, 0)] * (len(lead) + 1), (0, 1)])
+    """`(..., q, q + k + 1)` to `(..., q, k)`: entry (i, j) is number (q - 1 - i) + j of row i."""
+    lead, length = ops.shape(numbers)[:-2], rows + columns + 1
     flat = ops.reshape(numbers, (*lead, rows * length))
     flat = flat[..., rows - 1 : rows - 1 + rows * (length - 1)]
     return ops.reshape(flat, (*lead, rows, length - 1))[..., :columns]

@@ -202,7 +202,8 @@ class Segments(Mask):
         Returns:
             `(B, S)` int32: how many steps of the same segment precede the step.
         """
-        index = ops.broadcast_to(ops.arange(ops.shape(self.ids)[1]), ops.shape(self.ids))
+        steps = ops.arange(ops.shape(self.ids)[1], dtype="int32")
+        index = ops.broadcast_to(steps, ops.shape(self.ids))
         before = ops.pad(self.ids[:, :-1], ((0, 0), (1, 0)), constant_values=-2)
         first = ops.where(self.ids == before, 0, index)
         return ops.cast(index - ops.associative_scan(ops.maximum, first, axis=1), "int32")

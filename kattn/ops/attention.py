@@ -5,6 +5,7 @@ Axes: B batch, T query steps, S key steps, N query heads, K key/value heads, D h
 
 import contextlib
 import dataclasses
+import numbers
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from kattn import backend, biases, masks
 from kattn.arguments import check_choice, check_fractions, check_positive, error
 from kattn.ops import masking
 from kattn.ops.kernels import banded, chunked, dense, fused
+from kattn.ops.sizes import known_shape
 
 # In the order in which "auto" asks them. A kernel's `unsupported(call)` says why it cannot serve a
 # call, its `unprofitable(call)` why another kernel is the better choice; both None: it is taken.
@@ -53,7 +55,7 @@ def attention(
         bias: Numbers that are added to the scaled scores: a `kattn.biases.Bias`, or a float array
             of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. A key whose number is
             -inf is masked. None adds nothing.
-        scale: Factor of the scores Q K^T. None for 1 / sqrt(D).
+        scale: Factor of the scores Q K^T, a number or a scalar tensor. None for 1 / sqrt(D).
         dropout_rate: Fraction of the attention weights that are dropped, in [0, 1). The weights
             that remain are multiplied by 1 / (1 - dropout_rate).
         seed: Integer or `keras.random.SeedGenerator` that decides which weights are dropped. None
@@ -101,10 +103,11 @@ def attention(
         implementation=implementation,
     )  # fmt: skip
     rules = masking.without_arrays(call.mask), masking.without_arrays(call.bias)
-    operation = Attention(*rules, call.scale, softcap, implementation)
+    number, tensor = (call.scale, None) if call.has_fixed_scale else (None, call.scale)
+    operation = Attention(*rules, number, softcap, implementation)
     arrays = {"mask_arrays": call.mask, "bias_arrays": call.bias}
     arrays = {name: masking.arrays_of(rule) for name, rule in arrays.items()}
-    return operation(query, key, value, sinks=sinks, **arrays)
+    return operation(query, key, value, sinks=sinks, scale=tensor, **arrays)
 
 
 def explain(
@@ -138,7 +141,7 @@ def explain(
         bias: Numbers that are added to the scaled scores: a `kattn.biases.Bias`, or a float array
             of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. A key whose number is
             -inf is masked. None adds nothing.
-        scale: Factor of the scores Q K^T. None for 1 / sqrt(D).
+        scale: Factor of the scores Q K^T, a number or a scalar tensor. None for 1 / sqrt(D).
         dropout_rate: Fraction of the attention weights that are dropped, in [0, 1). The weights
             that remain are multiplied by 1 / (1 - dropout_rate).
         seed: Integer or `keras.random.SeedGenerator` that decides which weights are dropped. None
@@ -186,7 +189,7 @@ def attention_weights(query, key, *, mask=None, bias=None, scale=None, softcap=N
         bias: Numbers that are added to the scaled scores: a `kattn.biases.Bias`, or a float array
             of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. A key whose number is
             -inf is masked. None adds nothing.
-        scale: Factor of the scores Q K^T. None for 1 / sqrt(D).
+        scale: Factor of the scores Q K^T, a number or a scalar tensor. None for 1 / sqrt(D).
         softcap: Positive number c; the scaled scores s become c * tanh(s / c), before bias and mask
             are applied. None for no cap.
         sinks: Score of each head that takes part in the softmax and has no value, float, shape
@@ -238,15 +241,18 @@ class Attention(keras.Operation):
         self.mask, self.bias, self.implementation = mask, bias, implementation
         self.scale, self.softcap = scale, softcap
 
-    def call(self, query, key, value, sinks=None, mask_arrays=(), bias_arrays=()):
+    def call(self, query, key, value, sinks=None, scale=None, mask_arrays=(), bias_arrays=()):
         mask = masking.with_arrays(self.mask, mask_arrays)
         bias = masking.with_arrays(self.bias, bias_arrays)
+        scale = self.scale if scale is None else scale
         return attention(
-            query, key, value, mask=mask, bias=bias, scale=self.scale, softcap=self.softcap,
+            query, key, value, mask=mask, bias=bias, scale=scale, softcap=self.softcap,
             sinks=sinks, implementation=self.implementation,
         )  # fmt: skip
 
-    def compute_output_spec(self, query, key, value, sinks=None, mask_arrays=(), bias_arrays=()):
+    def compute_output_spec(
+        self, query, key, value, sinks=None, scale=None, mask_arrays=(), bias_arrays=()
+    ):
         return keras.KerasTensor((*query.shape[:-1], value.shape[-1]), dtype=query.dtype)
 
     def get_config(self):
@@ -276,7 +282,7 @@ class Call:
     value: Any
     mask: masks.Mask | None
     bias: biases.Bias | None
-    scale: float
+    scale: Any
     dropout_rate: float
     seed: Any
     softcap: float | None
@@ -300,23 +306,51 @@ class Call:
         """Raises ValueError for what does not fit."""
         query, key, value = (_tensor(x) for x in (query, key, value))
         check_sizes(query, key, value)
-        batch, queries, heads, width = query.shape
-        mask = masking.as_mask(mask)
-        if mask is not None:
-            mask.check(batch, heads, queries, key.shape[1])
-        bias = masking.as_bias(bias)
-        if bias is not None:
-            bias.check(batch, heads, queries, key.shape[1])
+        (batch, queries, heads, _), keys = known_shape(query), known_shape(key)[1]
+        mask, bias = masking.as_mask(mask), masking.as_bias(bias)
+        for rule in (mask, bias):
+            if rule is not None:
+                rule.check(batch, heads, queries, keys)
         if sinks is not None:
             sinks = _tensor(sinks)
-            if tuple(sinks.shape) != (heads,):
-                raise error(f"`sinks` must have shape (N,)=({heads},)", sinks=sinks)
+            if tuple(sinks.shape) != (query.shape[2],):
+                raise error(f"`sinks` must have shape (N,)=({query.shape[2]},)", sinks=sinks)
         if dropout_rate != 0.0:
             check_fractions(dropout_rate=dropout_rate)
         if softcap is not None:
             check_positive(softcap=softcap)
-        scale = width**-0.5 if scale is None else float(scale)
+        scale = query.shape[-1] ** -0.5 if scale is None else _scale(scale)
         return cls(query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks)
+
+    @property
+    def queries(self):
+        """T, or None where it is not known."""
+        return known_shape(self.query)[1]
+
+    @property
+    def keys(self):
+        """S, or None where it is not known."""
+        return known_shape(self.key)[1]
+
+    @property
+    def has_scores(self):
+        """Whether there is a query and a key, as far as is known."""
+        return 0 not in (known_shape(self.query)[0], self.queries, self.keys)
+
+    @property
+    def has_fixed_scale(self):
+        """Whether the scale is a number, and no tensor."""
+        return isinstance(self.scale, float)
+
+    @property
+    def is_half(self):
+        """Whether the queries are in half precision."""
+        return _dtype(self.query) in ("float16", "bfloat16")
+
+    @property
+    def has_unlike_dtypes(self):
+        """Whether queries, keys and values are not all of one dtype."""
+        return len({_dtype(x) for x in (self.query, self.key, self.value)}) > 1
 
     @property
     def key_heads(self):
@@ -335,7 +369,7 @@ class Call:
     @property
     def is_symbolic(self):
         arrays = (*masking.arrays_of(self.mask), *masking.arrays_of(self.bias))
-        tensors = (self.query, self.key, self.value, self.sinks, *arrays)
+        tensors = (self.query, self.key, self.value, self.sinks, self.scale, *arrays)
         return any(isinstance(x, keras.KerasTensor) for x in tensors)
 
 
@@ -355,7 +389,9 @@ _observers: list = []
 def _run(call, implementation):
     for look in _observers:
         look(call)
-    return KERNELS[_choose(call, implementation).implementation].attend(call)
+    kernel = KERNELS[_choose(call, implementation).implementation]
+    # Where there are no scores, none are left out: the plainest way to zeros, or to nothing.
+    return (kernel if call.has_scores else dense).attend(call)
 
 
 def _choose(call, implementation):
@@ -403,6 +439,19 @@ def _asked(implementation):
     return {name: kernel for name, kernel in KERNELS.items() if name in names}
 
 
+def _scale(scale):
+    if isinstance(scale, numbers.Real):
+        return float(scale)
+    scale = _tensor(scale)
+    if len(scale.shape):
+        raise error("`scale` must be a number or a scalar tensor", scale=scale)
+    return ops.cast(scale, "float32")
+
+
+def _dtype(x):
+    return keras.backend.standardize_dtype(x.dtype)
+
+
 def _tensor(x):
     return x if isinstance(x, keras.KerasTensor) else ops.convert_to_tensor(x)
 
@@ -422,12 +471,13 @@ def check_sizes(query, key, value):
     for name, x in tensors.items():
         if len(x.shape) != 4:
             raise error(_rank_rule(name, len(x.shape)), **tensors)
+    of_query, of_key, of_value = (known_shape(x) for x in (query, key, value))
     pairs = (
-        ("The batch sizes", query.shape[0], key.shape[0]),
-        ("The batch sizes", key.shape[0], value.shape[0]),
-        ("The widths of query and key heads", query.shape[3], key.shape[3]),
-        ("The steps of key and value", key.shape[1], value.shape[1]),
-        ("The heads of key and value", key.shape[2], value.shape[2]),
+        ("The batch sizes", of_query[0], of_key[0]),
+        ("The batch sizes", of_key[0], of_value[0]),
+        ("The widths of query and key heads", of_query[3], of_key[3]),
+        ("The steps of key and value", of_key[1], of_value[1]),
+        ("The heads of key and value", of_key[2], of_value[2]),
     )
     for what, left, right in pairs:
         if left != right and left is not None and right is not None:

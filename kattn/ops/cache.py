@@ -189,6 +189,8 @@ def _write(old, new, slot, rank, taken, real):
     `slot` `(B,)` is where the first goes; `rank` `(B, slots)` is which of the real new steps goes
     into each slot, and none does where it is not in [0, taken).
     """
+    if new.shape[2] == 0:
+        return old
     if new.shape[2] == 1 and real is None:
         return backend.put_step(old, slot, new[:, :, 0])
     if real is not None:  # real steps first

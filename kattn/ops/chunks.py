@@ -10,6 +10,7 @@ from keras import ops
 from kattn.arguments import check_choice, check_integers, error
 from kattn.masks.checks import REAL_STEP, bool_tensor
 from kattn.ops.attention import check_sizes
+from kattn.ops.sizes import at_least_one, is_symbol, known_shape
 
 IMPLEMENTATIONS = ("auto", "parallel", "chunked")
 
@@ -43,7 +44,7 @@ def check(query, key, value, mask, implementation, chunk):
     check_choice(IMPLEMENTATIONS, implementation=implementation)
     if chunk is not None:
         check_integers(1, chunk=chunk)
-    return None if mask is None else check_mask(mask, key.shape[:2])
+    return None if mask is None else check_mask(mask, known_shape(key)[:2])
 
 
 def check_mask(mask, shape):
@@ -60,7 +61,7 @@ def check_mask(mask, shape):
         ValueError: If the mask is a list, not boolean, or of another shape.
     """
     mask = bool_tensor(mask, "mask", ("(B, steps)",), REAL_STEP)
-    sizes = zip(mask.shape, shape, strict=True)
+    sizes = zip(known_shape(mask), shape, strict=True)
     if any(have != need and None not in (have, need) for have, need in sizes):
         raise error(f"`mask` must have shape (B, steps)={tuple(shape)}", mask=mask)
     return mask
@@ -68,7 +69,7 @@ def check_mask(mask, shape):
 
 def check_same_steps(query, key):
     """Raises ValueError unless there are as many queries as keys."""
-    queries, keys = query.shape[1], key.shape[1]
+    queries, keys = known_shape(query)[1], known_shape(key)[1]
     if queries != keys and None not in (queries, keys):
         raise error(
             "Causal linear attention takes as many queries as keys; give the keys before them as "
@@ -79,26 +80,38 @@ def check_same_steps(query, key):
 
 
 def chunk_size(steps, limit):
-    """Steps in a chunk, at most `limit`, so that the chunks fill `steps` as well as they can."""
+    """Steps in a chunk, at most `limit`, so that the chunks fill `steps` as well as they can.
+
+    None, for one chunk of all steps, if `steps` is a symbol: PyTorch traces a model for some number
+    of chunks, and takes a number that happens to be 1 for one that is always 1.
+    """
+    if is_symbol(steps):
+        return None
     if not isinstance(steps, int):
-        return ops.minimum(steps, limit)
-    count = max(1, -(-steps // limit))
-    return max(1, -(-steps // count))
+        return at_least_one(ops.minimum(steps, limit))
+    count = at_least_one(-(-steps // limit))
+    return at_least_one(-(-steps // count))
 
 
 def of_queries(x, key_heads, size):
-    """`(B, T, N, D)` to `(B, K, chunks, G, size, D)`, float32, filled with zeros."""
+    """`(B, T, N, D)` to `(B, K, chunks, G, size, D)`, float32, filled with zeros.
+
+    All steps are one chunk if `size` is None.
+    """
     batch, steps, heads, width = ops.shape(x)
-    count = -(-steps // size)
+    count, size = _cut(steps, size)
     x = _fill(ops.cast(x, "float32"), count * size - steps)
     x = ops.reshape(x, (batch, count, size, key_heads, heads // key_heads, width))
     return ops.transpose(x, (0, 3, 1, 4, 2, 5))
 
 
 def of_keys(x, size):
-    """`(B, T, K, D)` to `(B, K, chunks, size, D)`, float32, filled with zeros."""
+    """`(B, T, K, D)` to `(B, K, chunks, size, D)`, float32, filled with zeros.
+
+    All steps are one chunk if `size` is None.
+    """
     batch, steps, heads, width = ops.shape(x)
-    count = -(-steps // size)
+    count, size = _cut(steps, size)
     x = _fill(ops.cast(x, "float32"), count * size - steps)
     x = ops.reshape(x, (batch, count, size, heads, width))
     return ops.transpose(x, (0, 3, 1, 2, 4))
@@ -112,9 +125,9 @@ def joined(x, steps):
 
 
 def real_steps(query, mask):
-    """How many new steps are real: `(B,)` int32, or 0-d, to be added to `(B,)`, without a mask."""
+    """How many new steps are real: `(B,)` int32, or one number for all without a mask."""
     if mask is None:
-        return ops.cast(ops.shape(query)[1], "int32")
+        return ops.shape(query)[1]
     return ops.sum(ops.cast(mask, "int32"), axis=1)
 
 
@@ -122,6 +135,13 @@ def lower_triangle(size):
     """`(size, size)` bool: which steps each step of a chunk sees, its own included."""
     steps = ops.arange(size, dtype="int32")  # TorchDynamo cannot trace the default
     return steps[:, None] >= steps[None, :]
+
+
+def _cut(steps, size):
+    """The number of chunks, and the number of steps in one."""
+    if size is None:
+        return 1, at_least_one(steps)
+    return at_least_one(-(-steps // size)), size
 
 
 def _fill(x, more):

@@ -4,11 +4,14 @@ import keras
 from keras import ops
 
 from kattn.arguments import check_integers
+from kattn.ops.sizes import known_shape
 
 # exp(CAP), summed over a million keys and times values of a million, is still a float32.
 CAP = 60.0
 # Added to rectified features, so that a query whose features are all 0 still has weights.
 RECTIFIED_FLOOR = 1e-3
+# Stands for padding where the largest number is looked for.
+LOWEST = -1e30
 
 
 def elu_plus_one(x):
@@ -48,7 +51,7 @@ def softmax_features(x):
         Shen et al. 2018, sec. 3.3, rho_q, https://arxiv.org/abs/1812.01243
     """
     x = ops.convert_to_tensor(x)
-    x = ops.exp(x - ops.stop_gradient(ops.max(x, axis=-1, keepdims=True)))
+    x = ops.exp(x - ops.stop_gradient(highest(x, None, axis=-1)))
     return x / ops.sum(x, axis=-1, keepdims=True)
 
 
@@ -95,10 +98,12 @@ def highest(x, mask, axis):
     Returns:
         The maximum, with axes of 1 in place of `axis`; 0 where no step is real.
     """
+    if 0 in known_shape(x):
+        return ops.sum(x, axis=axis, keepdims=True)  # no framework has a maximum of nothing
     if mask is None:
         return ops.max(x, axis=axis, keepdims=True)
-    top = ops.max(ops.where(mask[:, :, None, None], x, -1e30), axis=axis, keepdims=True)
-    return ops.where(top > -1e30, top, 0.0)
+    top = ops.max(ops.where(mask[:, :, None, None], x, LOWEST), axis=axis, keepdims=True)
+    return ops.where(top > LOWEST, top, 0.0)
 
 
 def orthogonal_projection(key_dim, num_features, seed=None):
@@ -129,11 +134,13 @@ def orthogonal_projection(key_dim, num_features, seed=None):
     if not isinstance(seed, keras.random.SeedGenerator):
         seed = keras.random.SeedGenerator(seed)
     groups = -(-num_features // key_dim)
-    q, r = ops.qr(keras.random.normal((groups, key_dim, key_dim), seed=seed))
+    q, r = ops.qr(keras.random.normal((groups, key_dim, key_dim), dtype="float32", seed=seed))
     # QR alone is not uniform over rotations: its signs are the algorithm's (Mezzadri 2006, sec. 4).
     signs = ops.sign(ops.diagonal(r, axis1=-2, axis2=-1))
     directions = ops.reshape(ops.transpose(q * signs[:, None, :], (1, 0, 2)), (key_dim, -1))
-    lengths = ops.norm(keras.random.normal((key_dim, num_features), seed=seed), axis=0)
+    lengths = ops.norm(
+        keras.random.normal((key_dim, num_features), dtype="float32", seed=seed), axis=0
+    )
     return directions[:, :num_features] * lengths
 
 

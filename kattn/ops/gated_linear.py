@@ -17,6 +17,7 @@ from kattn import backend
 from kattn.arguments import error
 from kattn.ops import chunks
 from kattn.ops.kernels import block
+from kattn.ops.sizes import at_least_one, is_symbol, known_shape
 
 # Measured on two CPU cores at T = 2048, N = 8, D = 64: chunks of 32 and of 128 take up to 1.5x as
 # long. Between chunks `ops.scan`, `ops.associative_scan` (which TensorFlow cannot trace here) and a
@@ -84,7 +85,8 @@ def gated_linear_attention(
             once. "chunked" takes pairs of steps within chunks, and a state between them, in memory
             O(T). "auto" is "chunked", which is the same as "parallel" if all steps fit into one
             chunk. With a decay per channel and an unknown number of steps, "parallel" is "chunked"
-            too.
+            too. A model that JAX or PyTorch exports for any number of steps takes all pairs of
+            steps at once, and with a decay per channel memory O(T^2 D).
         chunk: Largest number of steps in a chunk. None for the size that was measured to be fast.
 
     Returns:
@@ -133,7 +135,8 @@ def decode_gated_linear_attention(
             once. "chunked" takes pairs of steps within chunks, and a state between them, in memory
             O(T). "auto" is "chunked", which is the same as "parallel" if all steps fit into one
             chunk. With a decay per channel and an unknown number of steps, "parallel" is "chunked"
-            too.
+            too. A model that JAX or PyTorch exports for any number of steps takes all pairs of
+            steps at once, and with a decay per channel memory O(T^2 D).
         chunk: Largest number of steps in a chunk. None for the size that was measured to be fast.
 
     Returns:
@@ -173,14 +176,16 @@ def decode_gated_linear_attention(
 
 
 def _size(steps, implementation, chunk, *, by_channel):
-    """Number of steps in a chunk; a power of 2 if there is a decay per channel."""
+    """Number of steps in a chunk, a power of 2 if there is a decay per channel; None for all."""
     limit = chunk or CHUNK
-    if not isinstance(steps, int):
-        if by_channel:
-            return limit
-        return steps if implementation == "parallel" else ops.minimum(steps, limit)
-    size = max(1, steps) if implementation == "parallel" else chunks.chunk_size(steps, limit)
-    return 1 << (size - 1).bit_length() if by_channel else size
+    if not by_channel:
+        return None if implementation == "parallel" else chunks.chunk_size(steps, limit)
+    if is_symbol(steps):
+        return 1
+    if isinstance(steps, int):
+        limit = at_least_one(steps) if implementation == "parallel" else limit
+        limit = chunks.chunk_size(steps, limit)
+    return 1 << (limit - 1).bit_length()
 
 
 def _silence(key, mask):
@@ -191,10 +196,10 @@ def _decays(log_decay, mask, steps, size):
     """Log decays in chunks, 0 at padding and behind the last step."""
     g = ops.cast(log_decay, "float32")
     if len(g.shape) == 1:
-        g = g[None, None, :, None]
-        if mask is None and isinstance(steps, int) and steps % size == 0:
-            return chunks.of_keys(ops.repeat(g, size, axis=1), size)  # one chunk stands for all
-        g = g * ops.ones((1, steps, 1, 1))
+        g, whole = g[None, None, :, None], steps if size is None else size
+        if mask is None and isinstance(steps, int) and steps > 0 and steps % whole == 0:
+            return chunks.of_keys(ops.repeat(g, whole, axis=1), size)  # one chunk stands for all
+        g = g * ops.ones((1, steps, 1, 1), "float32")
     elif len(g.shape) == 3:
         g = g[..., None]
     if mask is not None:
@@ -285,17 +290,27 @@ def _carry(total, sums, first):
     `first` `(B, K, D, Dv)`.
     """
     decay = ops.exp(total)[..., None] + ops.zeros_like(sums[..., :1])
+    if is_symbol(sums.shape[2]):
+        return _carry_at_once(total, sums, first)
     if sums.shape[2] == 1:
         return first[:, :, None], decay[:, :, 0] * first + sums[:, :, 0]
-
-    # One array, as Keras's scan on TensorFlow takes no two where their length is unknown.
     chunkwise = ops.moveaxis(ops.concatenate([decay, sums], axis=-1), 2, 0)
 
     def step(state, chunk):
         return chunk[..., :1] * state + chunk[..., 1:], state
 
-    after, before = ops.scan(step, first, chunkwise)
+    after, before = backend.scan(step, first, chunkwise)
     return ops.moveaxis(before, 0, 2), after
+
+
+def _carry_at_once(total, sums, first):
+    """`_carry` for a number of chunks that is a symbol: all pairs of chunks, and no loop."""
+    lead = ops.zeros_like(total[:, :, :1])
+    decays = _decayed(_spans(ops.concatenate([lead, total], axis=2)))  # (B, K, t, s, D)
+    sums = ops.concatenate([first[:, :, None], sums], axis=2)  # (B, K, s, D, Dv)
+    states = ops.matmul(ops.moveaxis(decays, -1, 2), ops.swapaxes(sums, 2, 3))  # (B, K, D, t, Dv)
+    states = ops.swapaxes(states, 2, 3)
+    return states[:, :, :-1], states[:, :, -1]
 
 
 def _initial_state_of(query, key, value):
@@ -305,11 +320,11 @@ def _initial_state_of(query, key, value):
 
 def _check_decay(log_decay, key):
     """`log_decay`; raises ValueError unless it fits the keys."""
-    shape = tuple(key.shape)
+    shape = known_shape(key)
     wanted = {4: shape, 3: shape[:3], 1: shape[2:3]}.get(len(log_decay.shape), ())
     fits = wanted and all(
         have == need or None in (have, need)
-        for have, need in zip(log_decay.shape, wanted, strict=True)
+        for have, need in zip(known_shape(log_decay), wanted, strict=True)
     )
     if not fits:
         raise error(

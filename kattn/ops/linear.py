@@ -237,10 +237,11 @@ def linear_attention_weights(query, key, *, feature_map, rotation=None, mask=Non
         chunks.check_same_steps(query, key)
     phi, turned = _features(query, key, feature_map, rotation, mask)
     batch, queries, heads = ops.shape(query)[:3]
-    scores = _scores(*_one_chunk(*turned), causal=causal)
-    plain = scores if phi is turned else _scores(*_one_chunk(*phi), causal=causal)
+    scores = _scores(*_in_chunks(turned, None), causal=causal)
+    plain = scores if phi is turned else _scores(*_in_chunks(phi, None), causal=causal)
     weights = _divide(scores, ops.sum(plain, axis=-1, keepdims=True))
-    return ops.reshape(weights, (batch, heads, queries, ops.shape(key)[1]))
+    keys = ops.shape(key)[1]
+    return ops.reshape(weights[..., :queries, :keys], (batch, heads, queries, keys))
 
 
 def _features(query, key, feature_map, rotation, mask) -> tuple[Any, Any]:
@@ -256,15 +257,8 @@ def _features(query, key, feature_map, rotation, mask) -> tuple[Any, Any]:
 
 
 def _size(steps, implementation, chunk):
-    """Number of steps in a chunk of the causal form."""
-    if implementation != "parallel":
-        return chunks.chunk_size(steps, chunk or CHUNK)
-    return max(1, steps) if isinstance(steps, int) else steps
-
-
-def _one_chunk(phi_q, phi_k):
-    key_heads, queries, keys = phi_k.shape[2], ops.shape(phi_q)[1], ops.shape(phi_k)[1]
-    return chunks.of_queries(phi_q, key_heads, queries), chunks.of_keys(phi_k, keys)
+    """Number of steps in a chunk of the causal form; None for one chunk of all steps."""
+    return None if implementation == "parallel" else chunks.chunk_size(steps, chunk or CHUNK)
 
 
 def _scores(q, k, *, causal):
@@ -275,9 +269,9 @@ def _scores(q, k, *, causal):
 
 def _mix(phi, turned, value, state, implementation):
     """What every query sees alike: weighted values and the sum of the weights."""
-    q, k = _one_chunk(*turned)
-    plain_q, plain_k = (q, k) if turned is phi else _one_chunk(*phi)
-    v = chunks.of_keys(value, ops.shape(value)[1])
+    q, k = _in_chunks(turned, None)
+    plain_q, plain_k = (q, k) if turned is phi else _in_chunks(phi, None)
+    v = chunks.of_keys(value, None)
     if implementation == "parallel":
         scores = _scores(q, k, causal=False)
         plain = scores if turned is phi else _scores(plain_q, plain_k, causal=False)

@@ -7,6 +7,7 @@ from keras import ops
 
 from kattn.arguments import check_integers, error, is_integer
 from kattn.grid import Grid
+from kattn.ops.sizes import known_shape, stands_for_any
 
 # A float32 angle of 1e5 radians is off by 4e-3. So whole strides turn by an angle that float64 has
 # reduced to a turn: the error is then 1e-4 at position 1e5, below half a unit of float16.
@@ -55,10 +56,13 @@ def default_positions(x, axes, grid):
             )
             raise error(rule, positions=None, grid=None, axes=axes)
         return ops.arange(ops.shape(x)[1], dtype="int32")
-    cells = Grid(grid)
-    if x.shape[1] not in (None, cells.size):
+    cells, steps = Grid(grid), known_shape(x)[1]
+    if steps not in (None, cells.size):
         raise error("`x` must have as many steps as `grid` has cells", x=x, grid=grid)
-    positions = cells.coordinates()
+    if stands_for_any(x, 1):  # shapes are inferred; a number of steps cannot be checked
+        positions = ops.stack(cells.unravel(ops.arange(x.shape[1], dtype="int32")), axis=-1)
+    else:
+        positions = cells.coordinates()
     return positions[:, 0] if axes == 1 else positions
 
 
@@ -119,10 +123,10 @@ def angles(positions, turns):
 
 
 def _check_shape(positions, x, axes):
-    batch, steps = x.shape[:2]
-    shape = tuple(positions.shape)
+    batch, steps = known_shape(x)[:2]
+    shape = known_shape(positions)
     lead = shape[:-1] if axes > 1 else shape
-    fits = len(lead) in (1, 2) and (axes == 1 or shape[-1] == axes)
+    fits = len(lead) in (1, 2) and (axes == 1 or positions.shape[-1] == axes)
     fits = fits and (None in (lead[-1], steps) or lead[-1] == steps)
     fits = fits and (len(lead) == 1 or None in (lead[0], batch) or lead[0] in (1, batch))
     if not fits:

@@ -3,6 +3,7 @@
 from keras import ops
 
 from kattn.arguments import error
+from kattn.ops.sizes import known_shape
 from kattn.spans import Span
 
 
@@ -25,7 +26,7 @@ def add_bias(scores, bias):
         [[-0.5, 0.0, -0.5], [-1.0, -0.5, 0.0]]
     """
     check_scores(scores.shape)
-    bias.check(*scores.shape)
+    bias.check(*known_shape(scores))
     queries, keys = ops.shape(scores)[2:]
     numbers = bias.block(Span(0, queries), Span(0, keys), keys - queries)
     return ops.cast(ops.cast(scores, "float32") + numbers, scores.dtype)

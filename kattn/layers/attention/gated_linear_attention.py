@@ -258,6 +258,6 @@ class GatedLinearAttention(QuantizableLayer):
         """Norm, gate and output of the mixed values, `(B, T, N, Dv)` float32."""
         y = mixed - ops.mean(mixed, axis=-1, keepdims=True)
         y = y * ops.rsqrt(ops.mean(y * y, axis=-1, keepdims=True) + EPSILON)
-        y = y * ops.convert_to_tensor(self._scale) + ops.convert_to_tensor(self._shift)
+        y = y * ops.cast(self._scale, "float32") + ops.cast(self._shift, "float32")
         y = ops.cast(merge_heads(y), self.compute_dtype) * ops.silu(self._gate(x))
         return self._output(silence(y, padding))  # (B, T, C)

@@ -182,9 +182,13 @@ def _from_the_first(steps, padding):
     if padding is None:
         return index, steps - 1
     real = ops.cast(padding, "int32")
-    first = ops.cast(ops.argmax(real, axis=1, keepdims=True), "int32")
-    last = ops.max(real * index, axis=1, keepdims=True)
-    return ops.maximum(index - first, 0), last - first
+    # Counted, as there may be no steps, of which there is no largest.
+    is_before = ops.cumsum(real, axis=1) == 0
+    is_behind = ops.cumsum(ops.flip(real, axis=1), axis=1) == 0
+    first, behind = (
+        ops.sum(ops.cast(x, "int32"), axis=1, keepdims=True) for x in (is_before, is_behind)
+    )
+    return ops.maximum(index - first, 0), steps - 1 - behind - first
 
 
 def new_positions(position, positions, mask):

@@ -6,6 +6,7 @@ from keras import ops
 from kattn.arguments import check_integers, error, infers_shapes, is_integer
 from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.learned_table import read_initializer
+from kattn.ops.sizes import known_shape, stands_for_any
 
 
 @keras.saving.register_keras_serializable("kattn")
@@ -78,18 +79,26 @@ class LearnedPositions(InputPosition):
             )
 
     def embed(self, x, positions=None):
-        axis = self._check(x.shape)
-        table = ops.convert_to_tensor(self.table)
-        if positions is None:
-            rows = table[: ops.shape(x)[axis]]
+        axis, shape = self._check(x.shape), known_shape(x)
+        self._check_length(shape, axis)
+        table, steps = ops.convert_to_tensor(self.table), ops.shape(x)[axis]
+        if positions is not None:
+            rows = ops.take(table, _indices(positions, shape, axis), axis=0)
+        elif stands_for_any(x, axis):  # shapes are inferred; the length cannot be checked
+            index = ops.minimum(ops.arange(steps, dtype="int32"), self.length - 1)
+            rows = ops.take(table, index, axis=0)
         else:
-            rows = ops.take(table, _indices(positions, x.shape, axis), axis=0)
+            rows = table[:steps]
         for _ in range(axis + 1, len(x.shape) - 1):
             rows = ops.expand_dims(rows, -2)
         if len(rows.shape) > len(x.shape) - axis:  # positions were (B, T)
             for _ in range(1, axis):
                 rows = ops.expand_dims(rows, 1)
         return x + ops.cast(rows, x.dtype)
+
+    def compute_output_shape(self, x_shape):
+        self._check_length(x_shape, self._check(x_shape))
+        return x_shape
 
     def get_config(self):
         return {
@@ -109,11 +118,6 @@ class LearnedPositions(InputPosition):
                 "`axis` must be an axis of `x` between the first and the last",
                 **{"axis": self.axis, "x.shape": shape},
             )
-        if shape[axis] is not None and shape[axis] > self.length:
-            raise error(
-                "`x` must not be longer than `length` on `axis`",
-                **{"x.shape": shape, "axis": self.axis, "length": self.length},
-            )
         width = shape[-1]
         known = width if self.table is None else self.table.shape[-1]
         if width is None or width != known:
@@ -122,6 +126,14 @@ class LearnedPositions(InputPosition):
                 f"received: width={width}, width of the table={known}"
             )
         return axis
+
+    def _check_length(self, shape, axis):
+        # Not when built: Keras builds layers with lengths that it makes up.
+        if shape[axis] is not None and shape[axis] > self.length:
+            raise error(
+                "`x` must not be longer than `length` on `axis`",
+                **{"x.shape": tuple(shape), "axis": self.axis, "length": self.length},
+            )
 
 
 def _indices(positions, x_shape, axis):
@@ -133,7 +145,7 @@ def _indices(positions, x_shape, axis):
         positions = ops.cast(positions, "int32")
     elif "int" not in dtype:
         raise error("`positions` must be integers", dtype=dtype)
-    shape, batch, steps = tuple(positions.shape), x_shape[0], x_shape[axis]
+    shape, batch, steps = known_shape(positions), x_shape[0], x_shape[axis]
     fits = len(shape) in (1, 2) and (None in (shape[-1], steps) or shape[-1] == steps)
     fits = fits and (len(shape) == 1 or None in (shape[0], batch) or shape[0] in (1, batch))
     if not fits:

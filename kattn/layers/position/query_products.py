@@ -3,6 +3,7 @@
 from keras import ops
 
 from kattn.arguments import error
+from kattn.ops.sizes import known_shape
 
 
 def query_products(query, table):
@@ -40,8 +41,8 @@ def check_query(query, scores):
     """Raises ValueError unless the shape of `query` fits that of `scores`."""
     if len(query.shape) != 4 or len(scores.shape) != 4:
         return  # A wrong rank has a message of its own.
-    batch, heads, queries, _ = scores.shape
-    pairs = zip(query.shape[:3], (batch, queries, heads), strict=True)
+    batch, heads, queries, _ = known_shape(scores)
+    pairs = zip(known_shape(query)[:3], (batch, queries, heads), strict=True)
     if any(have != want for have, want in pairs if None not in (have, want)):
         raise error(
             "`query` must have shape (B, T, N, D) where `scores` has (B, N, T, S)",

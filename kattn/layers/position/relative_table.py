@@ -5,7 +5,6 @@ import math
 import operator
 
 import keras
-import numpy as np
 from keras import ops
 
 from kattn import biases
@@ -16,6 +15,7 @@ from kattn.layers.position.learned_table import add_table, read_initializer, rea
 from kattn.layers.position.query_products import check_query, query_products, require_query
 from kattn.layers.position.score_bias import ScoreBias
 from kattn.ops.scores import add_bias
+from kattn.ops.sizes import at_least_one
 
 
 @keras.saving.register_keras_serializable("kattn")
@@ -152,7 +152,8 @@ class RelativeTable(ScoreBias):
         ]
 
     def _check_grid(self, grid):
-        _check_sides(grid.sides)
+        if any(side is None for side in grid.sides):
+            _check_sides(grid.sides)
         if len(grid.sides) != len(self.sides):
             raise ValueError(
                 "The grid at hand must have as many sides as that of the table; "
@@ -175,21 +176,23 @@ def _rule(values, grid, axes):
 
 def _resize(table, old, new):
     """A table of shape `(A, R)` for a grid of sides `old`, interpolated for sides `new`."""
-    if old == new:
+    if all(map(is_integer, new)) and old == new:
         return table
     values = ops.reshape(table, (table.shape[0], *(2 * side - 1 for side in old)))
     for axis, sides in enumerate(zip(old, new, strict=True), start=1):
-        weights = ops.convert_to_tensor(_interpolation(*sides))
-        values = ops.moveaxis(ops.matmul(ops.moveaxis(values, axis, -1), weights), -1, axis)
+        values = ops.moveaxis(values, axis, -1)
+        values = ops.moveaxis(ops.matmul(values, _interpolation(*sides)), -1, axis)
     return ops.reshape(values, (table.shape[0], -1))
 
 
 def _interpolation(old, new):
     """The share of each old number in each new one, float32 `(2 * old - 1, 2 * new - 1)`.
 
-    The farthest difference stays the farthest: difference d of the new side stands where
-    d * (old - 1) / (new - 1) is on the old side.
+    `new` may be a scalar tensor. The farthest difference stays the farthest: difference d of the
+    new side stands where d * (old - 1) / (new - 1) is on the old side.
     """
-    scale = (old - 1) / (new - 1) if new > 1 else 0.0
-    at = np.arange(1 - new, new) * scale
-    return np.maximum(0.0, 1.0 - np.abs(at - np.arange(1 - old, old)[:, None])).astype("float32")
+    new = at_least_one(new)
+    differences = (ops.arange(2 * side - 1, dtype="int32") - (side - 1) for side in (old, new))
+    at_old, at_new = (ops.cast(difference, "float32") for difference in differences)
+    at_new = at_new * (old - 1) / ops.maximum(ops.cast(new - 1, "float32"), 1.0)
+    return ops.maximum(0.0, 1.0 - ops.abs(at_new - at_old[:, None]))

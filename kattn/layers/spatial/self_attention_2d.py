@@ -216,7 +216,8 @@ class SelfAttention2D(QuantizableLayer):
 
     def _pool(self, x, grid):
         """`(B, T, N, D)` to `(B, S, N, D)`: the maximum of each window, channel by channel."""
-        if self.key_stride == 1:
+        is_empty = grid.is_static and grid.size == 0  # which PyTorch cannot pool
+        if self.key_stride == 1 or is_empty:
             return x
         x, stride = grid.unflatten(merge_heads(x)), self.key_stride
         x = ops.max_pool(x, stride, stride, padding="same", data_format="channels_last")

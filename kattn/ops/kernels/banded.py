@@ -30,16 +30,16 @@ def unsupported(call):
         return "the mask holds a T x S array (Dense), which has no cheap diagonal"
     if call.bias is not None and call.bias.holds_scores:
         return "a bias array is T x S itself, and has no cheap diagonal"
-    if None in (call.query.shape[1], call.key.shape[1]):
+    if None in (call.queries, call.keys):
         return "T and S must be known when the call is traced"
     return None
 
 
 def unprofitable(call):
     """It pays where a frame of keys is much shorter than the sequence."""
-    frame, keys = _frames(call).frame, call.key.shape[1]
-    if 2 * frame > keys:
-        return f"its frames of {frame} keys are more than half of S={keys}"
+    frame = _frames(call).frame
+    if 2 * frame > call.keys:
+        return f"its frames of {frame} keys are more than half of S={call.keys}"
     if _is_fused(call) and "window" in (fused.native_rules(call) or {}):
         return "the framework's own kernel has windows"
     return None
@@ -71,7 +71,7 @@ def _frames(call):
     """The frames of a sequence, which has one axis."""
     # A fused kernel passes over nothing in a frame, but wants long rows.
     parts = 1 if _is_fused(call) else 2
-    return Frames((Axis.make(call.query.shape[1], call.key.shape[1], call.reach, parts=parts),))
+    return Frames((Axis.make(call.queries, call.keys, call.reach, parts=parts),))
 
 
 def _visible(frames, mask):

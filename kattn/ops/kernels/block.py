@@ -89,7 +89,7 @@ def logits(q, k, keep, bias, softcap):
     if keep is not None:
         # Added, where a choice would do: `keep` is often the same for all heads, and TensorFlow
         # adds such an array faster than it chooses by it.
-        z = z + ops.where(keep, 0.0, NEVER)
+        z = z + ops.where(keep, *(ops.convert_to_tensor(x, z.dtype) for x in (0.0, NEVER)))
     return z, slope
 
 

@@ -8,7 +8,9 @@ softmax); Dao et al. 2022, algorithms 1 and 4, https://arxiv.org/abs/2205.14135 
 """
 
 import dataclasses
+import functools
 import itertools
+import math
 from typing import Any
 
 from keras import ops
@@ -20,14 +22,17 @@ from kattn.ops import masking
 from kattn.ops.kernels import block, dropout, tiled_biases, tiles
 from kattn.ops.kernels.tiled_biases import TiledBiases
 from kattn.ops.kernels.tiles import Tiles, from_blocks, to_blocks
+from kattn.ops.sizes import is_symbol, known_shape, stands_for_any
 
 # The share of blocks above which leaving out the rest saves nothing to speak of.
 MOST = 0.9
 
 
 def unsupported(call):
-    """Returns None: this kernel serves every call."""
-    return
+    """Why it cannot serve the call, or None."""
+    if is_symbol(call.query.shape[1]) or is_symbol(call.key.shape[1]):
+        return "the model is traced for any T and S, which cannot be cut into blocks"
+    return None
 
 
 def unprofitable(call):
@@ -35,12 +40,14 @@ def unprofitable(call):
 
     That is where nothing is saved, or less time than the loop over blocks costs.
     """
-    keys = call.key.shape[1]
+    if stands_for_any(call.query, 1):
+        return "no number is computed, but the shape of the output"
+    keys = call.keys
     if keys is not None and keys <= tiles.BLOCK:
         return f"S={keys} keys fit in one block of {tiles.BLOCK}"
     if _visited(call) > MOST:
-        batch, queries, heads = (1 if n is None else n for n in call.query.shape[:3])
-        scores = batch * heads * queries * (1 if keys is None else keys)
+        sizes = (*known_shape(call.query)[:3], keys)
+        scores = math.prod(1 if size is None else size for size in sizes)
         if backend.dense_pays(scores):
             return f"no block can be left out, and {scores} scores are faster made at once"
     return None
@@ -48,12 +55,11 @@ def unprofitable(call):
 
 def _visited(call):
     """The share of blocks that the mask does not rule out; 1/2 or 1 where T or S is unknown."""
-    queries, keys = call.query.shape[1], call.key.shape[1]
     if call.mask is None:
         return 1.0
-    if queries is None or keys is None:
+    if None in (call.queries, call.keys):
         return 1.0 if masks.UNBOUNDED == call.reach[0] == call.reach[1] else 0.5
-    coverage = Tiles.make(queries, keys, call.mask).coverage
+    coverage = Tiles.make(call.queries, call.keys, call.mask).coverage
     kinds = [kind for row in coverage for kind in row]
     return 1.0 - kinds.count(masks.NONE) / len(kinds)
 
@@ -145,9 +151,10 @@ class _Blocks:
     def forward(self):
         """Output, and the log-sum-exp of each row's scores."""
         shape = (*ops.shape(self.q)[1:-1], 1)
-        level = ops.zeros(shape) + (block.FLOOR if self.sinks is None else self.sinks)
-        total = ops.zeros(shape) if self.sinks is None else ops.ones(shape)
-        mixed = ops.zeros((*shape[:-1], ops.shape(self.v)[-1]))
+        zeros = functools.partial(ops.zeros, dtype="float32")
+        level = zeros(shape) + (block.FLOOR if self.sinks is None else self.sinks)
+        total = zeros(shape) if self.sinks is None else ops.ones(shape, "float32")
+        mixed = zeros((*shape[:-1], ops.shape(self.v)[-1]))
 
         def row(i, outputs):
             q = backend.take(self.q, i)
@@ -167,7 +174,7 @@ class _Blocks:
             return tuple(backend.put_at(x, i, y) for x, y in zip(outputs, done, strict=True))
 
         count = self.tiles.row_blocks
-        outputs = (ops.zeros((count, *ops.shape(mixed))), ops.zeros((count, *shape)))
+        outputs = (zeros((count, *ops.shape(mixed))), zeros((count, *shape)))
         return backend.loop(0, count, row, outputs)
 
     def backward(self, o, level, do):

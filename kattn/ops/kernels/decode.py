@@ -25,7 +25,7 @@ def attend(call, keys, values, queries, places, keep):
     k, v = (ops.cast(x, "float32") for x in (keys, values))
     z, _ = block.logits(q, k, keep, bias, call.softcap)
     if bias is not None and call.bias.holds_scores:  # which may be -inf
-        seen = ops.max(z, axis=-1, keepdims=True) > block.FLOOR
+        seen = ops.any(z > block.FLOOR, axis=-1, keepdims=True)
     else:
         seen = ops.any(keep, axis=-1, keepdims=True)
     sinks = block.by_head(call)

@@ -49,7 +49,7 @@ def _weights(call):
     z, keep, bias = _logits(call)
     seen = None
     if bias is not None and call.bias.holds_scores:  # which may be -inf
-        seen = ops.max(z, axis=-1, keepdims=True) > block.FLOOR
+        seen = ops.any(z > block.FLOOR, axis=-1, keepdims=True)
     elif keep is not None:  # often the same for all heads, so cheaper than a look at z
         seen = ops.any(keep, axis=-1, keepdims=True)
     sinks = block.by_head(call)

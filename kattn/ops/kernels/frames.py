@@ -50,7 +50,7 @@ class Axis:
         """
         before, after = (int(x) for x in reach)
         size = max(NARROWEST, math.ceil((max(before, after) + 1) / parts))
-        size = min(size, -(-queries // 8) * 8)
+        size = min(size, max(1, -(-queries // 8)) * 8)
         behind, ahead = -(-before // size), -(-after // size)
         return cls(queries, keys, size, -(-queries // size), behind, behind + 1 + ahead)
 

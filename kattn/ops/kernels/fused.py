@@ -14,13 +14,19 @@ MANY_KEYS = 512
 
 
 def unsupported(call):
-    """The framework's reason, or None."""
+    """Why it cannot serve the call, or None."""
+    if call.has_unlike_dtypes:
+        return "query, key and value are of unlike dtypes"
+    if not call.has_fixed_scale:
+        return "the scale is a tensor, where it takes a number"
+    if call.is_half and call.bias is not None:
+        return "it would round the bias to the half precision of the queries"
     return backend.fused_unsupported(call)
 
 
 def unprofitable(call):
     """The framework's reason why another kernel is the better choice, or None."""
-    keys = call.key.shape[1]
+    keys = call.keys
     if call.bias is not None and not call.bias.holds_scores and (keys is None or keys > MANY_KEYS):
         return "it would build the bias as an array of N x T x S"
     return backend.fused_unprofitable(call)
@@ -68,10 +74,9 @@ def native_rules(call):
             rules["lengths"] = part.length
         else:
             return None
-    queries, keys = call.query.shape[1], call.key.shape[1]
     # A causal kernel counts from the start, and knows windows backwards only. Where lengths cut
     # a window off, a query is left without keys, and no framework says what it then gives.
-    aligned = isinstance(queries, int) and queries == keys
+    aligned = call.queries is not None and call.queries == call.keys
     served = "causal" not in rules or aligned
     served = served and ("window" not in rules or ("causal" in rules and "lengths" not in rules))
     return rules if served and set(rules) <= backend.FUSED_RULES else None

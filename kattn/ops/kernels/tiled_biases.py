@@ -80,7 +80,8 @@ class TiledBiases:
             return tuple(ops.zeros_like(x) for x in masking.arrays_of(part))
         (row_blocks, rows), (column_blocks, columns) = self._sizes(part)
         lead = ops.shape(part.array)[:-2]
-        return (ops.zeros((row_blocks * column_blocks, *lead, rows, columns)),)
+        shape = (row_blocks * column_blocks, *lead, rows, columns)
+        return (ops.zeros(shape, "float32"),)
 
     def _add_one(self, gradients, part, dz, i, j):
         if part.holds_scores:

@@ -13,6 +13,7 @@ from keras import ops
 from kattn import backend, masks
 from kattn.masks import Mask
 from kattn.ops.kernels.block import move_axis
+from kattn.ops.sizes import at_least_one
 from kattn.spans import Span
 
 # Measured on two CPU cores at T = 4096, D = 64: 512 beats 256 by 1.2x and 128 by 1.3x.
@@ -121,10 +122,10 @@ def from_blocks(x):
 def _cut(steps):
     """The steps of a block, and the number of blocks; they fill `steps` as well as they can."""
     if not isinstance(steps, int):
-        size = ops.minimum(steps, BLOCK)
+        size = at_least_one(ops.minimum(steps, BLOCK))
         return size, -(-steps // size)
-    count = max(1, -(-steps // BLOCK))
-    return -(-steps // count), count
+    count = at_least_one(-(-steps // BLOCK))
+    return at_least_one(-(-steps // count)), count
 
 
 def _visit_listed(coverage, i, body, state):

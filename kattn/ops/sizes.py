@@ -1,0 +1,82 @@
+"""Sizes of axes: those that are known, and what holds for those that are not.
+
+A size is an integer where it is known. A model that is traced for any size has other kinds: None
+(of a symbolic input of Keras, and in `x.shape` on TensorFlow), a scalar tensor (in `ops.shape(x)`
+on TensorFlow), and symbols (symbolic dimensions of JAX, `torch.SymInt`). Symbols can be added and
+multiplied. But whether one is less than another has no answer, so that nothing may branch on them,
+and no sequence can be cut into blocks of a size that depends on one.
+"""
+
+from keras import ops
+
+from kattn import backend
+
+
+def known_shape(x):
+    """The sizes of a tensor that are known.
+
+    Args:
+        x: Tensor or array, possibly symbolic.
+
+    Returns:
+        Tuple of an integer for each axis, or None where the size is not known. While Keras infers
+        shapes on PyTorch no size is known: those of its tensors are made up.
+
+    Example:
+        >>> known_shape(keras.KerasTensor((None, 5)))
+        (None, 5)
+    """
+    if backend.is_made_up(x):
+        return (None,) * len(x.shape)
+    return tuple(size if isinstance(size, int) else None for size in x.shape)
+
+
+def stands_for_any(x, axis):
+    """Whether a size of a tensor stands for any size.
+
+    Args:
+        x: Tensor or array, possibly symbolic.
+        axis: The axis.
+
+    Returns:
+        True where `x.shape` holds a symbol, or a size that was made up to infer shapes.
+
+    Example:
+        >>> stands_for_any(keras.ops.ones((2, 5)), 1)
+        False
+    """
+    return x.shape[axis] is not None and known_shape(x)[axis] is None
+
+
+def is_symbol(size):
+    """Whether a size, of `x.shape` or of `ops.shape(x)`, is a symbol.
+
+    Args:
+        size: Integer, None, scalar tensor or symbol.
+
+    Returns:
+        True for a symbol, else False.
+
+    Example:
+        >>> is_symbol(5), is_symbol(None)
+        (False, False)
+    """
+    return not (size is None or isinstance(size, int) or ops.is_tensor(size))
+
+
+def at_least_one(size):
+    """The size, but 1 in place of 0: a sequence without steps is cut into blocks of padding.
+
+    Args:
+        size: Integer, scalar tensor or symbol. Symbols are not 0.
+
+    Returns:
+        A size of the same kind.
+
+    Example:
+        >>> at_least_one(0), at_least_one(5)
+        (1, 5)
+    """
+    if isinstance(size, int):
+        return max(size, 1)
+    return size if is_symbol(size) else ops.maximum(size, 1)

@@ -1,0 +1,106 @@
+"""Every layer that kattn exports, off its defaults, with the shapes of its inputs.
+
+    make, shapes = LAYERS["SelfAttention"]
+    make(dtype="float32")(*arrays(shapes, batch=2, steps=5))
+
+The name of an entry begins with that of its class.
+"""
+
+import functools
+
+import keras
+import numpy as np
+
+from kattn import layers
+
+# Base classes, which compute nothing.
+BASES = {"Position", "InputPosition", "HeadPosition", "ScoreBias"}
+HEADS, WIDTH = 2, 8
+
+
+def sequence(batch, steps):
+    return [(batch, steps, WIDTH)]
+
+
+def two_sequences(batch, steps):
+    return [(batch, steps, WIDTH)] * 2
+
+
+def image(batch, steps):
+    return [(batch, steps, steps, WIDTH)]
+
+
+def heads(batch, steps):
+    return [(batch, steps, HEADS, 4)]
+
+
+def scores(batch, steps):
+    return [(batch, HEADS, steps, steps)]
+
+
+def scores_and_queries(batch, steps):
+    return scores(batch, steps) + heads(batch, steps)
+
+
+def attention(name, shapes=sequence, *, position=None, **options):
+    """An entry for an attention layer, which gets a new position layer each time."""
+
+    def make(**more):
+        made = None if position is None else position()
+        return getattr(layers, name)(HEADS, position=made, **options, **more)
+
+    return make, shapes
+
+
+def position(name, shapes, *args, **options):
+    return functools.partial(getattr(layers, name), *args, **options), shapes
+
+
+LAYERS = {
+    "SelfAttention": attention("SelfAttention", position=layers.T5RelativeBias, causal=True),
+    "SelfAttention, window": attention(
+        "SelfAttention", position=lambda: layers.LearnedPositions(64), window=2, use_sinks=True
+    ),
+    "CrossAttention": attention("CrossAttention", two_sequences, position=layers.RotaryEmbedding),
+    "MultiHeadAttention": attention("MultiHeadAttention", two_sequences, key_dim=4),
+    "DifferentialAttention": attention(
+        "DifferentialAttention", position=lambda: layers.ShawRelative(2), causal=True
+    ),
+    "LinearAttention": attention("LinearAttention", position=layers.RotaryEmbedding, causal=True),
+    "LinearAttention, softmax": attention("LinearAttention", feature_map="softmax"),
+    "LinearAttention, performer": attention("LinearAttention", feature_map="performer", seed=0),
+    "GatedLinearAttention": attention("GatedLinearAttention"),
+    "GatedLinearAttention, fixed": attention(
+        "GatedLinearAttention", position=layers.SinusoidalPositions, decay="fixed"
+    ),
+    "SelfAttention2D": attention(
+        "SelfAttention2D", image, position=lambda: layers.RelativeTable((4, 4)), key_stride=2
+    ),
+    "SelfAttention2D, rotary": attention(
+        "SelfAttention2D", image, position=lambda: layers.RotaryEmbedding(axes=2), key_dim=4
+    ),
+    "ALiBi": position("ALiBi", scores, learned=True),
+    "T5RelativeBias": position("T5RelativeBias", scores),
+    "ShawRelative": position("ShawRelative", scores_and_queries, 2),
+    "RelativeTable": position("RelativeTable", scores, (4,)),
+    "RotaryEmbedding": position("RotaryEmbedding", heads),
+    "LearnedPositions": position("LearnedPositions", sequence, 64),
+    "SinusoidalPositions": position("SinusoidalPositions", sequence),
+}
+
+
+def exported():
+    """The names of all layers that kattn exports, but for base classes."""
+    found = (name for name, value in vars(layers).items() if isinstance(value, type))
+    return {n for n in found if issubclass(getattr(layers, n), keras.layers.Layer)} - BASES
+
+
+def arrays(shapes, *, batch, steps):
+    """Inputs of a layer."""
+    rng = np.random.default_rng(5)
+    return [rng.normal(size=shape).astype("float32") for shape in shapes(batch, steps)]
+
+
+def symbols(shapes, unknown):
+    """The shapes of inputs with `unknown` for each number of steps, but a batch of 2."""
+    return [tuple(unknown if n == 5 else n for n in shape) for shape in shapes(2, 5)]
