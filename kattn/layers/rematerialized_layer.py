@@ -1,6 +1,7 @@
 """Layers whose call can be run again for the gradient, under `keras.RematScope`."""
 
 import functools
+from typing import Any
 
 import keras
 from keras import ops, tree
@@ -47,7 +48,7 @@ def _rematerialized(layer, layer_call, args, kwargs):
     weights, states = layer.trainable_variables, layer.non_trainable_variables
     # PyTorch changes states in place, and the second run begins with the first one's.
     fixed = [(state, ops.copy(state)) for state in states]
-    structure = []
+    structure: list[Any] = []
 
     def pure(*tensors):
         values, inputs = tensors[: len(weights)], tensors[len(weights) :]
