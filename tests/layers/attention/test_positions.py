@@ -24,7 +24,7 @@ from kattn.layers.attention.positions import (
 from tests.compute import run
 
 KEEP = np.array([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], bool)
-FROM_THE_FIRST = [[0, 0, 0, 1], [0, 1, 2, 3], [0, 1, 2, 3]]
+FROM_THE_FIRST = [[0, 0, 0, 1], [0, 1, 2, 3], [0, 0, 0, 0]]
 SEGMENTS = masks.Segments(np.array([[0, 0, 1, 1], [5, 6, 6, 6], [0, 0, 0, 0]]))
 RESTARTED = [[0, 1, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3]]
 
