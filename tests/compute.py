@@ -108,6 +108,11 @@ def compiled(function):
     return torch.compile(function, backend="aot_eager")
 
 
+def at_once(function):
+    """The function; on JAX compiled as a whole, as each operation alone would be."""
+    return compiled(function) if keras.backend.backend() == "jax" else function
+
+
 def assert_close(actual, expected, tolerance=1e-5):
     """Equal within `tolerance`, relative to the largest value expected."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
