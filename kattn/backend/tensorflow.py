@@ -121,7 +121,7 @@ def custom_gradient(forward, backward):
 
         return output, gradients
 
-    return run
+    return lambda *inputs: run(*map(tf.convert_to_tensor, inputs))
 
 
 def _second(forward, places, gradient, inputs, upstream):
