@@ -43,10 +43,10 @@ class T5(DistanceTable):
             first = buckets * ops.cast(distance < 0, "int32")
             distance = ops.abs(distance)
         else:
-            distance = ops.maximum(distance, 0)
+            distance = ops.maximum(distance, ops.zeros_like(distance))
         exact = buckets // 2
         ratio = ops.cast(ops.maximum(distance, 1), "float32") / exact
         # The hair keeps a distance that begins a bucket from falling below it by rounding.
         steps = ops.log(ratio) / math.log(self.max_distance / exact) * (buckets - exact) + 1e-5
-        far = ops.minimum(exact + ops.cast(steps, "int32"), buckets - 1)
+        far = ops.cast(ops.minimum(exact + steps, buckets - 1.0), "int32")
         return first + ops.where(distance < exact, distance, far)

@@ -105,7 +105,8 @@ def next_positions(cache, steps, real=None):
     length = cache.length[:, None]
     if real is None:
         return length + ops.arange(steps, dtype="int32")
-    return ops.maximum(length + ops.cumsum(ops.cast(real, "int32"), axis=1) - 1, 0)
+    steps = length + ops.cumsum(ops.cast(real, "int32"), axis=1) - 1
+    return ops.maximum(steps, ops.zeros_like(steps))
 
 
 def extend(cache, key, value, real=None):

@@ -188,7 +188,9 @@ def _from_the_first(steps, padding):
     first, behind = (
         ops.sum(ops.cast(x, "int32"), axis=1, keepdims=True) for x in (is_before, is_behind)
     )
-    return ops.maximum(index - first, 0), steps - 1 - behind - first
+    behind_first = index - first
+    behind_first = ops.maximum(behind_first, ops.zeros_like(behind_first))
+    return behind_first, steps - 1 - behind - first
 
 
 def new_positions(position, positions, mask):

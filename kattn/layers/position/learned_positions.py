@@ -86,7 +86,7 @@ class LearnedPositions(InputPosition):
             rows = ops.take(table, _indices(positions, shape, axis), axis=0)
         elif stands_for_any(x, axis):  # shapes are inferred; the length cannot be checked
             index = ops.minimum(ops.arange(steps, dtype="int32"), self.length - 1)
-            rows = ops.take(table, index, axis=0)
+            rows = ops.take(table, ops.cast(index, "int32"), axis=0)
         else:
             rows = table[:steps]
         for _ in range(axis + 1, len(x.shape) - 1):

@@ -91,7 +91,9 @@ def _attend_by_rules(call, rules):
     lengths = rules.get("lengths")
     if lengths is None:
         return backend.fused_attention(call, None, rules)
-    output = backend.fused_attention(call, None, {**rules, "lengths": ops.maximum(lengths, 1)})
+    output = backend.fused_attention(
+        call, None, {**rules, "lengths": ops.maximum(lengths, ops.ones_like(lengths))}
+    )
     return ops.where(lengths[:, None, None, None] > 0, output, ops.zeros_like(output))
 
 
