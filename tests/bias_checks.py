@@ -15,7 +15,7 @@ from kattn.ops import attention
 from kattn.ops.kernels import banded, frames, tiles
 from tests import oracle
 from tests.checks import shake
-from tests.compute import assert_close, compiled, differentiate, run
+from tests.compute import assert_close, compiled, differentiate, quick, run
 
 KERNELS = ("dense", "chunked", "banded")
 WINDOW = 4
@@ -26,11 +26,6 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(tiles, "BLOCK", 3)
     monkeypatch.setattr(frames, "NARROWEST", 3)
     monkeypatch.setattr(banded, "MANY", 1)
-
-
-def quick(function):
-    """The function; compiled on JAX, which else compiles each of its operations, for longer."""
-    return compiled(function) if keras.backend.backend() == "jax" else function
 
 
 def weights_of(layer):

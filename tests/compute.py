@@ -108,8 +108,8 @@ def compiled(function):
     return torch.compile(function, backend="aot_eager")
 
 
-def at_once(function):
-    """The function; on JAX compiled as a whole, as each operation alone would be."""
+def quick(function):
+    """The function; compiled on JAX, which else compiles each of its operations, for longer."""
     return compiled(function) if keras.backend.backend() == "jax" else function
 
 

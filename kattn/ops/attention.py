@@ -275,7 +275,10 @@ class Attention(keras.Operation):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
-    """Checked arguments of one call of `attention`."""
+    """Checked arguments of one call of `attention`.
+
+    `batch`, `queries`, `heads` and `keys` are B, T, N and S, or None where one is not known.
+    """
 
     query: Any
     key: Any
@@ -287,6 +290,17 @@ class Call:
     seed: Any
     softcap: float | None
     sinks: Any
+    batch: int | None = dataclasses.field(init=False)
+    queries: int | None = dataclasses.field(init=False)
+    heads: int | None = dataclasses.field(init=False)
+    keys: int | None = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        # Once for each call: every kernel that is asked looks at them.
+        (batch, queries, heads, _), keys = known_shape(self.query), known_shape(self.key)[1]
+        sizes = {"batch": batch, "queries": queries, "heads": heads, "keys": keys}
+        for name, size in sizes.items():
+            object.__setattr__(self, name, size)
 
     @classmethod
     def make(
@@ -306,11 +320,7 @@ class Call:
         """Raises ValueError for what does not fit."""
         query, key, value = (_tensor(x) for x in (query, key, value))
         check_sizes(query, key, value)
-        (batch, queries, heads, _), keys = known_shape(query), known_shape(key)[1]
         mask, bias = masking.as_mask(mask), masking.as_bias(bias)
-        for rule in (mask, bias):
-            if rule is not None:
-                rule.check(batch, heads, queries, keys)
         if sinks is not None:
             sinks = _tensor(sinks)
             if tuple(sinks.shape) != (query.shape[2],):
@@ -320,22 +330,16 @@ class Call:
         if softcap is not None:
             check_positive(softcap=softcap)
         scale = query.shape[-1] ** -0.5 if scale is None else _scale(scale)
-        return cls(query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks)
-
-    @property
-    def queries(self):
-        """T, or None where it is not known."""
-        return known_shape(self.query)[1]
-
-    @property
-    def keys(self):
-        """S, or None where it is not known."""
-        return known_shape(self.key)[1]
+        call = cls(query, key, value, mask, bias, scale, dropout_rate, seed, softcap, sinks)
+        for rule in (mask, bias):
+            if rule is not None:
+                rule.check(call.batch, call.heads, call.queries, call.keys)
+        return call
 
     @property
     def has_scores(self):
         """Whether there is a query and a key, as far as is known."""
-        return 0 not in (known_shape(self.query)[0], self.queries, self.keys)
+        return 0 not in (self.batch, self.queries, self.keys)
 
     @property
     def has_fixed_scale(self):
@@ -350,6 +354,9 @@ class Call:
     @property
     def has_unlike_dtypes(self):
         """Whether queries, keys and values are not all of one dtype."""
+        if self.query.dtype == self.key.dtype == self.value.dtype:
+            return False
+        # A symbolic tensor has another name for the same dtype.
         return len({_dtype(x) for x in (self.query, self.key, self.value)}) > 1
 
     @property
@@ -397,7 +404,10 @@ def _run(call, implementation):
 def _choose(call, implementation):
     """The Explanation; raises ValueError for a kernel that is unknown or cannot serve."""
     asked = _asked(implementation)
-    unsupported = {name: _unsupported(name, call) for name in asked}
+    unsupported = {name: kernel.unsupported(call) for name, kernel in asked.items()}
+    if backend.in_forward_mode(call.query, call.key, call.value):
+        forward = "forward-mode differentiation goes through dense alone"
+        unsupported |= {name: forward for name in asked if name != "dense"}
     serving = [name for name, why in unsupported.items() if not why]
     if not serving:
         reasons = "; ".join(f"{name}: {why}" for name, why in unsupported.items())
@@ -417,13 +427,6 @@ def _choose(call, implementation):
     later = f"{taken} serves this call and comes first"
     passed_over |= {name: why or later for name, why in unprofitable.items() if name != taken}
     return Explanation(taken, passed_over)
-
-
-def _unsupported(name, call):
-    """Why a kernel cannot serve the call, or None."""
-    if name != "dense" and backend.in_forward_mode(call.query, call.key, call.value):
-        return "forward-mode differentiation goes through dense alone"
-    return KERNELS[name].unsupported(call)
 
 
 def _asked(implementation):

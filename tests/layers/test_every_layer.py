@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from tests.checks import shake
-from tests.compute import assert_close, at_once, differentiate, run
+from tests.compute import assert_close, differentiate, quick, run
 from tests.every_layer import LAYERS, arrays, exported, symbols
 from tests.traced import traced_for_any_length
 
@@ -41,7 +41,7 @@ def test_sizes_of_zero(name, batch, steps):
     """The output is as empty as the input, and so are the gradients."""
     layer, shapes = ready(name)
     inputs = arrays(shapes, batch=batch, steps=steps)
-    output, gradients = differentiate(at_once(lambda *x: layer(*x)), inputs, inputs[0])
+    output, gradients = differentiate(quick(lambda *x: layer(*x)), inputs, inputs[0])
     assert output.shape == inputs[0].shape
     assert [x.shape for x in gradients] == [x.shape for x in inputs]
 
@@ -124,10 +124,10 @@ def floatx(request):
 def test_floatx_does_not_change_a_layer_of_float32(name, floatx):
     layer, shapes = ready(name, dtype="float32")
     inputs = arrays(shapes, batch=2, steps=5)
-    output, gradients = differentiate(at_once(lambda *x: layer(*x)), inputs, inputs[0])
+    output, gradients = differentiate(quick(lambda *x: layer(*x)), inputs, inputs[0])
     assert output.dtype == "float32"
     keras.config.set_floatx("float32")
-    expected, wanted = differentiate(at_once(lambda *x: layer(*x)), inputs, inputs[0])
+    expected, wanted = differentiate(quick(lambda *x: layer(*x)), inputs, inputs[0])
     for pair in zip((output, *gradients), (expected, *wanted), strict=True):
         assert_close(*pair)
 

@@ -14,7 +14,7 @@ from keras import ops
 
 from kattn import layers, masks
 from tests.checks import shake
-from tests.compute import assert_close, compiled, run
+from tests.compute import assert_close, quick, run
 from tests.decode_checks import in_pieces
 
 KINDS = {"Position", "InputPosition", "HeadPosition", "ScoreBias"}  # base classes
@@ -96,10 +96,8 @@ def reloaded(model, folder):
 
 
 def result(function, *args):
-    """The result as NumPy; on JAX it is compiled as a whole, as each operation alone would be."""
-    if keras.backend.backend() != "jax":
-        return run(function, *args)
-    return run(compiled(lambda *args: function(*args)), *args)  # a new function is compiled anew
+    """The result as NumPy."""
+    return run(quick(lambda *args: function(*args)), *args)  # a new function is compiled anew
 
 
 def assert_equal_weights(model, other):

@@ -12,7 +12,7 @@ from kattn.ops.gated_linear import (
     initial_gated_linear_state,
 )
 from tests import linear_oracle as oracle
-from tests.compute import assert_close, compiled, differentiate, run
+from tests.compute import assert_close, compiled, differentiate, quick, run
 
 B, T, N, K, D, DV = 3, 11, 4, 2, 3, 5
 FORMS = {
@@ -49,19 +49,18 @@ def expected(q, k, v, log_decay, keep=KEEP):
 
 
 @functools.cache
-def quick(function, **options):
-    """On JAX compiled: it compiles each operation by itself otherwise, which takes longer."""
-    function = functools.partial(function, **options)
-    return compiled(function) if keras.backend.backend() == "jax" else function
+def shared(function, **options):
+    """The function with these options, on JAX compiled once for all tests."""
+    return quick(functools.partial(function, **options))
 
 
 def attend(q, k, v, log_decay, *, mask=None, state=None, **options):
-    call = quick(gated_linear_attention, **options)
+    call = shared(gated_linear_attention, **options)
     return call(q, k, v, log_decay, mask=mask, state=state)
 
 
 def decode(q, k, v, log_decay, state, *, mask=None, **options):
-    return quick(decode_gated_linear_attention, **options)(q, k, v, log_decay, state, mask=mask)
+    return shared(decode_gated_linear_attention, **options)(q, k, v, log_decay, state, mask=mask)
 
 
 @pytest.mark.parametrize("decay", SHAPES)

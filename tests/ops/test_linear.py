@@ -14,7 +14,7 @@ from kattn.ops.linear import (
     linear_attention_weights,
 )
 from tests import linear_oracle as oracle
-from tests.compute import assert_close, compiled, differentiate, run
+from tests.compute import assert_close, compiled, differentiate, quick, run
 
 B, T, N, K, D, DV = 3, 11, 4, 2, 3, 5
 FORMS = {
@@ -41,19 +41,18 @@ def expected(q, k, v, keep=KEEP, causal=True):
 
 
 @functools.cache
-def quick(function, **options):
-    """On JAX compiled: it compiles each operation by itself otherwise, which takes longer."""
-    function = functools.partial(function, **options)
-    return compiled(function) if keras.backend.backend() == "jax" else function
+def shared(function, **options):
+    """The function with these options, on JAX compiled once for all tests."""
+    return quick(functools.partial(function, **options))
 
 
 def attend(q, k, v, *, mask=None, state=None, **options):
-    call = quick(linear_attention, feature_map=elu_plus_one, **options)
+    call = shared(linear_attention, feature_map=elu_plus_one, **options)
     return call(q, k, v, mask=mask, state=state)
 
 
 def decode(q, k, v, state, *, mask=None, **options):
-    return quick(decode_linear_attention, feature_map=elu_plus_one, **options)(
+    return shared(decode_linear_attention, feature_map=elu_plus_one, **options)(
         q, k, v, state, mask=mask
     )
 

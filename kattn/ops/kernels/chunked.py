@@ -22,7 +22,7 @@ from kattn.ops import masking
 from kattn.ops.kernels import block, dropout, tiled_biases, tiles
 from kattn.ops.kernels.tiled_biases import TiledBiases
 from kattn.ops.kernels.tiles import Tiles, from_blocks, to_blocks
-from kattn.ops.sizes import is_symbol, known_shape, stands_for_any
+from kattn.ops.sizes import is_symbol, stands_for_any
 
 # The share of blocks above which leaving out the rest saves nothing to speak of.
 MOST = 0.9
@@ -46,7 +46,7 @@ def unprofitable(call):
     if keys is not None and keys <= tiles.BLOCK:
         return f"S={keys} keys fit in one block of {tiles.BLOCK}"
     if _visited(call) > MOST:
-        sizes = (*known_shape(call.query)[:3], keys)
+        sizes = call.batch, call.queries, call.heads, keys
         scores = math.prod(1 if size is None else size for size in sizes)
         if backend.dense_pays(scores):
             return f"no block can be left out, and {scores} scores are faster made at once"

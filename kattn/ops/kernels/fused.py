@@ -19,7 +19,7 @@ def unsupported(call):
         return "query, key and value are of unlike dtypes"
     if not call.has_fixed_scale:
         return "the scale is a tensor, where it takes a number"
-    if call.is_half and call.bias is not None:
+    if call.bias is not None and call.is_half:
         return "it would round the bias to the half precision of the queries"
     return backend.fused_unsupported(call)
 

@@ -8,7 +8,7 @@ from kattn.ops.gated_linear import GatedLinearState
 from tests import checks, rotary_oracle
 from tests import linear_oracle as oracle
 from tests.checks import check_layer, ready, shake
-from tests.compute import assert_close, compiled, run
+from tests.compute import assert_close, quick, run
 
 KEEP = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)  # none, some, all padded
 FULL = {
@@ -53,11 +53,6 @@ def build(rng, **options):
     layer.build(x.shape)
     shake(layer)
     return layer, x
-
-
-def quick(function):
-    """On JAX compiled: it compiles each operation by itself otherwise, which takes longer."""
-    return compiled(function) if keras.backend.backend() == "jax" else function
 
 
 def weights_of(layer):

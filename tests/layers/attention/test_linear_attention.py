@@ -8,7 +8,7 @@ from kattn.ops.linear import LinearState
 from tests import linear_oracle as oracle
 from tests import rotary_oracle
 from tests.checks import check_layer, check_permutation, shake
-from tests.compute import assert_close, compiled, run
+from tests.compute import assert_close, quick, run
 
 KEEP = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)  # none, some, all padded
 FULL = {
@@ -66,11 +66,6 @@ def build(rng, **options):
     layer.build(x.shape)
     shake(layer)
     return layer, x
-
-
-def quick(function):
-    """On JAX compiled: it compiles each operation by itself otherwise, which takes longer."""
-    return compiled(function) if keras.backend.backend() == "jax" else function
 
 
 def weights_of(layer):

@@ -75,7 +75,7 @@ class TestDraws:
         assert_standard_normal(x.sum(-1) / np.sqrt(keys))
         assert_standard_normal(x.sum(-2) / np.sqrt(queries))
 
-    @pytest.mark.parametrize("lag", [1, 2, 16, 512])
+    @pytest.mark.parametrize("lag", [1, 2, 3, 8, 16, 512])
     def test_no_serial_correlation_along_rows_and_columns(self, rate, lag):
         x = standardized(3, rate)
         assert abs(correlation(x[..., lag:], x[..., :-lag])) < 5.0
@@ -103,7 +103,7 @@ class TestDraws:
             # Nor are they the same a few steps apart.
             assert abs(correlation(a[..., 1:, :], b[..., :-1, :])) < 5.0
 
-    @pytest.mark.parametrize("other", [4, 1000])
+    @pytest.mark.parametrize("other", [2, 4, 5, 1000])
     def test_seeds_are_independent(self, rate, other):
         assert abs(correlation(standardized(3, rate), standardized(other, rate))) < 5.0
 
@@ -195,8 +195,12 @@ def test_gradients_drop_what_the_output_dropped(kernel):
     assert_close(gradients[2], dv.reshape(2, S, 2, 2, S).sum(3), 1e-4)
 
 
-def test_compiled():
-    options = {"mask": WINDOW, "dropout_rate": 0.25, "seed": 6, "implementation": "chunked"}
+# TorchDynamo takes half a minute for each.
+@pytest.mark.parametrize(
+    "kernel", ["chunked"] if keras.backend.backend() == "torch" else ["dense", "chunked", "banded"]
+)
+def test_compiled(kernel):
+    options = {"mask": WINDOW, "dropout_rate": 0.25, "seed": 6, "implementation": kernel}
     tensors = [keras.ops.convert_to_tensor(x) for x in inputs()]
     function = compiled(lambda *x: attention(*x, **options))
     assert_close(run(function, *tensors), run(attention, *tensors, **options))
