@@ -24,7 +24,7 @@ from keras.src.backend import get_keras_mask, set_keras_mask
 
 import kattn
 from kattn.layers import HeadPosition, InputPosition, Position
-from tests.compute import assert_close, compiled, run
+from tests.compute import assert_close, compiled, quick, result, run
 from tests.decode_checks import check_decodes
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -93,13 +93,13 @@ def check_config(make, inputs):
         if name == "self" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         assert name in config, f"get_config() of {type(layer).__name__} lacks {name!r}"
-    expected = run(layer, *inputs)
+    expected = result(layer, *inputs)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert type(again) is type(layer)
     assert plain(again.get_config()) == plain(config), "the config does not survive a round trip"
-    run(again, *inputs)
+    build(again, inputs)
     again.set_weights(layer.get_weights())
-    assert_close(run(again, *inputs), expected)
+    assert_close(result(again, *inputs), expected)
 
 
 def check_sublayers(make, inputs):
@@ -117,14 +117,14 @@ def check_sublayers(make, inputs):
 def check_precision(make, inputs):
     """Under half-precision policies the output is half, finite, and near that of float32."""
     reference = ready(make, inputs)
-    expected = run(reference, *inputs)
+    expected = result(reference, *inputs)
     for policy, dtype, tolerance in (
         ("mixed_float16", "float16", 1e-2),
         ("mixed_bfloat16", "bfloat16", 6e-2),
     ):
         layer = ready(make, inputs, dtype=policy)
         layer.set_weights(reference.get_weights())
-        output = layer(*inputs)
+        output = quick(layer)(*inputs)
         assert keras.backend.standardize_dtype(output.dtype) == dtype, f"{policy}: {output.dtype}"
         weights = {keras.backend.standardize_dtype(w.dtype) for w in layer.trainable_weights}
         assert weights <= {"float32"}, f"{policy}: weights of {weights}"
@@ -137,7 +137,8 @@ def check_training(make, inputs):
     model = functional(layer, inputs)
     shake(layer)
     # Every position has a target of its own, so that no gradient is 0 by symmetry.
-    target = np.random.default_rng(0).normal(size=run(layer, *inputs).shape).astype("float32")
+    shape = (len(inputs[0]), *model.output_shape[1:])
+    target = np.random.default_rng(0).normal(size=shape).astype("float32")
     before = [np.copy(w) for w in layer.get_weights()]
     model.compile(keras.optimizers.SGD(0.1), "mse")
     history = model.fit(inputs, target, batch_size=len(target), verbose=0)
@@ -149,7 +150,10 @@ def check_training(make, inputs):
 
 
 def check_compiled(make, inputs):
-    """XLA (torch: TorchDynamo and AOTAutograd) computes what the layer computes without."""
+    """XLA (torch: TorchDynamo and AOTAutograd) computes what the layer computes without.
+
+    It is the one check that runs the layer operation by operation on JAX: see `quick`.
+    """
     layer = ready(make, inputs)
     expected = run(layer, *inputs)
     tensors = [ops.convert_to_tensor(x) for x in inputs]
@@ -172,9 +176,12 @@ def check_saving(make, inputs):
 def check_dropout(make, inputs):
     """Dropout acts in training, only there, and differs from call to call."""
     layer = ready(make, inputs)
-    calm = run(layer, *inputs, training=False)
-    np.testing.assert_array_equal(run(layer, *inputs), calm)
-    first, second = (run(layer, *inputs, training=True) for _ in range(2))
+    calm = result(lambda *x: layer(*x, training=False), *inputs)
+    np.testing.assert_array_equal(result(layer, *inputs), calm)
+    weights, states = layer.trainable_variables, layer.non_trainable_variables
+    train = quick(lambda states, *x: layer.stateless_call(weights, states, *x, training=True))
+    first, states = run(train, [state.value for state in states], *inputs)
+    second, _ = run(train, states, *inputs)
     assert np.abs(first - calm).max() > 0, "dropout is not applied in training"
     assert np.abs(first - second).max() > 0, "dropout repeats itself"
 
@@ -187,7 +194,7 @@ def check_unknown_sizes(make, inputs):
     shake(layer)
     for batch, steps in ((len(inputs[0]), None), (1, -1)):
         some = [x[:batch, :steps] for x in inputs]
-        assert_close(model.predict(some, verbose=0), run(layer, *some))
+        assert_close(model.predict(some, verbose=0), result(layer, *some))
 
 
 def check_masks(make, inputs):
@@ -195,8 +202,8 @@ def check_masks(make, inputs):
     layer = ready(make, inputs)
     keep = some_padding(inputs[0])
     tensor = ops.convert_to_tensor(inputs[0])
-    explicit = run(layer, tensor, *inputs[1:], mask=ops.convert_to_tensor(keep))
-    assert np.abs(explicit - run(layer, *inputs)).max() > 0, "the mask has no effect"
+    explicit = result(layer, tensor, *inputs[1:], mask=ops.convert_to_tensor(keep))
+    assert np.abs(explicit - result(layer, *inputs)).max() > 0, "the mask has no effect"
 
     values = inputs[0] + (inputs[0] == 0)  # Masking looks for zeros
     values[~keep] = 0.0
@@ -207,7 +214,7 @@ def check_masks(make, inputs):
     assert getattr(output, "_keras_mask", None) is not None, "the output has no mask"
     model = keras.Model(nodes, output)
     implicit = model.predict([values, *inputs[1:]], verbose=0)
-    wanted = run(layer, values, *inputs[1:], mask=ops.convert_to_tensor(keep))
+    wanted = result(layer, values, *inputs[1:], mask=ops.convert_to_tensor(keep))
     assert_close(implicit[keep], wanted[keep])
 
     other = np.ones_like(keep)
@@ -215,7 +222,7 @@ def check_masks(make, inputs):
     mask_node = keras.Input(keep.shape[1:], dtype="bool")
     both = keras.Model([*nodes, mask_node], layer(masked, *nodes[1:], mask=mask_node))
     found = both.predict([values, *inputs[1:], other], verbose=0)
-    wanted = run(layer, values, *inputs[1:], mask=ops.convert_to_tensor(keep & other))
+    wanted = result(layer, values, *inputs[1:], mask=ops.convert_to_tensor(keep & other))
     assert_close(found, wanted)
     found = both.predict([values, *inputs[1:], np.ones_like(keep)], verbose=0)
     assert_close(found[keep], implicit[keep])
@@ -224,49 +231,51 @@ def check_masks(make, inputs):
 def check_ways_in(make, inputs):
     """An implicit mask means an explicit one in every way into the layer, and for every input."""
     layer = ready(make, inputs)
-    explicit, implicit = masked_inputs(layer, inputs)
-    plain = [ops.convert_to_tensor(x) for x in inputs]
+    masks = [ops.convert_to_tensor(some_padding(x)) for x in inputs]
     names = mask_names(layer, inputs)
     ways = {"call": layer, "attention_weights": getattr(layer, "attention_weights", None)}
     for way, function in ways.items():
         if function is None:
             continue
-        free = run(function, *plain)
-        for i, name in enumerate(names):
-            mixed = [implicit[j] if j == i else x for j, x in enumerate(plain)]
-            wanted = run(function, *plain, **{name: explicit[i]})
+        free = result(function, *inputs)
+        for i, (name, mask) in enumerate(zip(names, masks, strict=True)):
+            wanted = result(function, *inputs, **{name: mask})
             assert np.abs(wanted - free).max() > 0, f"{name} has no effect in {way}"
-            assert_close(run(function, *mixed), wanted)
-            everything = ops.ones(explicit[i].shape, "bool")
-            assert_close(run(function, *mixed, **{name: everything}), wanted)
+            implicit = with_mask(function, mask, i)
+            assert_close(result(implicit, *inputs), wanted)
+            everything = ops.ones(mask.shape, "bool")
+            assert_close(result(implicit, *inputs, **{name: everything}), wanted)
     if uses_positions(layer):  # a second tensor, with which Keras hands on no mask
-        positions = ops.arange(inputs[0].shape[1], dtype="int32")
-        wanted = run(layer, *plain, positions=positions, **{names[0]: explicit[0]})
-        assert_close(run(layer, implicit[0], *plain[1:], positions=positions), wanted)
-    _check_output_mask(layer, plain, implicit, explicit, names[0])
+        options = {"positions": ops.arange(inputs[0].shape[1], dtype="int32")}
+        wanted = result(layer, *inputs, **options, **{names[0]: masks[0]})
+        assert_close(result(with_mask(layer, masks[0]), *inputs, **options), wanted)
+    _check_output_mask(layer, inputs, masks[0], names[0])
 
 
-def _check_output_mask(layer, plain, implicit, explicit, name):
+def _check_output_mask(layer, inputs, mask, name):
     """Padding of the first input is padding of the output, whatever else is given."""
-    keep = run(ops.copy, explicit[0])
+    keep = run(ops.copy, mask)
     other = np.ones_like(keep)
     other[0, 0] = False
-    steps = keep.shape[1]
-    assert_output_mask(layer(implicit[0], *plain[1:]), keep)
-    assert_output_mask(layer(*plain, **{name: explicit[0]}), keep)
-    both = layer(implicit[0], *plain[1:], **{name: ops.convert_to_tensor(other)})
-    assert_output_mask(both, keep & other)
-    if len(plain) == 1 and hasattr(layer, "softcap"):  # which takes masks of query by key
-        square = ops.ones((len(keep), steps, steps), "bool")
-        assert_output_mask(layer(implicit[0], **{name: square}), keep)
-        assert_output_mask(layer(implicit[0], **{name: kattn.masks.Causal()}), keep)
+    implicit = with_mask(layer, mask)
+    assert_output_mask(implicit, inputs, keep)
+    assert_output_mask(layer, inputs, keep, **{name: mask})
+    assert_output_mask(implicit, inputs, keep & other, **{name: ops.convert_to_tensor(other)})
+    if len(inputs) == 1 and hasattr(layer, "softcap"):  # which takes masks of query by key
+        square = ops.ones((*keep.shape, keep.shape[1]), "bool")
+        assert_output_mask(implicit, inputs, keep, **{name: square})
+        assert_output_mask(implicit, inputs, keep, **{name: kattn.masks.Causal()})
 
 
-def assert_output_mask(output, expected):
-    """The mask that Keras keeps for an output is this one."""
-    mask = get_keras_mask(output)
-    assert mask is not None, "the output has no mask"
-    np.testing.assert_array_equal(run(ops.copy, mask), expected)
+def assert_output_mask(function, inputs, expected, **options):
+    """The mask that Keras keeps for the output is this one."""
+
+    def output_mask(*tensors):
+        mask = get_keras_mask(function(*tensors, **options))
+        assert mask is not None, "the output has no mask"
+        return mask
+
+    np.testing.assert_array_equal(result(output_mask, *inputs), expected)
 
 
 def mask_names(layer, inputs):
@@ -276,18 +285,15 @@ def mask_names(layer, inputs):
     return [first, *(f"{name}_mask" for name in parameters[1 : len(inputs)])]
 
 
-def masked_inputs(layer, inputs):
-    """A mask for each input, and the inputs with that mask kept by Keras."""
-    masks = [ops.convert_to_tensor(some_padding(x)) for x in inputs]
-    tensors = [ops.convert_to_tensor(x) for x in inputs]
-    pairs = zip(tensors, masks, strict=True)
-    return masks, [keep_mask(ops.copy(x), mask) for x, mask in pairs]
+def with_mask(function, mask, index=0):
+    """The function, for an argument of which Keras keeps a mask."""
 
+    def call(*arrays, **options):
+        tensors = [ops.copy(ops.convert_to_tensor(x)) for x in arrays]
+        set_keras_mask(tensors[index], mask)
+        return function(*tensors, **options)
 
-def keep_mask(x, mask):
-    """The tensor, for which Keras keeps a mask."""
-    set_keras_mask(x, mask)
-    return x
+    return call
 
 
 def uses_positions(layer):
@@ -305,22 +311,22 @@ def check_padding(make, inputs):
     """What stands at padding steps, and how many there are, changes nothing."""
     layer = ready(make, inputs)
     x, keep = inputs[0], np.ones(inputs[0].shape[:2], bool)
-    expected = run(layer, *inputs)
+    expected = result(layer, *inputs)
     for fill in (0.0, 100.0):
         longer = np.concatenate([x, np.full_like(x[:, :2], fill)], axis=1)
         mask = np.concatenate([keep, np.zeros_like(keep[:, :2])], axis=1)
-        found = run(layer, longer, *inputs[1:], mask=ops.convert_to_tensor(mask))
+        found = result(layer, longer, *inputs[1:], mask=ops.convert_to_tensor(mask))
         assert_close(found[:, : x.shape[1]], expected)
 
 
 def check_future(make, inputs):
     """A step changes no earlier output, and its own."""
     layer = ready(make, inputs)
-    before, x = run(layer, *inputs), inputs[0]
+    before, x = result(layer, *inputs), inputs[0]
     for step in range(x.shape[1]):
         moved = x.copy()
         moved[:, step] += 1.0
-        after = run(layer, moved, *inputs[1:])
+        after = result(layer, moved, *inputs[1:])
         assert_close(after[:, :step], before[:, :step])
         assert np.abs(after[:, step] - before[:, step]).max() > 1e-4, f"step {step} is not seen"
 
@@ -328,11 +334,11 @@ def check_future(make, inputs):
 def check_window(make, inputs, window):
     """A step changes outputs less than `window` steps away only, and that of the farthest."""
     layer = ready(make, inputs)
-    before, x = run(layer, *inputs), inputs[0]
+    before, x = result(layer, *inputs), inputs[0]
     for step in range(x.shape[1]):
         moved = x.copy()
         moved[:, step] += 1.0
-        changed = np.abs(run(layer, moved, *inputs[1:]) - before).max(axis=(0, 2)) > 1e-5
+        changed = np.abs(result(layer, moved, *inputs[1:]) - before).max(axis=(0, 2)) > 1e-5
         distance = np.arange(x.shape[1]) - step
         assert not changed[np.abs(distance) >= window].any(), f"step {step} is seen too far"
         assert changed[distance == window - 1].all(), f"step {step} is not seen far enough"
@@ -342,8 +348,8 @@ def check_permutation(make, inputs):
     """Permuted steps give permuted outputs."""
     layer = ready(make, inputs)
     order = np.random.default_rng(2).permutation(inputs[0].shape[1])
-    found = run(layer, inputs[0][:, order], *inputs[1:])
-    assert_close(found, run(layer, *inputs)[:, order])
+    found = result(layer, inputs[0][:, order], *inputs[1:])
+    assert_close(found, result(layer, *inputs)[:, order])
 
 
 def check_fixture(make, name):
@@ -392,13 +398,18 @@ def ready(make, inputs, **options):
     return layer
 
 
+def build(layer, inputs):
+    """Builds the layer for such inputs, without a computation."""
+    layer(*(keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype)) for x in inputs))
+
+
 def shake(layer, inputs=()):
     """Moves every weight off its initial value: zeros and ones hide faults.
 
-    A layer that is not built is called with `inputs` first.
+    A layer that is not built is built for `inputs` first.
     """
     if not layer.built:
-        layer(*inputs)
+        build(layer, inputs)
     rng = np.random.default_rng(9)
     for weight in layer.trainable_weights:
         weight.assign_add(0.3 * rng.normal(size=weight.shape))

@@ -109,8 +109,17 @@ def compiled(function):
 
 
 def quick(function):
-    """The function; compiled on JAX, which else compiles each of its operations, for longer."""
+    """The function; compiled on JAX, which else compiles each of its operations, for longer.
+
+    The weights of a layer are constants of the compiled function: change them before its first
+    call. It may not change variables, as dropout does.
+    """
     return compiled(function) if keras.backend.backend() == "jax" else function
+
+
+def result(function, *args, **kwargs):
+    """The result of the quick function as NumPy."""
+    return run(quick(function), *args, **kwargs)
 
 
 def assert_close(actual, expected, tolerance=1e-5):
