@@ -2,7 +2,7 @@
 
 A default run tries some cases of each property, the same ones every time. `KATTN_EXAMPLES=5000`
 tries as many of each, others every time. JAX compiles each case, which takes nearly all of its
-time, so that by default it gets fewer of them.
+time, and TensorFlow is slower than PyTorch, so that by default they get fewer of them.
 """
 
 import os
@@ -23,12 +23,12 @@ from tests.compute import assert_close, run
 
 BACKEND = keras.backend.backend()
 EXAMPLES = os.environ.get("KATTN_EXAMPLES")
-IS_SHORT = BACKEND == "jax" and EXAMPLES is None
+LESS = {"jax": 5, "tensorflow": 2}  # how many times fewer cases a backend gets by default
 
 
 def examples(count):
     return settings(
-        max_examples=int(EXAMPLES or (count // 5 if IS_SHORT else count)),
+        max_examples=int(EXAMPLES or count // LESS.get(BACKEND, 1)),
         derandomize=EXAMPLES is None,
         database=None,
         deadline=None,
@@ -564,7 +564,7 @@ class Decoding:
 
 
 @st.composite
-def decodings(draw, room, rule, most=4 if IS_SHORT else 7):
+def decodings(draw, room, rule, most=4 if BACKEND == "jax" else 7):
     """`room` real steps at most, in `most` pieces at most, under `rule`."""
     lengths, real = draw(pieces(room, most))
     sizes = B, HEADS, POSITIONS, POSITIONS
