@@ -62,7 +62,6 @@ def test_many_frequencies_cost_no_more_python(rng):
         sys.setprofile(None)
         calls.append(seen.count("call"))
     few, many = calls
-    assert 0 < few
     assert many < few + 60  # less than one for each
 
 
