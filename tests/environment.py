@@ -3,8 +3,9 @@
     python tests/environment.py NAME FOLDER
 
 Installs the backend that environment NAME needs: its GPU build where an NVIDIA GPU is present, its
-CPU build where none is; and KerasHub, whose blocks are tried with kattn's drop-in. FOLDER becomes a copy of `tests`, `recipes` and the README without `kattn`,
-so that what the tests import is the installed wheel.
+CPU build where none is. A backend's environment also gets KerasHub, whose blocks are tried with
+kattn's drop-in. FOLDER becomes a copy of `tests`, `recipes` and the README without `kattn`, so that
+what the tests import is the installed wheel.
 """
 
 import json
