@@ -198,8 +198,8 @@ class MultiHeadAttention(KerasNames, MaskObjectLayer):
         self._query_dense = project("query", query_shape, (heads, key_size))
         self._key_dense = project("key", key_shape, (key_heads, key_size))
         if self.use_gate:
-            sizes = heads, value_size
-            self._gate_dense = project("gate", query_shape, sizes, activation="sigmoid")
+            of_gate = heads, value_size
+            self._gate_dense = project("gate", query_shape, of_gate, activation="sigmoid")
         self._value_dense = project("value", value_shape, (key_heads, value_size))
         mixed_shape = (*query_shape[:-1], heads, value_size)
         sizes = self._output_shape or (query_shape[-1],)
