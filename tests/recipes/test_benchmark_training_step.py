@@ -9,6 +9,7 @@ import pytest
 from kattn.ops import recomputation
 from recipes.benchmarks import training_step
 from recipes.benchmarks.training_step import LAYERS, Case, Settings
+from tests.compute import run
 
 
 def test_cases():
@@ -52,7 +53,7 @@ def test_both_sides_are_the_same_model(layer):
     if layer == "MultiHeadAttention":
         ours.set_weights(theirs.get_weights())
         x = np.random.default_rng(0).normal(size=(2, *case.sizes)).astype("float32")
-        np.testing.assert_allclose(ours(x), theirs(x), atol=1e-5)
+        np.testing.assert_allclose(run(ours, x), run(theirs, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -75,10 +76,10 @@ def test_rematerialised_side(monkeypatch):
         training_step.build(training_step.sides(case)[side], case) for side in ("peer", "kattn")
     )
     x = np.random.default_rng(0).normal(size=(1, *case.sizes)).astype("float32")
-    expected = plain(x)
+    expected = run(plain, x)
     assert not calls
     again.set_weights(plain.get_weights())
-    np.testing.assert_allclose(again(x), expected, atol=1e-5)
+    np.testing.assert_allclose(run(again, x), expected, atol=1e-5)
     assert len(calls) >= training_step.BLOCKS
 
 
