@@ -3,8 +3,9 @@
     python tests/environment.py NAME FOLDER
 
 Installs the backend that environment NAME needs: its GPU build where an NVIDIA GPU is present, its
-CPU build where none is. FOLDER becomes a copy of `tests`, `recipes` and the README without `kattn`,
-so that what the tests import is the installed wheel.
+CPU build where none is. A backend's environment also gets KerasHub, whose blocks are tried with
+kattn's drop-in. FOLDER becomes a copy of `tests`, `recipes` and the README without `kattn`, so that
+what the tests import is the installed wheel.
 """
 
 import json
@@ -18,6 +19,7 @@ import sys
 CPU = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch==2.13.0"}
 GPU = {"tensorflow": "tensorflow[and-cuda]", "jax": "jax[cuda13]", "torch": "torch"}
 BACKEND = {"recipes": "tensorflow"}
+KERAS_HUB = "keras-hub==0.32.0"
 
 
 def has_gpu():
@@ -44,6 +46,12 @@ def install(requirement, *, cuda):
                 "set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and run tox again."
             )
     subprocess.run([*pip, requirement], check=True)
+
+
+def install_keras_hub():
+    """Without what it depends on, or TensorFlow would come with it beside every backend."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, KERAS_HUB], check=True)
 
 
 def check_gpu(backend):
@@ -73,6 +81,8 @@ def main(name, folder):
     install((GPU if cuda else CPU)[backend], cuda=cuda)
     if cuda:
         check_gpu(backend)
+    if name in CPU:  # no recipe needs it
+        install_keras_hub()
     copy_suite(pathlib.Path(__file__).resolve().parents[1], pathlib.Path(folder))
     print(f"{name}: {backend} on {'CPU and GPU' if cuda else 'CPU: no NVIDIA GPU here'}")
 

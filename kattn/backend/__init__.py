@@ -13,6 +13,7 @@
     put_at(x, i, value)           x with x[i] = value; x may be changed in place
     put_step(x, slot, value)      x `(B, K, L, D)` with x[b, :, slot[b]] = value[b]; likewise
     overwrite(x, y)               y; in place of x where that can be
+    constant(numbers, like)       Python numbers as float32, on the device of `like`
     concrete(x)                   x as NumPy where that costs nothing, or None
     is_made_up(x)                 whether x only stands for shapes that Keras infers
     custom_gradient(f, g)         f with the gradient g
@@ -72,6 +73,7 @@ add_at = _framework.add_at
 put_at = _framework.put_at
 put_step = _framework.put_step
 overwrite = _framework.overwrite
+constant = _framework.constant
 concrete = _framework.concrete
 is_made_up = _framework.is_made_up
 custom_gradient = _framework.custom_gradient

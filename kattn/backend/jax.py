@@ -84,6 +84,11 @@ def overwrite(x, y):
     return y
 
 
+def constant(numbers, like):
+    """Python numbers as float32."""
+    return jnp.asarray(np.asarray(numbers, "float32"))
+
+
 def concrete(x):
     """X as NumPy, or None where it is traced or lies on an accelerator."""
     if isinstance(x, jax.core.Tracer) or any(d.platform != "cpu" for d in x.devices()):

@@ -86,6 +86,11 @@ def overwrite(x, y):
     return y
 
 
+def constant(numbers, like):
+    """Python numbers as float32."""
+    return tf.constant(numbers, "float32")
+
+
 def concrete(x):
     """X as NumPy, or None where it is traced or lies on an accelerator."""
     x = tf.convert_to_tensor(x)

@@ -81,6 +81,11 @@ def overwrite(x, y):
     return y if _is_recorded(x, y) else x.copy_(y)
 
 
+def constant(numbers, like):
+    """Python numbers as float32. Keras would look into each for a symbolic tensor, in Python."""
+    return torch.tensor(numbers, dtype=torch.float32, device=getattr(like, "device", None))
+
+
 def concrete(x):
     """X as NumPy, or None where it is traced or lies on an accelerator."""
     return None if torch.compiler.is_compiling() or not x.is_cpu else x.numpy()

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from keras import ops
 
+from kattn import backend
 from kattn.arguments import check_integers, error, is_integer
 from kattn.grid import Grid
 from kattn.ops.sizes import known_shape, stands_for_any
@@ -114,7 +115,7 @@ def angles(positions, turns):
     Returns:
         Angles in radians, float32, with a last axis of size F behind those of `positions`.
     """
-    of_stride, of_step = (ops.convert_to_tensor(numbers, dtype="float32") for numbers in turns)
+    of_stride, of_step = (backend.constant(numbers, positions) for numbers in turns)
     positions = ops.expand_dims(positions, -1)
     # Rounded to the nearest: the rest of a small negative position must be small, too.
     strides = ops.round(positions / STRIDE)

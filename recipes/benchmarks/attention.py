@@ -11,13 +11,10 @@ Run     python -m recipes.benchmarks.attention --backend jax
 """
 
 import dataclasses
+import functools
 import json
 import os
 import re
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +23,7 @@ import numpy as np
 import tyro
 
 from recipes import harness
+from recipes.benchmarks import memory, records, turns
 
 WIDTH, HEADS = 512, 8
 MASKS = ("plain", "causal", "window 256", "padded", "dropout 0.1")
@@ -201,33 +199,18 @@ def _compile_torch(layer: Any, call: Callable, x: np.ndarray, *, backward: bool)
     return run
 
 
-def resident(what: str) -> int:
-    """VmRSS or VmHWM of this process in bytes, on Linux."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{what}:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
-
-
 def extra_memory(side: str, case: Case, backend: str) -> float:
     """MiB that one run needs beyond what stood there before it."""
     run = compile_side(side, case, backend)
     if backend == "torch":  # eager: weights are made by the first call; make it a short one
         compile_side(side, dataclasses.replace(case, steps=16), backend)()
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest size so far
-    run()
-    return (resident("VmHWM") - before) / 2**20
+    return memory.extra(run)
 
 
 def extra_memory_elsewhere(side: str, case: Case, backend: str) -> float:
     """`extra_memory` in a process of its own."""
-    measure = json.dumps([side, dataclasses.asdict(case)])
-    command = [sys.executable, "-m", "recipes.benchmarks.attention", "--backend", backend]
-    # glibc gives large blocks back at once when told so, and else keeps some for later.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    found = subprocess.run(
-        [*command, "--measure", measure], stdout=subprocess.PIPE, check=True, env=environment
-    )
-    return float(found.stdout.split()[-1])
+    module = "recipes.benchmarks.attention"
+    return memory.elsewhere(module, backend, side, dataclasses.asdict(case))
 
 
 def measure_times(case: Case, settings: Settings, backend: str) -> dict[str, Any]:
@@ -235,19 +218,8 @@ def measure_times(case: Case, settings: Settings, backend: str) -> dict[str, Any
     runs = {side: compile_side(side, case, backend) for side in ("kattn", case.peer)}
     for run in runs.values():
         run()
-    times: dict[str, list[float]] = {side: [] for side in runs}
-    for _ in range(settings.turns):
-        for side, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[side].append(1e3 * (time.perf_counter() - start))
-    ours, theirs = times.values()
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return {
-        "kattn_ms": round(statistics.median(ours), 2),
-        "peer_ms": round(statistics.median(theirs), 2),
-        "ratio": round(statistics.median(ratios), 3),
-    }
+    sides = {side: functools.partial(turns.milliseconds, run) for side, run in runs.items()}
+    return turns.compared(*turns.in_turns(sides, settings.turns).values())
 
 
 def measure(case: Case, settings: Settings, backend: str) -> dict[str, Any]:
@@ -257,7 +229,7 @@ def measure(case: Case, settings: Settings, backend: str) -> dict[str, Any]:
     if case.peer != "none":
         record |= measure_times(case, settings, backend)
     record |= {"kattn_mib": None, "peer_mib": None}
-    if settings.memory and Path("/proc/self/clear_refs").exists():
+    if settings.memory and memory.is_measurable():
         record["kattn_mib"] = round(extra_memory_elsewhere("kattn", case, backend))
         if case.peer != "none":
             record["peer_mib"] = round(extra_memory_elsewhere(case.peer, case, backend))
@@ -273,22 +245,14 @@ def main() -> None:
         side, fields = json.loads(settings.measure)
         print(extra_memory(side, Case(**fields), backend))
         return
-    records = []
-    print(harness.machine(), flush=True)
+    found = []
     columns = ("case", "peer", "kattn_ms", "peer_ms", "ratio", "kattn_mib", "peer_mib")
-    print(*columns, sep=" | ", flush=True)
+    records.print_head(columns)
     for case in cases(settings, backend):
-        records.append(measure(case, settings, backend))
-        print(*(records[-1][column] for column in columns), sep=" | ", flush=True)
+        found.append(measure(case, settings, backend))
+        records.print_row(found[-1], columns)
     if settings.json:
-        found = {
-            "machine": harness.machine(),
-            "versions": harness.versions("kattn", "keras", "numpy", backend, "x-transformers"),
-            "records": records,
-        }
-        partial = settings.json.with_suffix(".partial")
-        partial.write_text(json.dumps(found, indent=1))
-        partial.replace(settings.json)
+        records.write(settings.json, found, backend, "x-transformers")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ Run     python -m recipes.benchmarks.callbacks --backend jax
 
 import dataclasses
 import functools
-import json
 import re
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +25,7 @@ import numpy as np
 import tyro
 
 from recipes import harness
-from recipes.benchmarks.linear import write
+from recipes.benchmarks import records, turns
 
 MODELS = {"small": "6 weights, batch 32", "large": "300 weights, batch 8"}
 BLOCKS, WIDTH, STEPS, BATCH = 25, 64, 64, 8
@@ -151,20 +149,14 @@ def measure(
     else:
         side = timed(build(size), size, settings.steps, callbacks()[name])
     runs = {"kattn": side, "peer": peer}
-    times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
-    for _ in range(settings.turns):
-        for which, run in runs.items():
-            times[which].append(run())
-    pairs = zip(times["kattn"], times["peer"], strict=True)
+    times = turns.in_turns(runs, settings.turns)
     return {
         "backend": backend,
         "case": f"{size}: {MODELS[size]}, {name}",
         "peer": "no callback",
-        "kattn_ms": round(statistics.median(times["kattn"]), 3),
-        "peer_ms": round(statistics.median(times["peer"]), 3),
-        "ratio": round(statistics.median(a / b for a, b in pairs), 3),
+        **turns.compared(*times.values(), digits=3),
         "kattn_mib": None,
         "peer_mib": None,
     }
@@ -174,19 +166,18 @@ def main() -> None:
     """See the head of this file."""
     settings = tyro.cli(Settings, description=__doc__)
     backend = harness.choose_backend(settings.backend)
-    print(json.dumps(harness.machine()), flush=True)
     columns = ("case", "kattn_ms", "peer_ms", "ratio")
-    print(*columns, sep=" | ", flush=True)
-    records = []
+    records.print_head(columns)
+    found = []
     for size in MODELS:
         peer = timed(build(size), size, settings.steps, list)
         for name in ("Keras's global_clipnorm", *callbacks()):
             if re.search(settings.only, f"{size}: {MODELS[size]}, {name}"):
                 record = measure(size, name, peer, settings, backend)
-                records.append(record)
-                print(*(record[column] for column in columns), sep=" | ", flush=True)
+                found.append(record)
+                records.print_row(record, columns)
     if settings.json:
-        write(settings.json, records, backend)
+        records.write(settings.json, found, backend)
 
 
 if __name__ == "__main__":

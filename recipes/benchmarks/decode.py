@@ -22,12 +22,7 @@ Run     python -m recipes.benchmarks.decode --backend jax
 import dataclasses
 import functools
 import json
-import os
 import re
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,7 +31,7 @@ import numpy as np
 import tyro
 
 from recipes import harness
-from recipes.benchmarks.attention import resident
+from recipes.benchmarks import memory, records, turns
 
 WIDTH, HEADS, WINDOW = 512, 8, 256
 TOKENS = 32  # decoded by one run
@@ -235,6 +230,11 @@ class Decoder:
         keras.ops.convert_to_numpy(outputs[-1])  # which waits for it
         return outputs
 
+    def milliseconds(self) -> float:
+        """For one token."""
+        state = self.start()
+        return turns.milliseconds(lambda: self.run(state)) / len(self.inputs)
+
     def outputs(self) -> dict[int, np.ndarray]:
         """Outputs in NumPy by their positions."""
         import keras
@@ -316,23 +316,9 @@ def measure_times(case: Case, settings: Settings, backend: str) -> dict[str, Any
     problem = Problem(case)
     sides = {name: make(name, case, problem, backend) for name in ("kattn", case.peer)}
     check_equal(case, *(side.outputs() for side in sides.values()))
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    begin = time.perf_counter()
-    for turn in range(settings.turns):
-        if turn >= FEWEST_TURNS and time.perf_counter() - begin > SECONDS:
-            break
-        for name, side in sides.items():
-            state = side.start()
-            start = time.perf_counter()
-            side.run(state)
-            times[name].append(1e3 * (time.perf_counter() - start) / len(side.inputs))
-    ours, theirs = times.values()
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return {
-        "kattn_ms": round(statistics.median(ours), 4),
-        "peer_ms": round(statistics.median(theirs), 4),
-        "ratio": round(statistics.median(ratios), 4),
-    }
+    per_token = {name: side.milliseconds for name, side in sides.items()}
+    times = turns.in_turns(per_token, settings.turns, fewest=FEWEST_TURNS, seconds=SECONDS)
+    return turns.compared(*times.values(), digits=4)
 
 
 def extra_memory(name: str, case: Case, backend: str) -> float:
@@ -340,23 +326,14 @@ def extra_memory(name: str, case: Case, backend: str) -> float:
     short = dataclasses.replace(case, steps=TOKENS + 1, batch=1)
     make(name, short, Problem(short), backend).outputs()  # what a first call alone allocates
     decoder = make(name, case, Problem(case), backend)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest size so far
-    decoder.run(decoder.start())
-    return (resident("VmHWM") - before) / 2**20
+    return memory.extra(lambda: decoder.run(decoder.start()))
 
 
 @functools.cache
 def extra_memory_elsewhere(name: str, case: Case, backend: str) -> float:
     """`extra_memory` in a process of its own, measured once for each side and case."""
-    measure = json.dumps([name, dataclasses.asdict(case)])
-    command = [sys.executable, "-m", "recipes.benchmarks.decode", "--backend", backend]
-    # glibc gives large blocks back at once when told so, and else keeps some for later.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    found = subprocess.run(
-        [*command, "--measure", measure], stdout=subprocess.PIPE, check=True, env=environment
-    )
-    return float(found.stdout.split()[-1])
+    module = "recipes.benchmarks.decode"
+    return memory.elsewhere(module, backend, name, dataclasses.asdict(case))
 
 
 def measure(case: Case, settings: Settings, backend: str) -> dict[str, Any]:
@@ -365,7 +342,7 @@ def measure(case: Case, settings: Settings, backend: str) -> dict[str, Any]:
     record |= measure_times(case, settings, backend)
     record |= {"kattn_mib": None, "peer_mib": None}
     is_longest = case.steps == max(settings.steps)
-    if settings.memory and is_longest and Path("/proc/self/clear_refs").exists():
+    if settings.memory and is_longest and memory.is_measurable():
         ours = dataclasses.replace(case, peer="")  # the same beside any peer
         record["kattn_mib"] = round(extra_memory_elsewhere("kattn", ours, backend))
         record["peer_mib"] = round(extra_memory_elsewhere(case.peer, case, backend))
@@ -380,22 +357,14 @@ def main() -> None:
         name, fields = json.loads(settings.measure)
         print(extra_memory(name, Case(**fields), backend))
         return
-    records = []
-    print(harness.machine(), flush=True)
+    found = []
     columns = ("case", "peer", "kattn_ms", "peer_ms", "ratio", "kattn_mib", "peer_mib")
-    print(*columns, sep=" | ", flush=True)
+    records.print_head(columns)
     for case in cases(settings):
-        records.append(measure(case, settings, backend))
-        print(*(records[-1][column] for column in columns), sep=" | ", flush=True)
+        found.append(measure(case, settings, backend))
+        records.print_row(found[-1], columns)
     if settings.json:
-        found = {
-            "machine": harness.machine(),
-            "versions": harness.versions("kattn", "keras", "numpy", backend, "keras-hub"),
-            "records": records,
-        }
-        partial = settings.json.with_suffix(".partial")
-        partial.write_text(json.dumps(found, indent=1))
-        partial.replace(settings.json)
+        records.write(settings.json, found, backend, "keras-hub")
 
 
 if __name__ == "__main__":

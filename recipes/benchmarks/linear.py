@@ -12,11 +12,9 @@ Run     python -m recipes.benchmarks.linear --backend jax
 """
 
 import dataclasses
-import json
+import functools
 import os
 import re
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +23,7 @@ import numpy as np
 import tyro
 
 from recipes import harness
-from recipes.benchmarks import attention
+from recipes.benchmarks import attention, records, turns
 
 WIDTH, HEADS, FEATURES = attention.WIDTH, attention.HEADS, 256
 PASSES = attention.PASSES
@@ -89,23 +87,15 @@ def measure(case: Case, settings: Settings, backend: str) -> list[dict[str, Any]
     runs = {side: compile_side(side, case, backend) for side in ("softmax", *FORMS)}
     for run in runs.values():
         run()
-    times: dict[str, list[float]] = {side: [] for side in runs}
-    for _ in range(settings.turns):
-        for side, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[side].append(1e3 * (time.perf_counter() - start))
+    sides = {side: functools.partial(turns.milliseconds, run) for side, run in runs.items()}
+    times = turns.in_turns(sides, settings.turns)
     softmax = times.pop("softmax")
     return [
         {
             "backend": backend,
             "case": f"{case}, {side}",
             "peer": "softmax",
-            "kattn_ms": round(statistics.median(found), 2),
-            "peer_ms": round(statistics.median(softmax), 2),
-            "ratio": round(
-                statistics.median(a / b for a, b in zip(found, softmax, strict=True)), 3
-            ),
+            **turns.compared(found, softmax),
             "kattn_mib": None,
             "peer_mib": None,
         }
@@ -131,38 +121,25 @@ def crossings(measured: Sequence[tuple[Case, str, float]]) -> list[tuple[str, st
     return [(*key, crossing(found)) for key, found in ratios.items()]
 
 
-def write(path: Path, records: list[dict[str, Any]], backend: str) -> None:
-    """The records, whole or not at all."""
-    found = {
-        "machine": harness.machine(),
-        "versions": harness.versions("kattn", "keras", "numpy", backend),
-        "records": records,
-    }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1))
-    partial.replace(path)
-
-
 def main() -> None:
     """See the head of this file."""
     settings = tyro.cli(Settings, description=__doc__)
     backend = harness.choose_backend(settings.backend)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    records: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     measured: list[tuple[Case, str, float]] = []
-    print(harness.machine(), flush=True)
     columns = ("case", "kattn_ms", "peer_ms", "ratio")
-    print(*columns, sep=" | ", flush=True)
+    records.print_head(columns)
     for case in cases(settings):
         for form, record in zip(FORMS, measure(case, settings, backend), strict=True):
-            records.append(record)
+            found.append(record)
             measured.append((case, form, record["ratio"]))
-            print(*(record[column] for column in columns), sep=" | ", flush=True)
+            records.print_row(record, columns)
     for direction, form, steps in crossings(measured):
         at = "not faster at the longest T" if steps is None else f"faster from T={steps} on"
         print(f"{direction}, {form}: {at}")
     if settings.json:
-        write(settings.json, records, backend)
+        records.write(settings.json, found, backend)
 
 
 if __name__ == "__main__":

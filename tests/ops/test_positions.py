@@ -1,8 +1,10 @@
 import math
+import sys
 
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from kattn.ops import positions
 from tests.compute import assert_close, run
@@ -46,6 +48,21 @@ def test_angles_hold_far_away(start):
     for function in (np.cos, np.sin):
         error = function(found.astype(float)) - function(steps[:, None] * frequencies)
         assert np.abs(error).max() < (1e-4 if abs(start) <= 100000 else 1e-3)
+
+
+def test_many_frequencies_cost_no_more_python(rng):
+    """A step of training on PyTorch waits for Python."""
+    calls = []
+    for count in (4, 64):
+        turns, places = positions.angle_steps(rng.random(count)), ops.zeros((3,))
+        positions.angles(places, turns)
+        seen = []
+        sys.setprofile(lambda _, event, __, seen=seen: seen.append(event))
+        positions.angles(places, turns)
+        sys.setprofile(None)
+        calls.append(seen.count("call"))
+    few, many = calls
+    assert many < few + 60  # less than one for each
 
 
 def test_angles_of_fractions():

@@ -1,21 +1,32 @@
 """A drop-in for `keras.layers.MultiHeadAttention` on kattn's attention core."""
 
-import string
+import functools
 
 import keras
 from keras import ops
 
 from kattn import arguments, masks
 from kattn.layers.attention.caches import check_decodes, empty_cache_of
-from kattn.layers.attention.flattened_axes import FlattenedAxes, check_axes, with_rank
-from kattn.layers.attention.head_sizes import HeadSizes, check_heads
+from kattn.layers.attention.einsum_projection import einsum_projection, einsum_projection_config
+from kattn.layers.attention.flattened_axes import FlattenedAxes, check_axes
+from kattn.layers.attention.head_sizes import HeadSizes
+from kattn.layers.attention.keras_names import KerasNames
+from kattn.layers.attention.key_value_masks import (
+    joined_padding,
+    read_attention_mask,
+    read_paddings,
+)
 from kattn.layers.attention.mask_object_layer import MaskObjectLayer
 from kattn.layers.attention.mask_reader import (
-    keras_mask,
     read_new_masks,
     set_keras_mask,
     silence,
     silence_weights,
+)
+from kattn.layers.attention.multi_head_checks import (
+    check_arguments,
+    check_shapes,
+    read_integers,
 )
 from kattn.layers.attention.positions import (
     aligned_positions,
@@ -25,34 +36,17 @@ from kattn.layers.attention.positions import (
     rotate,
     score_bias,
 )
-from kattn.layers.initializers import numbered
 from kattn.layers.position.head_position import HeadPosition
-from kattn.layers.position.input_position import InputPosition
 from kattn.masks import intersect
 from kattn.ops.attention import attention, attention_weights
 from kattn.ops.cache import next_positions
 from kattn.ops.decoding import decode
 
 NOT_FUSED = ("banded", "chunked", "dense")
-# Methods of Keras's layer that a subclass could override there, and that have no place here.
-NOT_CALLED = (
-    "_build_attention",
-    "_compute_attention_mask",
-    "_compute_causal_mask",
-    "_compute_sliding_window_mask",
-    "_get_common_kwargs_for_sublayer",
-    "_make_output_dense",
-    "_masked_softmax",
-)
-
-
-def _also(name):
-    """A property that reads and sets the attribute `name`."""
-    return property(lambda self: getattr(self, name), lambda self, x: setattr(self, name, x))
 
 
 @keras.saving.register_keras_serializable("kattn")
-class MultiHeadAttention(MaskObjectLayer):
+class MultiHeadAttention(KerasNames, MaskObjectLayer):
     """softmax(Q K^T / sqrt(D)) V in `num_heads` subspaces, for any rank and any axes.
 
     Constructor, call and weights are those of `keras.layers.MultiHeadAttention`: replace the
@@ -142,31 +136,6 @@ class MultiHeadAttention(MaskObjectLayer):
         Gate: Qiu et al. 2025, https://arxiv.org/abs/2505.06708
     """
 
-    # Code that is written for Keras's layer reaches for these.
-    query_dense = _also("_query_dense")
-    key_dense = _also("_key_dense")
-    value_dense = _also("_value_dense")
-    output_dense = _also("_output_dense")
-    _num_heads = _also("num_heads")
-    _key_dim = _also("key_dim")
-    _value_dim = _also("value_dim")
-    _dropout = _also("dropout")
-    _use_bias = _also("use_bias")
-    _use_gate = _also("use_gate")
-    _attention_axes = _also("attention_axes")
-    _sliding_window = _also("sliding_window")
-    _flash_attention = _also("flash_attention")
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        ignored = [name for name in NOT_CALLED if hasattr(cls, name)]
-        if ignored:
-            raise TypeError(
-                f"{cls.__name__} overrides {', '.join(ignored)}, which this layer does not call; "
-                "override `_compute_attention` or `call`, or derive from "
-                "keras.layers.MultiHeadAttention"
-            )
-
     def __init__(
         self,
         num_heads,
@@ -201,8 +170,8 @@ class MultiHeadAttention(MaskObjectLayer):
         self.dropout = dropout
         self.use_bias = use_bias
         # Not `output_shape`, which Keras's own layers define.
-        self._output_shape = _integers("Invalid `output_shape`: it", output_shape=output_shape)
-        self.attention_axes = _integers("`attention_axes`", attention_axes=attention_axes)
+        self._output_shape = read_integers("Invalid `output_shape`: it", output_shape=output_shape)
+        self.attention_axes = read_integers("`attention_axes`", attention_axes=attention_axes)
         self.sliding_window = sliding_window
         self.flash_attention = flash_attention
         self.use_gate = use_gate
@@ -216,72 +185,29 @@ class MultiHeadAttention(MaskObjectLayer):
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.position = read_position(position)
-        self._check()
+        check_arguments(self)
         self._seed_generator = keras.random.SeedGenerator(seed) if dropout else None
-
-    def _check(self):
-        sizes = {name: getattr(self, name) for name in ("num_heads", "key_dim", "value_dim")}
-        for name, size in sizes.items():
-            if not arguments.is_integer(size) or size < 1:
-                # "argument `num_heads`" is what Keras says.
-                raise arguments.error(
-                    f"The argument `{name}` must be an integer >= 1", **{name: size}
-                )
-        check_heads(**sizes, num_key_value_heads=self.num_key_value_heads)
-        arguments.check_optional_integers(1, sliding_window=self.sliding_window)
-        arguments.check_fractions(dropout=self.dropout)
-        arguments.check_choice((None, True, False), flash_attention=self.flash_attention)
-        if isinstance(self.position, InputPosition):
-            raise arguments.error(
-                "`position` must turn queries and keys or be a bias; add positions of the inputs "
-                "before the layer",
-                position=self.position,
-            )
 
     def build(self, query_shape, value_shape, key_shape=None):
         key_shape = value_shape if key_shape is None else key_shape
         check_axes(self.attention_axes, query_shape, value_shape, key_shape)
         heads, key_size, value_size = self.num_heads, self.key_dim, self.value_dim
         key_heads = self.num_key_value_heads or heads
+        project = functools.partial(einsum_projection, self)
         # Order and attribute names are those of Keras: its weights and weight files fit.
-        self._query_dense = self._project("query", query_shape, 1, (heads, key_size))
-        self._key_dense = self._project("key", key_shape, 1, (key_heads, key_size))
+        self._query_dense = project("query", query_shape, (heads, key_size))
+        self._key_dense = project("key", key_shape, (key_heads, key_size))
         if self.use_gate:
-            self._gate_dense = self._project("gate", query_shape, 1, (heads, value_size), "sigmoid")
-        self._value_dense = self._project("value", value_shape, 1, (key_heads, value_size))
+            of_gate = heads, value_size
+            self._gate_dense = project("gate", query_shape, of_gate, activation="sigmoid")
+        self._value_dense = project("value", value_shape, (key_heads, value_size))
         mixed_shape = (*query_shape[:-1], heads, value_size)
         sizes = self._output_shape or (query_shape[-1],)
-        self._output_dense = self._project("attention_output", mixed_shape, 2, sizes)
+        self._output_dense = project("attention_output", mixed_shape, sizes, summed=2)
         self._input_sizes = len(query_shape), query_shape[-1], value_shape[-1], key_shape[-1]
         self.head_sizes = HeadSizes(heads, key_heads, key_size, value_size)
         attach(self.position, query_shape[-1], self.head_sizes)
         self.built = True
-
-    def _project(self, name, shape, summed, sizes, activation=None):
-        """A built EinsumDense from the last `summed` axes of `shape` to `sizes`."""
-        letters = iter(string.ascii_lowercase)
-        free, inner, outer = (
-            "".join(next(letters) for _ in range(count))
-            for count in (len(shape) - summed, summed, len(sizes))
-        )
-        layer = keras.layers.EinsumDense(
-            f"{free}{inner},{inner}{outer}->{free}{outer}",
-            output_shape=(*(None for _ in free[1:]), *sizes),
-            bias_axes=outer if self.use_bias else None,
-            activation=activation,
-            kernel_initializer=numbered(self.kernel_initializer, 0),
-            bias_initializer=numbered(self.bias_initializer, 0),
-            kernel_regularizer=self.kernel_regularizer,
-            bias_regularizer=self.bias_regularizer,
-            activity_regularizer=self._activity_regularizer,
-            kernel_constraint=self.kernel_constraint,
-            bias_constraint=self.bias_constraint,
-            dtype=self.dtype_policy,
-            name=name,
-        )
-        layer.supports_masking = True  # or it warns that it drops the mask of what it is given
-        layer.build(shape)
-        return layer
 
     def call(
         self,
@@ -298,10 +224,10 @@ class MultiHeadAttention(MaskObjectLayer):
         mask_arrays=None,
     ):
         key = value if key is None else key
-        self._check_shapes(query.shape, value.shape, key.shape)
+        check_shapes(self, query.shape, value.shape, key.shape)
         axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(value))
         explicit = query_mask, value_mask, key_mask
-        padding, of_keys = self._paddings(axes, (query, value, key), explicit)
+        padding, of_keys = read_paddings(axes, (query, value, key), explicit)
         allowed = self._allowed(axes, of_keys, attention_mask, causal=use_causal_mask)
         if self._has_own_attention and allowed is not None:
             allowed = axes.mask_array(allowed)
@@ -319,7 +245,7 @@ class MultiHeadAttention(MaskObjectLayer):
             y = axes.unflatten(silence(axes.flatten(y, 2), padding[..., None]), axes.queries)
         if self.use_gate:
             y = y * self._gate_dense(query)
-        y = set_keras_mask(self._output_dense(y), _joined(query, query_mask))
+        y = set_keras_mask(self._output_dense(y), joined_padding(query, query_mask))
         if not return_attention_scores:
             return y
         if padding is not None and weights is not None:
@@ -361,7 +287,7 @@ class MultiHeadAttention(MaskObjectLayer):
         # The axis of heads is in the place of the width of the inputs.
         axes = FlattenedAxes(self.attention_axes, ops.shape(query)[:-1], ops.shape(key)[:-1])
         q, k, v = (axes.flatten(x, 2) for x in (query, key, value))
-        allowed = _mask_object(axes, attention_mask)
+        allowed = read_attention_mask(axes, attention_mask)
         allowed = intersect(masks.Causal() if use_causal_mask else None, allowed)
         y = attention(
             q,
@@ -428,7 +354,7 @@ class MultiHeadAttention(MaskObjectLayer):
             self.build(query.shape, value.shape, key.shape)
         axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(key))
         explicit = query_mask, value_mask, key_mask
-        padding, of_keys = self._paddings(axes, (query, value, key), explicit)
+        padding, of_keys = read_paddings(axes, (query, value, key), explicit)
         allowed = self._allowed(axes, of_keys, attention_mask, causal=use_causal_mask)
         query, key = (ops.convert_to_tensor(x, dtype=self.compute_dtype) for x in (query, key))
         q, k, bias = self._queries_and_keys(axes, query, key, (padding, of_keys))
@@ -524,23 +450,11 @@ class MultiHeadAttention(MaskObjectLayer):
         bias = score_bias(self.position, q)
         return axes.unflatten(q, axes.queries), axes.unflatten(k, axes.keys), bias
 
-    def _paddings(self, axes, inputs, explicit):
-        """Which queries and which keys are real, `(B', T')` and `(B', S')` bool, or None if all."""
-        _, value, key = inputs
-        of_query, of_value, of_key = (
-            None if keep is None else axes.flatten_padding(keep, x)
-            for x, keep in zip(inputs, map(_joined, inputs, explicit), strict=True)
-        )
-        has_key_mask = of_key is not None and (key is not value or explicit[2] is not None)
-        if of_value is None or not has_key_mask:
-            return of_query, of_key if has_key_mask else of_value
-        return of_query, ops.logical_and(of_value, of_key)
-
     def _allowed(self, axes, of_keys, attention_mask, *, causal):
         """All that limits which keys a query may attend to, as a mask object or None."""
         allowed = intersect(masks.Causal() if causal else None, self._window)
         allowed = intersect(allowed, None if of_keys is None else masks.Padding(of_keys))
-        return intersect(allowed, _mask_object(axes, attention_mask))
+        return intersect(allowed, read_attention_mask(axes, attention_mask))
 
     @property
     def _implementation(self):
@@ -549,20 +463,9 @@ class MultiHeadAttention(MaskObjectLayer):
             wanted = False
         return {None: "auto", True: "fused", False: NOT_FUSED}[wanted]
 
-    def _check_shapes(self, *shapes):
-        """Raises ValueError unless the layer takes inputs of these shapes."""
-        check_axes(self.attention_axes, *shapes)
-        if self.built and self._input_sizes != (len(shapes[0]), *(shape[-1] for shape in shapes)):
-            rank, *widths = self._input_sizes
-            raise arguments.error(
-                f"The layer was built for inputs of rank {rank}, and for widths {tuple(widths)} of "
-                "`query`, `value` and `key`",
-                shapes=tuple(map(tuple, shapes)),
-            )
-
     def compute_output_shape(self, query_shape, value_shape, key_shape=None):
-        self._check_shapes(
-            query_shape, value_shape, value_shape if key_shape is None else key_shape
+        check_shapes(
+            self, query_shape, value_shape, value_shape if key_shape is None else key_shape
         )
         return (*query_shape[:-1], *(self._output_shape or query_shape[-1:]))
 
@@ -584,7 +487,7 @@ class MultiHeadAttention(MaskObjectLayer):
             query.shape, value.shape, None if key is None else key.shape
         )
         output = keras.KerasTensor(shape, dtype=self.compute_dtype)
-        output._keras_mask = _joined(query, query_mask)
+        output._keras_mask = joined_padding(query, query_mask)
         if not return_attention_scores:
             return output
         axes = FlattenedAxes(self.attention_axes, query.shape, value.shape)
@@ -592,8 +495,6 @@ class MultiHeadAttention(MaskObjectLayer):
         return output, keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
-        initializer, regularizer = keras.initializers.serialize, keras.regularizers.serialize
-        constraint = keras.constraints.serialize
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
@@ -605,13 +506,7 @@ class MultiHeadAttention(MaskObjectLayer):
             "attention_axes": self.attention_axes,
             "sliding_window": self.sliding_window,
             "flash_attention": self.flash_attention,
-            "kernel_initializer": initializer(self.kernel_initializer),
-            "bias_initializer": initializer(self.bias_initializer),
-            "kernel_regularizer": regularizer(self.kernel_regularizer),
-            "bias_regularizer": regularizer(self.bias_regularizer),
-            "activity_regularizer": regularizer(self._activity_regularizer),
-            "kernel_constraint": constraint(self.kernel_constraint),
-            "bias_constraint": constraint(self.bias_constraint),
+            **einsum_projection_config(self),
             "use_gate": self.use_gate,
             "seed": self.seed,
             # Keras has no such fields, and takes a config without them.
@@ -622,36 +517,3 @@ class MultiHeadAttention(MaskObjectLayer):
                 else {"num_key_value_heads": self.num_key_value_heads}
             ),
         }
-
-
-def _mask_object(axes, attention_mask):
-    """The mask of query by key as a mask object over flattened steps, or None."""
-    if attention_mask is None or isinstance(attention_mask, masks.Mask):
-        return attention_mask
-    return masks.Dense(axes.flatten_mask(_boolean(attention_mask)))
-
-
-def _joined(x, explicit):
-    """The Keras mask of `x` and an explicit padding mask, combined; None if there is neither."""
-    implicit, explicit = keras_mask(x), None if explicit is None else _boolean(explicit)
-    if implicit is None or explicit is None:
-        return explicit if implicit is None else implicit
-    rank = max(len(explicit.shape), len(implicit.shape))
-    return ops.logical_and(with_rank(explicit, rank), with_rank(implicit, rank))
-
-
-def _boolean(mask):
-    """A mask of booleans; one of numbers is 0 where a query may not attend, as in Keras."""
-    mask = mask if isinstance(mask, keras.KerasTensor) else ops.convert_to_tensor(mask)
-    return mask if keras.backend.standardize_dtype(mask.dtype) == "bool" else ops.cast(mask, "bool")
-
-
-def _integers(subject, /, **value):
-    """None, or a tuple of integers from one or several."""
-    (given,) = value.values()
-    if given is None:
-        return None
-    values = given if isinstance(given, list | tuple) else (given,)
-    if not all(isinstance(part, int) for part in values):
-        raise arguments.error(f"{subject} must be an integer or several", **value)
-    return tuple(values)
