@@ -113,7 +113,8 @@ class MultiHeadAttention(MaskObjectLayer):
         attention_mask: Mask of query by key, bool, True = may attend: shape `(B, T, S)` or
             `(B, N, T, S)`, where T and S are several axes each if `attention_axes` are several; or
             a `kattn.masks.Mask` over flattened steps. As in Keras, an array of numbers stands for
-            booleans, 0 = may not attend, and so it does in the other masks.
+            booleans, 0 = may not attend, and so it does in the other masks. What inputs hold at
+            padding, be it NaN, changes nothing; at steps that this mask hides they must be finite.
         return_attention_scores: Whether to return the attention weights, too.
         training: Whether dropout is applied.
         use_causal_mask: Whether a step attends to steps up to its own only. Several axes count
@@ -301,7 +302,9 @@ class MultiHeadAttention(MaskObjectLayer):
         self._check_shapes(query.shape, value.shape, key.shape)
         axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(value))
         explicit = query_mask, value_mask, key_mask
+        output_mask = _joined(query, query_mask)
         padding, of_keys = self._paddings(axes, (query, value, key), explicit)
+        query, value, key = _silent(axes, (query, value, key), (padding, of_keys))
         allowed = self._allowed(axes, of_keys, attention_mask, causal=use_causal_mask)
         if self._has_own_attention and allowed is not None:
             allowed = axes.mask_array(allowed)
@@ -316,10 +319,10 @@ class MultiHeadAttention(MaskObjectLayer):
             **({} if bias is None else {"bias": bias}),
         )  # (B, <axes>, N, Dv)
         if padding is not None:
-            y = axes.unflatten(silence(axes.flatten(y, 2), padding[..., None]), axes.queries)
+            y = silence(y, axes.unflatten(padding, axes.queries, 0)[..., None])
         if self.use_gate:
             y = y * self._gate_dense(query)
-        y = set_keras_mask(self._output_dense(y), _joined(query, query_mask))
+        y = set_keras_mask(self._output_dense(y), output_mask)
         if not return_attention_scores:
             return y
         if padding is not None and weights is not None:
@@ -429,6 +432,7 @@ class MultiHeadAttention(MaskObjectLayer):
         axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(key))
         explicit = query_mask, value_mask, key_mask
         padding, of_keys = self._paddings(axes, (query, value, key), explicit)
+        query, value, key = _silent(axes, (query, value, key), (padding, of_keys))
         allowed = self._allowed(axes, of_keys, attention_mask, causal=use_causal_mask)
         query, key = (ops.convert_to_tensor(x, dtype=self.compute_dtype) for x in (query, key))
         q, k, bias = self._queries_and_keys(axes, query, key, (padding, of_keys))
@@ -490,7 +494,7 @@ class MultiHeadAttention(MaskObjectLayer):
         Raises:
             ValueError: If the steps do not fit into the cache, where that can be seen.
         """
-        padding, allowed = read_new_masks(x, mask)
+        x, padding, allowed = read_new_masks(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         q, k, v = self._query_dense(x), self._key_dense(x), self._value_dense(x)
         positions = next_positions(cache, x.shape[1], padding)
@@ -629,6 +633,19 @@ def _mask_object(axes, attention_mask):
     if attention_mask is None or isinstance(attention_mask, masks.Mask):
         return attention_mask
     return masks.Dense(axes.flatten_mask(_boolean(attention_mask)))
+
+
+def _silent(axes, inputs, paddings):
+    """Query, value and key with zeros at the padding of queries and of keys, `(B', T')` each."""
+    query, value, key = inputs
+    of_query, of_keys = paddings
+    if of_query is not None:
+        query = silence(query, axes.unflatten(of_query, axes.queries, 0))
+    if of_keys is None:
+        return query, value, key
+    of_keys = axes.unflatten(of_keys, axes.keys, 0)
+    silent = silence(value, of_keys)
+    return query, silent, silent if key is value else silence(key, of_keys)
 
 
 def _joined(x, explicit):
