@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from kattn import backend
+
 
 class Span(NamedTuple):
     """A run of consecutive steps, or several runs of the same length.
@@ -183,4 +185,4 @@ def pad_block(array, queries, keys):
     ends = [(0, 0)] * (len(array.shape) - 2)
     for axis, more in ((-2, queries), (-1, keys)):
         ends.append((0, 0) if array.shape[axis] == 1 else (0, more))
-    return ops.pad(array, ends)
+    return backend.pad(ops.convert_to_tensor(array), ends)

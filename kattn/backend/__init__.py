@@ -5,6 +5,8 @@
     compiled(function)            function(plan, *tensors), compiled once per hashable plan
     matmul(a, b)                  float32 product; transpose_a, transpose_b
     softmax(x)                    over the last axis; Keras's warns where it has size 1
+    highest(x, axis)              the maximum, where PyTorch's compiler stops at Keras's
+    pad(x, ends, value)           x with `value` at the ends of each axis; likewise
     loop(lower, upper, body, x)   x = body(i, x) for i in [lower, upper); not differentiable
     loop_over(lists, i, body, x)  x = body(j, x) for the integers j in lists[i]; likewise
     scan(step, x, inputs)         x, y = step(x, input) for each input; the last x and all y
@@ -65,6 +67,8 @@ else:
 compiled = _framework.compiled
 matmul = _framework.matmul
 softmax = _framework.softmax
+highest = _framework.highest
+pad = _framework.pad
 loop = _framework.loop
 loop_over = _framework.loop_over
 scan = _framework.scan

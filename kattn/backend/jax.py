@@ -30,6 +30,16 @@ def softmax(x):
     return jax.nn.softmax(x)
 
 
+def highest(x, axis=-1):
+    """The maximum over an axis, or several, which stay."""
+    return jnp.max(x, axis=axis, keepdims=True)
+
+
+def pad(x, ends, value=0):
+    """X with `value` added, (before, after) each axis."""
+    return jnp.pad(x, ends, constant_values=value)
+
+
 def loop(lower, upper, body, state):
     """State = body(i, state) for i in [lower, upper)."""
     return jax.lax.fori_loop(lower, upper, body, state)

@@ -22,6 +22,16 @@ def softmax(x):
     return tf.nn.softmax(x)
 
 
+def highest(x, axis=-1):
+    """The maximum over an axis, or several, which stay."""
+    return tf.reduce_max(x, axis=axis, keepdims=True)
+
+
+def pad(x, ends, value=0):
+    """X with `value` added, (before, after) each axis."""
+    return tf.pad(x, ends, constant_values=value)
+
+
 def loop(lower, upper, body, state):
     """State = body(i, state) for i in [lower, upper)."""
     # One iteration at a time: run side by side, the blocks' scores would all be alive at once.

@@ -23,6 +23,17 @@ def softmax(x):
     return torch.softmax(x, dim=-1)
 
 
+def highest(x, axis=-1):
+    """The maximum over an axis, or several, which stay."""
+    return torch.amax(x, dim=axis, keepdim=True)
+
+
+def pad(x, ends, value=0):
+    """X with `value` added, (before, after) each axis."""
+    flat = [n for pair in reversed(ends) for n in pair]
+    return torch.nn.functional.pad(x, flat, value=value)
+
+
 def loop(lower, upper, body, state):
     """State = body(i, state) for i in [lower, upper)."""
     for i in range(lower, upper):
@@ -169,10 +180,7 @@ def recomputed(function):
 
 def vjp(function, inputs, gradient):
     """The gradient for each input of `function`, given that of its output."""
-    with torch.enable_grad():
-        inputs = [x.detach().requires_grad_() for x in inputs]
-        output = function(*inputs)
-    return torch.autograd.grad(output, inputs, gradient)
+    return torch.func.vjp(function, *inputs)[1](gradient)
 
 
 def drop(rows, columns, threshold, weights):

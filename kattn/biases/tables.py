@@ -5,6 +5,7 @@ from typing import Any
 
 from keras import ops
 
+from kattn import backend
 from kattn.biases.bias import Bias, check_heads
 from kattn.spans import Places
 
@@ -37,7 +38,7 @@ class Table(Bias):
         if not self.is_by_query:
             return self
         ends = ((0, 0), (0, 0), (0, queries), (0, 0))
-        return self.map_arrays(lambda values: ops.pad(values, ends))
+        return self.map_arrays(lambda values: backend.pad(values, ends))
 
     def check(self, batch, heads, queries, keys):
         rows = self.values.shape[-3 if self.is_by_query else 0]

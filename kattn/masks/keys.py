@@ -4,6 +4,7 @@ from typing import Any
 
 from keras import ops
 
+from kattn import backend
 from kattn.arguments import check_integers, error, is_integer
 from kattn.block_rule import registered_rule
 from kattn.masks.checks import REAL_STEP, bool_tensor, check_broadcast, int_tensor
@@ -44,7 +45,7 @@ class Padding(Mask):
         return keys.cut(self.keys, -1)[..., None, None, :]
 
     def padded(self, queries, keys):
-        return self.unchecked(keys=ops.pad(self.keys, ((0, 0), (0, keys))))
+        return self.unchecked(keys=backend.pad(self.keys, ((0, 0), (0, keys))))
 
     def check(self, batch, heads, queries, keys):
         check_broadcast(self.keys, "keys", (batch, keys), "(B, S)")
@@ -204,15 +205,15 @@ class Segments(Mask):
         """
         steps = ops.arange(ops.shape(self.ids)[1], dtype="int32")
         index = ops.broadcast_to(steps, ops.shape(self.ids))
-        before = ops.pad(self.ids[:, :-1], ((0, 0), (1, 0)), constant_values=-2)
-        first = ops.where(self.ids == before, 0, index)
+        # Step 0 is 0 either way.
+        first = ops.where(self.ids == ops.roll(self.ids, 1, axis=1), 0, index)
         return ops.cast(index - ops.associative_scan(ops.maximum, first, axis=1), "int32")
 
     def padded(self, queries, keys):
         # As many ids as there are queries or keys; what the added ones say is never looked at.
         are_known = isinstance(queries, int) and isinstance(keys, int)
         more = max(queries, keys) if are_known else ops.maximum(queries, keys)
-        ids = ops.pad(self.ids, ((0, 0), (0, more)), constant_values=-1)
+        ids = backend.pad(self.ids, ((0, 0), (0, more)), -1)
         return self.unchecked(ids=ids)
 
     def check(self, batch, heads, queries, keys):

@@ -51,7 +51,8 @@ def attention(
         value: Values, float, shape `(B, S, K, Dv)`.
         mask: Which keys each query may attend to, True = may attend: a `kattn.masks.Mask`, or a
             bool array of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. None allows
-            everything.
+            everything. A masked key has a weight of 0, and 0 times NaN is NaN, so `key` and `value`
+            must be finite there, too; layers see to that for padding, `ops.where` does for others.
         bias: Numbers that are added to the scaled scores: a `kattn.biases.Bias`, or a float array
             of shape `(T, S)` or `(B, N, T, S)`, any of whose axes may be 1. A key whose number is
             -inf is masked. None adds nothing.

@@ -147,7 +147,7 @@ def _cut(steps, size):
 def _fill(x, more):
     if isinstance(more, int) and more == 0:
         return x
-    # Not `ops.pad`: it names an operation, after which TorchDynamo cannot trace a layer's call and
-    # begins again without it.
+    # Not Keras's `pad`: it names an operation, after which TorchDynamo cannot trace a layer's call
+    # and begins again without it.
     batch, _, heads, width = ops.shape(x)
     return ops.concatenate([x, ops.zeros((batch, more, heads, width), x.dtype)], axis=1)

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from kattn import backend
 from kattn.arguments import check_integers
 from kattn.ops.sizes import known_shape
 
@@ -101,8 +102,8 @@ def highest(x, mask, axis):
     if 0 in known_shape(x):
         return ops.sum(x, axis=axis, keepdims=True)  # no framework has a maximum of nothing
     if mask is None:
-        return ops.max(x, axis=axis, keepdims=True)
-    top = ops.max(ops.where(mask[:, :, None, None], x, LOWEST), axis=axis, keepdims=True)
+        return backend.highest(x, axis)
+    top = backend.highest(ops.where(mask[:, :, None, None], x, LOWEST), axis)
     return ops.where(top > LOWEST, top, 0.0)
 
 

@@ -14,7 +14,7 @@ from keras import ops
 
 from kattn import layers, masks
 from tests.checks import shake
-from tests.compute import assert_close, quick, run
+from tests.compute import assert_close, differentiate, quick, run
 from tests.decode_checks import in_pieces
 
 KINDS = {"Position", "InputPosition", "HeadPosition", "ScoreBias"}  # base classes
@@ -326,6 +326,55 @@ def test_a_subclassed_model_is_loaded_with_its_weights(name, given, tmp_path):
     assert_equal_weights(again, model)
     if (name, given) == ("SelfAttention", "arrays"):
         assert_close(result(again, arguments), result(model, arguments))
+
+
+def real_steps(name):
+    """Which steps of each input are real under `padding_masks`."""
+    given = padding_masks(name)
+    of_keys = [mask for word, mask in given.items() if word not in ("mask", "query_mask")]
+    return [given.get("mask", given.get("query_mask")), *([np.all(of_keys, 0)] if of_keys else [])]
+
+
+def all_ways(layer, name, inputs):
+    """The call, the attention weights and the steps of a decoding, under padding."""
+    given, steps = padding_masks(name), real_steps(name)[0]
+    found = [layer(*inputs, **given)]
+    if hasattr(layer, "attention_weights"):
+        found.append(layer.attention_weights(*inputs, **given))
+    if name in DECODE:
+        x, *context = inputs if name == "CrossAttention" else inputs[:1]
+        context += [given["context_mask"]] if context else []
+        cache = layer.init_cache(len(steps), 6, *context)
+        y, cache = layer.decode(x, cache, mask=steps)
+        found += [y, layer.decode(x[:, :1], cache)[0]]
+    return found
+
+
+# JAX compiles each layer for seconds; one reads the masks of two inputs, and of decoding.
+@pytest.mark.parametrize("name", ["CrossAttention"] if keras.backend.backend() == "jax" else MASKED)
+def test_what_stands_at_padding_is_without_effect(name):
+    """Be it NaN: on outputs, and on the gradients of weights and inputs."""
+    layer = fresh(name)
+    layer.build(*LAYERS[name][1])
+    shake(layer)
+    weights = layer.trainable_variables
+
+    def total(*tensors):
+        with keras.StatelessScope(state_mapping=zip(weights, tensors, strict=False)):
+            outputs = all_ways(layer, name, tensors[len(weights) :])
+        flat = ops.concatenate([ops.reshape(y, (-1,)) for y in outputs])
+        return ops.sum(flat * ops.cos(ops.arange(flat.shape[0], dtype="float32")))
+
+    total, results = quick(total), []
+    for value in (0.0, np.nan, np.inf):
+        pairs = zip(draw(name), real_steps(name), strict=True)
+        inputs = [np.where(real[..., None], x, np.float32(value)) for x, real in pairs]
+        tensors = [*(run(ops.copy, weight) for weight in weights), *inputs]
+        output, gradients = differentiate(total, tensors, 1.0)
+        results.append([output, *gradients])
+    for found in results[1:]:
+        for pair in zip(found, results[0], strict=True):
+            assert_close(*pair)
 
 
 class SeeMask(keras.layers.Layer):

@@ -7,7 +7,7 @@ from kattn import arguments
 from kattn.layers.attention.attention_layer import AttentionLayer, check_sequence
 from kattn.layers.attention.caches import check_built
 from kattn.layers.attention.head_sizes import HeadSizes
-from kattn.layers.attention.mask_reader import read_masks, read_padding, silence_weights
+from kattn.layers.attention.mask_reader import read_masks, read_padded, silence_weights
 from kattn.layers.attention.positions import embed, rotate, step_positions
 from kattn.layers.attention.projection_options import ProjectionOptions
 from kattn.layers.position.score_bias import ScoreBias
@@ -65,7 +65,8 @@ class CrossAttention(AttentionLayer):
             (True = real step), or query by key `(B, T, S)` or `(B, N, T, S)`, or a
             `kattn.masks.Mask`. A mask of rank 2 is always taken for padding, also where B == T;
             write `context_mask[None]` for one of query by key, `(T, S)`. It is combined with the
-            Keras mask of `context`.
+            Keras mask of `context`. What `context` holds at padding, be it NaN, changes nothing; at
+            steps that another mask hides, it must be finite.
         positions: Positions of the steps of `x` for `position`, integers, shape `(T,)` or
             `(B, T)`. None to count from 0 at the first real step.
         context_positions: Positions of the steps of `context`, integers, shape `(S,)` or `(B, S)`.
@@ -156,11 +157,12 @@ class CrossAttention(AttentionLayer):
         training=None,
         mask_arrays=None,
     ):
-        padding, allowed = read_padding(x, mask), read_masks(context, context_mask, "context_mask")
+        x, padding = read_padded(x, mask)
+        context, real_keys, allowed = read_masks(context, context_mask, "context_mask")
         x, q = self._project_query(x, self._positions(positions, padding))
-        k, v = self._project_context(context, self._positions(context_positions, allowed.padding))
+        k, v = self._project_context(context, self._positions(context_positions, real_keys))
         options = {**self._scores(q), **self._weighting(training)}
-        y = attention(q, k, v, mask=allowed.allowed, **options)  # (B, T, N, Dv)
+        y = attention(q, k, v, mask=allowed, **options)  # (B, T, N, Dv)
         return self._finish(x, y, padding)
 
     def init_cache(self, batch_size, length, context=None, context_mask=None):
@@ -196,7 +198,7 @@ class CrossAttention(AttentionLayer):
                 "steps of both sequences, and the last is not known yet",
                 position=self.position,
             )
-        padding = read_padding(context, context_mask, "context_mask")
+        context, padding = read_padded(context, context_mask, "context_mask")
         context = ops.convert_to_tensor(context, dtype=self.compute_dtype)
         k, v = self._project_context(context, self._positions(None, padding))
         return context_cache(k, v, padding)
@@ -219,7 +221,7 @@ class CrossAttention(AttentionLayer):
         Raises:
             ValueError: If `mask` is of another kind, or shapes do not fit.
         """
-        padding = read_padding(x, mask)
+        x, padding = read_padded(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         x, q = self._project_query(x, next_positions(cache, x.shape[1], padding))
         scores = self._scores(q)
@@ -248,11 +250,12 @@ class CrossAttention(AttentionLayer):
         """
         if not self.built:
             self.build(x.shape, context.shape)
-        padding, allowed = read_padding(x, mask), read_masks(context, context_mask, "context_mask")
+        x, padding = read_padded(x, mask)
+        context, real_keys, allowed = read_masks(context, context_mask, "context_mask")
         x, context = (ops.convert_to_tensor(a, dtype=self.compute_dtype) for a in (x, context))
         _, q = self._project_query(x, self._positions(positions, padding))
-        k, _ = self._project_context(context, self._positions(context_positions, allowed.padding))
-        weights = attention_weights(q, k, mask=allowed.allowed, **self._scores(q))  # (B, N, T, S)
+        k, _ = self._project_context(context, self._positions(context_positions, real_keys))
+        weights = attention_weights(q, k, mask=allowed, **self._scores(q))  # (B, N, T, S)
         return silence_weights(weights, padding)
 
     def compute_output_shape(self, x_shape, context_shape):

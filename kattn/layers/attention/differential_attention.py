@@ -78,7 +78,8 @@ class DifferentialAttention(AttentionLayer):
         mask: Mask, bool, True = may attend: padding `(B, T)` (True = real step), or query by key
             `(B, T, T)` or `(B, N, T, T)`, or a `kattn.masks.Mask`. A mask of rank 2 is always taken
             for padding, also where B == T; write `mask[None]` for one of query by key, `(T, T)`. It
-            is combined with the Keras mask of `x`.
+            is combined with the Keras mask of `x`. What `x` holds at padding, be it NaN, changes
+            nothing; at steps that another mask hides, `x` must be finite.
         positions: Positions of the steps for `position`, integers, shape `(T,)` or `(B, T)`. None
             to count from 0 at the first real step, and anew in each segment of `masks.Segments`.
         training: Whether dropout is applied.
@@ -184,7 +185,7 @@ class DifferentialAttention(AttentionLayer):
         ]
 
     def call(self, x, mask=None, positions=None, training=None, mask_arrays=None):
-        padding, allowed = read_masks(x, mask)
+        x, padding, allowed = read_masks(x, mask)
         positions = step_positions(self.position, positions, padding, allowed)
         x = embed(self.position, x, positions)  # (B, T, C)
         (q1, q2), (k1, k2), v = self._project(x, positions)
@@ -237,7 +238,7 @@ class DifferentialAttention(AttentionLayer):
         Raises:
             ValueError: If the steps do not fit into the cache, where that can be seen.
         """
-        padding, allowed = read_new_masks(x, mask)
+        x, padding, allowed = read_new_masks(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         positions = next_positions(cache, x.shape[1], padding)
         positions = new_positions(self.position, positions, allowed)
@@ -263,7 +264,7 @@ class DifferentialAttention(AttentionLayer):
         """
         if not self.built:
             self.build(x.shape)
-        padding, allowed = read_masks(x, mask)
+        x, padding, allowed = read_masks(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         positions = step_positions(self.position, positions, padding, allowed)
         (q1, q2), (k1, k2), _ = self._project(embed(self.position, x, positions), positions)

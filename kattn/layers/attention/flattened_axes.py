@@ -37,14 +37,14 @@ class FlattenedAxes:
         split, end = len(self.others), len(order)
         return ops.reshape(x, (math.prod(shape[:split]), math.prod(shape[split:end]), *shape[end:]))
 
-    def unflatten(self, y, steps):
-        """The way back for heads `(B', T', N, D)` of `steps`, which is `queries` or `keys`."""
+    def unflatten(self, y, steps, kept=2):
+        """The way back: `(B', T', <kept>)`, of `steps`, which is `queries` or `keys`."""
         if self._is_sequence:
             return y
         y = ops.reshape(y, (*self.batch, *steps, *ops.shape(y)[2:]))
         order = (*self.others, *self.axes)
         back = [order.index(axis) for axis in range(len(order))]
-        return ops.transpose(y, (*back, len(order), len(order) + 1))
+        return ops.transpose(y, (*back, *range(len(order), len(order) + kept)))
 
     def flatten_scores(self, weights):
         """`(<batch>, N, <query axes>, <key axes>)` to `(B', N, T', S')`."""

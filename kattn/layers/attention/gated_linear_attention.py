@@ -10,7 +10,7 @@ from kattn import arguments
 from kattn.layers.attention.attention_layer import check_sequence
 from kattn.layers.attention.caches import check_decodes
 from kattn.layers.attention.head_sizes import HeadSizes, check_heads, merge_heads
-from kattn.layers.attention.mask_reader import read_padding, silence
+from kattn.layers.attention.mask_reader import read_padded, read_padding, silence
 from kattn.layers.attention.positions import (
     attach,
     embed,
@@ -167,7 +167,7 @@ class GatedLinearAttention(QuantizableLayer):
         self.built = True
 
     def call(self, x, mask=None, positions=None):
-        padding = read_padding(x, mask)
+        x, padding = read_padded(x, mask)
         # Channels that decay apart do not turn as one: the state depends on where it began.
         shifts_matter = self.decay == "gated"
         positions = step_positions(self.position, positions, padding, shifts_matter=shifts_matter)
@@ -216,7 +216,7 @@ class GatedLinearAttention(QuantizableLayer):
         Raises:
             ValueError: If `mask` is of another kind, or shapes do not fit.
         """
-        padding = read_padding(x, mask)
+        x, padding = read_padded(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         positions = next_positions(cache, x.shape[1], padding)
         x = embed(self.position, x, positions)  # (B, t, C)

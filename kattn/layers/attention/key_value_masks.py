@@ -5,7 +5,7 @@ from keras import ops
 
 from kattn import masks
 from kattn.layers.attention.flattened_axes import with_rank
-from kattn.layers.attention.mask_reader import keras_mask
+from kattn.layers.attention.mask_reader import keras_mask, silence
 
 
 def read_paddings(axes, inputs, explicit):
@@ -30,6 +30,25 @@ def read_paddings(axes, inputs, explicit):
     if of_value is None or not has_key_mask:
         return of_query, of_key if has_key_mask else of_value
     return of_query, ops.logical_and(of_value, of_key)
+
+
+def silence_inputs(axes, inputs, paddings):
+    """Query, value and key with zeros at padding, where inputs may hold NaN.
+
+    Args:
+        axes: The `FlattenedAxes` of the inputs.
+        inputs: Query, value and key.
+        paddings: Which queries and which keys are real, as `read_paddings` gives them.
+    """
+    query, value, key = inputs
+    of_query, of_keys = paddings
+    if of_query is not None:
+        query = silence(query, axes.unflatten(of_query, axes.queries, 0))
+    if of_keys is None:
+        return query, value, key
+    of_keys = axes.unflatten(of_keys, axes.keys, 0)
+    silent = silence(value, of_keys)
+    return query, silent, silent if key is value else silence(key, of_keys)
 
 
 def joined_padding(x, explicit):

@@ -11,7 +11,12 @@ from kattn import arguments
 from kattn.layers.attention.attention_layer import check_sequence
 from kattn.layers.attention.caches import check_decodes
 from kattn.layers.attention.head_sizes import HeadSizes, check_heads, merge_heads
-from kattn.layers.attention.mask_reader import read_padding, silence, silence_weights
+from kattn.layers.attention.mask_reader import (
+    read_padded,
+    read_padding,
+    silence,
+    silence_weights,
+)
 from kattn.layers.attention.positions import (
     attach,
     embed,
@@ -188,7 +193,7 @@ class LinearAttention(QuantizableLayer):
         self.built = True
 
     def call(self, x, mask=None, positions=None):
-        padding = read_padding(x, mask)
+        x, padding = read_padded(x, mask)
         positions = step_positions(self.position, positions, padding)
         x = embed(self.position, x, positions)  # (B, T, C)
         q, k, v = self.head_sizes.split_qkv(
@@ -245,7 +250,7 @@ class LinearAttention(QuantizableLayer):
         Raises:
             ValueError: If `mask` is of another kind, or shapes do not fit.
         """
-        padding = read_padding(x, mask)
+        x, padding = read_padded(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         positions = next_positions(cache, x.shape[1], padding)
         x = embed(self.position, x, positions)  # (B, t, C)
@@ -278,7 +283,7 @@ class LinearAttention(QuantizableLayer):
         """
         if not self.built:
             self.build(x.shape)
-        padding = read_padding(x, mask)
+        x, padding = read_padded(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         positions = step_positions(self.position, positions, padding)
         q, k, _ = self.head_sizes.split_qkv(self._qkv(embed(self.position, x, positions)))

@@ -17,21 +17,24 @@ PADDING = "(B, T)"
 SHAPES = (PADDING, "(B, T, S)", "(B, N, T, S)")
 
 
-class InputMasks(NamedTuple):
-    """What the masks of one input say.
+class MaskedInput(NamedTuple):
+    """An input, and what its masks say.
 
     Args:
+        x: The input with zeros at padding, whatever stood there. A weight of 0 would not do: NaN
+            or infinity at a masked key times 0 is NaN, in the output and in the gradients.
         padding: `(B, T)` bool, True = real step, False = padding; None if all steps are real.
         allowed: Mask object of the keys that a query may attend to, the padding included; None
             if it may attend to all of them.
     """
 
+    x: Any
     padding: Any
     allowed: masks.Mask | None
 
 
 def read_masks(x, mask, name="mask"):
-    """The Keras mask of `x` and an explicit mask, combined.
+    """`x` with zeros at padding; and its Keras mask and an explicit mask, combined.
 
     Args:
         x: Input sequence, shape `(B, T, C)`, as the layer got it. A cast drops its Keras mask.
@@ -40,19 +43,25 @@ def read_masks(x, mask, name="mask"):
         name: Name of the argument that the mask came in, for messages.
 
     Returns:
-        An `InputMasks`.
+        A `MaskedInput`.
 
     Raises:
         ValueError: If `mask` is neither a mask object nor a boolean array of rank 2 to 4.
     """
     padding = read_padding(x, mask, name, query_by_key=True)
-    allowed = None if padding is None else masks.Padding(padding)
+    x, allowed = silence(x, padding), None if padding is None else masks.Padding(padding)
     if mask is None or _rank(mask) == 2:
-        return InputMasks(padding, allowed)
+        return MaskedInput(x, padding, allowed)
     if not isinstance(mask, masks.Mask):
         mask = bool_tensor(mask, name, SHAPES)
         mask = masks.Dense(mask[:, None] if len(mask.shape) == 3 else mask)
-    return InputMasks(padding, masks.intersect(mask, allowed))
+    return MaskedInput(x, padding, masks.intersect(mask, allowed))
+
+
+def read_padded(x, mask, name="mask"):
+    """`x` with zeros at padding; and which of its steps are real, as `read_padding` has it."""
+    padding = read_padding(x, mask, name)
+    return silence(x, padding), padding
 
 
 def read_padding(x, mask, name="mask", *, query_by_key=False):
@@ -87,7 +96,7 @@ def read_padding(x, mask, name="mask", *, query_by_key=False):
 
 
 def read_new_masks(x, mask, name="mask"):
-    """The masks of new steps that are decoded: their padding, and an explicit mask object.
+    """New steps that are decoded with zeros at padding; their padding; and a mask object.
 
     Args:
         x: The new steps, shape `(B, t, C)`, as the layer got them.
@@ -96,20 +105,20 @@ def read_new_masks(x, mask, name="mask"):
         name: Name of the argument that the mask came in, for messages.
 
     Returns:
-        An `InputMasks`, whose `allowed` says nothing about the padding.
+        A `MaskedInput`, whose `allowed` says nothing about the padding.
 
     Raises:
         ValueError: If `mask` is a mask of query by key, or of another kind.
     """
     if isinstance(mask, masks.Mask):
-        return InputMasks(keras_mask(x), mask)
+        return MaskedInput(*read_padded(x, None, name), mask)
     if _rank(mask) in (3, 4):
         raise arguments.error(
             f"`{name}` of new steps must be a bool array (B, t), True = real step, or a "
             "kattn.masks.Mask over the positions of the whole sequence",
             **{name: mask},
         )
-    return InputMasks(read_padding(x, mask, name), None)
+    return MaskedInput(*read_padded(x, mask, name), None)
 
 
 def keras_mask(x):
@@ -130,7 +139,9 @@ def set_keras_mask(x, mask):
 
 def silence(y, padding):
     """`y` `(B, T, ...)` with exact zeros at padding, where `padding` `(B, T)` is False."""
-    return y if padding is None else ops.where(padding[..., None], y, ops.zeros_like(y))
+    if padding is None:
+        return y
+    return ops.where(padding[..., None], y, ops.convert_to_tensor(0.0, y.dtype))
 
 
 def silence_weights(weights, padding):

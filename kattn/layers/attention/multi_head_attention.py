@@ -15,6 +15,7 @@ from kattn.layers.attention.key_value_masks import (
     joined_padding,
     read_attention_mask,
     read_paddings,
+    silence_inputs,
 )
 from kattn.layers.attention.mask_object_layer import MaskObjectLayer
 from kattn.layers.attention.mask_reader import (
@@ -107,7 +108,8 @@ class MultiHeadAttention(KerasNames, MaskObjectLayer):
         attention_mask: Mask of query by key, bool, True = may attend: shape `(B, T, S)` or
             `(B, N, T, S)`, where T and S are several axes each if `attention_axes` are several; or
             a `kattn.masks.Mask` over flattened steps. As in Keras, an array of numbers stands for
-            booleans, 0 = may not attend, and so it does in the other masks.
+            booleans, 0 = may not attend, and so it does in the other masks. What inputs hold at
+            padding, be it NaN, changes nothing; at steps that this mask hides they must be finite.
         return_attention_scores: Whether to return the attention weights, too.
         training: Whether dropout is applied.
         use_causal_mask: Whether a step attends to steps up to its own only. Several axes count
@@ -227,7 +229,9 @@ class MultiHeadAttention(KerasNames, MaskObjectLayer):
         check_shapes(self, query.shape, value.shape, key.shape)
         axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(value))
         explicit = query_mask, value_mask, key_mask
+        output_mask = joined_padding(query, query_mask)
         padding, of_keys = read_paddings(axes, (query, value, key), explicit)
+        query, value, key = silence_inputs(axes, (query, value, key), (padding, of_keys))
         allowed = self._allowed(axes, of_keys, attention_mask, causal=use_causal_mask)
         if self._has_own_attention and allowed is not None:
             allowed = axes.mask_array(allowed)
@@ -242,10 +246,10 @@ class MultiHeadAttention(KerasNames, MaskObjectLayer):
             **({} if bias is None else {"bias": bias}),
         )  # (B, <axes>, N, Dv)
         if padding is not None:
-            y = axes.unflatten(silence(axes.flatten(y, 2), padding[..., None]), axes.queries)
+            y = silence(y, axes.unflatten(padding, axes.queries, 0)[..., None])
         if self.use_gate:
             y = y * self._gate_dense(query)
-        y = set_keras_mask(self._output_dense(y), joined_padding(query, query_mask))
+        y = set_keras_mask(self._output_dense(y), output_mask)
         if not return_attention_scores:
             return y
         if padding is not None and weights is not None:
@@ -355,6 +359,7 @@ class MultiHeadAttention(KerasNames, MaskObjectLayer):
         axes = FlattenedAxes(self.attention_axes, ops.shape(query), ops.shape(key))
         explicit = query_mask, value_mask, key_mask
         padding, of_keys = read_paddings(axes, (query, value, key), explicit)
+        query, value, key = silence_inputs(axes, (query, value, key), (padding, of_keys))
         allowed = self._allowed(axes, of_keys, attention_mask, causal=use_causal_mask)
         query, key = (ops.convert_to_tensor(x, dtype=self.compute_dtype) for x in (query, key))
         q, k, bias = self._queries_and_keys(axes, query, key, (padding, of_keys))
@@ -416,7 +421,7 @@ class MultiHeadAttention(KerasNames, MaskObjectLayer):
         Raises:
             ValueError: If the steps do not fit into the cache, where that can be seen.
         """
-        padding, allowed = read_new_masks(x, mask)
+        x, padding, allowed = read_new_masks(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         q, k, v = self._query_dense(x), self._key_dense(x), self._value_dense(x)
         positions = next_positions(cache, x.shape[1], padding)

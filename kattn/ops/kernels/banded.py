@@ -186,7 +186,7 @@ def _attend_frames(plan, arrays, mask_arrays, bias_arrays):
 def _forward(plan, rules, q, k, v, sinks=None, **counters):
     """Output, and the log-sum-exp of each row's scores."""
     z, _ = _logits(plan, rules, q, plan.frames.gather(k))
-    level = ops.max(z, axis=-1, keepdims=True)
+    level = backend.highest(z)
     level = ops.maximum(level, block.FLOOR if sinks is None else sinks)
     p = backend.exp_difference(z, level)
     total = ops.sum(p, axis=-1, keepdims=True)

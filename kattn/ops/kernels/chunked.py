@@ -47,7 +47,7 @@ def unprofitable(call):
         return f"S={keys} keys fit in one block of {tiles.BLOCK}"
     if _visited(call) > MOST:
         sizes = call.batch, call.queries, call.heads, keys
-        scores = math.prod(1 if size is None else size for size in sizes)
+        scores = math.prod([1 if size is None else size for size in sizes])
         if backend.dense_pays(scores):
             return f"no block can be left out, and {scores} scores are faster made at once"
     return None
@@ -162,7 +162,7 @@ class _Blocks:
             def column(j, state, masked):
                 level, total, mixed = state
                 z, _ = self._logits(q, backend.take(self.k, j), i, j, masked)
-                top = ops.maximum(level, ops.max(z, axis=-1, keepdims=True))
+                top = ops.maximum(level, backend.highest(z))
                 shrink, p = ops.exp(level - top), backend.exp_difference(z, top)
                 total = total * shrink + ops.sum(p, axis=-1, keepdims=True)
                 p = dropout.drop(self._draws(i, j), p)

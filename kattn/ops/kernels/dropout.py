@@ -26,6 +26,13 @@ def draw_seed(seed):
     Args:
         seed: Integer, `keras.random.SeedGenerator` or None, as `keras.random` takes it.
     """
+    if isinstance(seed, keras.random.SeedGenerator):
+        # Not `keras.random`: on PyTorch its numbers come from a `torch.Generator`, which neither
+        # the compiler nor `torch.func` can trace; nor is `next` of the seed, of a NumPy array.
+        state = ops.convert_to_tensor(seed.state)  # the seed, and the number of draws so far
+        numbers = _mix(ops.cast(state, "int32"))  # layers may have the seeds 1, 2, 3
+        seed.state.assign(state + ops.arange(2, dtype=state.dtype))
+        return numbers
     return keras.random.randint((2,), 0, 2**31 - 1, dtype="int32", seed=seed)
 
 

@@ -109,7 +109,7 @@ def to_blocks(x, size):
     """`(B, ..., T, D)` to `(blocks, B, ..., size, D)`, filled with zeros behind the last step."""
     *lead, steps, width = ops.shape(x)
     count = -(-steps // size)
-    x = ops.pad(x, [(0, 0)] * len(lead) + [(0, count * size - steps), (0, 0)])
+    x = backend.pad(x, [(0, 0)] * len(lead) + [(0, count * size - steps), (0, 0)])
     return move_axis(ops.reshape(x, (*lead, count, size, width)), len(lead), 0)
 
 

@@ -143,6 +143,18 @@ def test_explicit_and_implicit_keeps_different_ranks(rng):
     assert_close(run(layer, masked, inputs[1], query_mask=explicit), expected)
 
 
+@pytest.mark.parametrize("axes", [None, 1])
+def test_what_stands_at_padding_over_axes_is_without_effect(rng, axes):
+    layer, (x, c) = build(rng, {"attention_axes": axes}, (2, 3, 4, 6), (2, 3, 4, 7))
+    of_query, of_value = rng.random((2, 3, 4)) > 0.3, rng.random((2, 3)) > 0.3
+    found = []
+    for value in (0.0, np.nan):
+        x[~of_query], c[~of_value] = value, value
+        given = {"query_mask": of_query, "value_mask": of_value}
+        found.append(run(layer, x, c, np.copy(c), **given))
+    assert_close(found[1], found[0])
+
+
 def test_weights_see_implicit_masks_under_mixed_precision(rng):
     layer, (x, c) = build(rng, {"dtype": "mixed_bfloat16"})
     x[~KEEP_QUERIES], c[~KEEP_KEYS] = 0.0, 0.0

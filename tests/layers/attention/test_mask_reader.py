@@ -11,6 +11,7 @@ from kattn.layers.attention.mask_reader import (
     keras_mask,
     read_masks,
     read_new_masks,
+    read_padded,
     read_padding,
     silence,
     silence_weights,
@@ -67,7 +68,7 @@ def test_padding_is_what_either_says(implicit, explicit, expected):
     allowed = read_masks(sequence(implicit), explicit)
     if expected is None:
         assert padding is None
-        assert allowed == (None, None)
+        assert allowed[1:] == (None, None)
         return
     np.testing.assert_array_equal(run(ops.copy, padding), expected)
     np.testing.assert_array_equal(run(ops.copy, allowed.padding), expected)
@@ -86,7 +87,7 @@ def test_padding_is_what_either_says(implicit, explicit, expected):
     ids=["rank 3", "rank 4", "object"],
 )
 def test_query_by_key_says_nothing_of_padding(implicit, explicit, expected):
-    padding, allowed = read_masks(sequence(implicit), explicit)
+    _, padding, allowed = read_masks(sequence(implicit), explicit)
     if implicit is None:
         assert padding is None
     else:
@@ -97,13 +98,28 @@ def test_query_by_key_says_nothing_of_padding(implicit, explicit, expected):
 
 def test_new_steps_take_padding_or_an_object():
     causal = masks.Causal()
-    assert read_new_masks(sequence(), causal) == (None, causal)
-    padding, allowed = read_new_masks(sequence(KEEP), causal)
+    assert read_new_masks(sequence(), causal)[1:] == (None, causal)
+    _, padding, allowed = read_new_masks(sequence(KEEP), causal)
     np.testing.assert_array_equal(run(ops.copy, padding), KEEP)
     assert allowed is causal
-    padding, allowed = read_new_masks(sequence(KEEP), OTHER)
+    _, padding, allowed = read_new_masks(sequence(KEEP), OTHER)
     np.testing.assert_array_equal(run(ops.copy, padding), KEEP & OTHER)
     assert allowed is None
+
+
+@pytest.mark.parametrize("reader", [read_masks, read_padded, read_new_masks])
+@pytest.mark.parametrize(
+    ("implicit", "explicit", "expected"),
+    [(KEEP, None, KEEP), (None, OTHER, OTHER), (KEEP, OTHER, KEEP & OTHER)],
+)
+def test_padding_of_what_is_read_is_silent(reader, implicit, explicit, expected):
+    x = run(reader, sequence(implicit), explicit)[0]
+    np.testing.assert_array_equal(x, np.broadcast_to(expected[..., None], x.shape))
+
+
+def test_an_input_without_masks_is_read_as_it_is():
+    x = sequence()
+    assert all(reader(x, None)[0] is x for reader in (read_masks, read_padded, read_new_masks))
 
 
 def test_padding_is_silent():
