@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "spans": set(),
     "block_rule": {"arguments", "spans"},
     "masks": {"arguments", "grid", "spans", "block_rule", "masks"},
-    "biases": {"arguments", "grid", "spans", "block_rule", "biases"},
+    "biases": {"arguments", "backend", "grid", "spans", "block_rule", "biases"},
     "ops": {"arguments", "backend", "grid", "spans", "block_rule", "masks", "biases", "ops"},
     "layers": {"arguments", "grid", "masks", "biases", "ops", "layers"},
     "models": {"arguments", "grid", "layers", "models"},
