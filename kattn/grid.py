@@ -129,7 +129,8 @@ class Grid:
         It has ceil(side / key_stride) cells on each axis; None stays None.
         """
         stride = self.key_stride
-        return Grid(tuple(None if n is None else -(-n // stride) for n in self.sides))
+        # Not -(-n // stride): in ONNX negative quotients are rounded towards 0.
+        return Grid(tuple(None if n is None else (n + stride - 1) // stride for n in self.sides))
 
     def key_positions(self):
         """Where the keys stand on this grid: at the middles of the windows that they are of.

@@ -53,8 +53,8 @@ class Span(NamedTuple):
             int32, `(1, 1, size, 1)` for queries or `(1, 1, 1, size)` for keys; with a leading
             axis of size n for n runs.
         """
-        index = self.positions()[..., None, None, :]
-        return index[..., None] if axis == -2 else index[..., None, :]
+        # Not by `[..., None]`: tf2onnx mistakes an ellipsis that stands for no axis.
+        return ops.expand_dims(self.positions(), (-4, -3, -1 if axis == -2 else -2))
 
     def shift(self, offset):
         """The same run, `offset` steps later.

@@ -13,11 +13,14 @@
     take(x, i)                    x[i]
     add_at(x, i, update)          x with x[i] += update; x may be changed in place
     put_at(x, i, value)           x with x[i] = value; x may be changed in place
+    gather(x, index, axis)        the entries of x at an index of any shape
     put_step(x, slot, value)      x `(B, K, L, D)` with x[b, :, slot[b]] = value[b]; likewise
     overwrite(x, y)               y; in place of x where that can be
     constant(numbers, like)       Python numbers as float32, on the device of `like`
     concrete(x)                   x as NumPy where that costs nothing, or None
     is_made_up(x)                 whether x only stands for shapes that Keras infers
+    is_exported_to_onnx()         whether the call is traced for it, where this makes a difference
+    is_computed(size)             whether a size is a tensor, over which a loop may run
     custom_gradient(f, g)         f with the gradient g
     in_forward_mode(*x)           whether one of them carries a tangent
     recomputed(f)                 f, run again for its gradient
@@ -75,11 +78,14 @@ scan = _framework.scan
 take = _framework.take
 add_at = _framework.add_at
 put_at = _framework.put_at
+gather = _framework.gather
 put_step = _framework.put_step
 overwrite = _framework.overwrite
 constant = _framework.constant
 concrete = _framework.concrete
 is_made_up = _framework.is_made_up
+is_exported_to_onnx = _framework.is_exported_to_onnx
+is_computed = _framework.is_computed
 custom_gradient = _framework.custom_gradient
 in_forward_mode = _framework.in_forward_mode
 recomputed = _framework.recomputed

@@ -81,6 +81,11 @@ def add_at(x, i, update):
     return put_at(x, i, take(x, i) + update)
 
 
+def gather(x, index, axis):
+    """The entries of x at an index of any shape on an axis >= 0."""
+    return jnp.take(x, index, axis=axis)
+
+
 def put_step(x, slot, value):
     """X `(B, K, L, D)` with x[b, :, slot[b]] = value[b], `(K, D)`; nothing past the last slot."""
     # By item and head: where one slice is written, XLA makes of it a dynamic-update-slice with a
@@ -108,6 +113,16 @@ def concrete(x):
 
 def is_made_up(x):
     """False: shapes are inferred with unknown sizes."""
+    return False
+
+
+def is_exported_to_onnx():
+    """Never known, nor does it matter: all operations are exported."""
+    return False
+
+
+def is_computed(size):
+    """False: no size is an array."""
     return False
 
 

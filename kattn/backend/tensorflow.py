@@ -61,9 +61,10 @@ def scan(step, state, inputs):
         return i + 1, state, outputs.write(i, output)
 
     outputs = tf.TensorArray(state.dtype, count, element_shape=state.shape)
-    # For the gradient XLA must be told how many iterations there are at most.
+    # For the gradient XLA must be told how many iterations there are at most, and tf2onnx makes
+    # another integer of that number, so that the condition must do without it.
     _, state, outputs = tf.while_loop(
-        lambda i, *_: i < count, body, (0, state, outputs), maximum_iterations=count
+        lambda *_: True, body, (0, state, outputs), maximum_iterations=count
     )
     return state, outputs.stack()
 
@@ -81,6 +82,11 @@ def put_at(x, i, value):
 def add_at(x, i, update):
     """X with x[i] += update."""
     return tf.tensor_scatter_nd_add(x, [[i]], update[None])
+
+
+def gather(x, index, axis):
+    """The entries of x at an index of any shape on an axis >= 0."""
+    return tf.gather(x, index, axis=axis)
 
 
 def put_step(x, slot, value):
@@ -110,6 +116,16 @@ def concrete(x):
 def is_made_up(x):
     """False: shapes are inferred with unknown sizes."""
     return False
+
+
+def is_exported_to_onnx():
+    """Never known, nor does it matter: all operations are exported."""
+    return False
+
+
+def is_computed(size):
+    """Whether a size is a tensor, on which the length of a loop may depend."""
+    return tf.is_tensor(size)
 
 
 def custom_gradient(forward, backward):

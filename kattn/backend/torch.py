@@ -15,7 +15,10 @@ def compiled(function):
 
 def matmul(a, b, *, transpose_a=False, transpose_b=False):
     """float32 a b over the last two axes."""
-    return torch.matmul(a.mT if transpose_a else a, b.mT if transpose_b else b)
+    return torch.matmul(
+        a.transpose(-2, -1) if transpose_a else a,  # `a.mT` is not exported to ONNX
+        b.transpose(-2, -1) if transpose_b else b,
+    )
 
 
 def softmax(x):
@@ -80,6 +83,13 @@ def _is_recorded(*tensors):
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
+def gather(x, index, axis):
+    """The entries of x at an index of any shape on an axis >= 0."""
+    # Not `ops.take`, which calls `ravel`, and that is not exported to ONNX.
+    found = torch.index_select(x, axis, torch.reshape(index, (-1,)))
+    return torch.reshape(found, (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
+
+
 def put_step(x, slot, value):
     """X `(B, K, L, D)` with x[b, :, slot[b]] = value[b], `(K, D)`: in place outside of gradient."""
     batch, heads = (torch.arange(n, device=x.device) for n in x.shape[:2])
@@ -105,6 +115,16 @@ def concrete(x):
 def is_made_up(x):
     """Whether x has a shape alone. Keras infers shapes with sizes of its own for unknown ones."""
     return isinstance(x, torch.Tensor) and x.is_meta
+
+
+def is_exported_to_onnx():
+    """Whether the call is traced for `torch.onnx.export`."""
+    return torch.onnx.is_in_onnx_export()
+
+
+def is_computed(size):
+    """False: what `torch.jit.trace` makes of sizes are tensors, but loops over them are fixed."""
+    return False
 
 
 class _CustomGradient(torch.autograd.Function):
@@ -227,6 +247,8 @@ def dense_pays(scores):
 
 def fused_unsupported(call):
     """Why `scaled_dot_product_attention` cannot take the call, or None."""
+    if is_exported_to_onnx():
+        return "the model is exported to ONNX, whose operators are plain"
     if call.softcap is not None:
         return "scaled_dot_product_attention has no softcap"
     if call.sinks is not None:

@@ -76,11 +76,11 @@ class DistanceTable(Table):
         steps = ops.arange(count, dtype="int32")
         if self.is_by_query:
             distances = start + queries.size - 1 - steps
-            numbers = ops.take(values, self.place(distances), axis=-1)
+            numbers = backend.gather(values, self.place(distances), len(values.shape) - 1)
             return _skew(numbers, queries.size, keys.size)
         # From the first query: keys after it, then, from the end, keys before it.
         distances = start - ops.where(steps <= keys.size, steps, steps - count)
-        numbers = ops.take(values, self.place(distances), axis=-1)
+        numbers = backend.gather(values, self.place(distances), len(values.shape) - 1)
         return _unroll(numbers, queries.size, keys.size)[None]
 
 
@@ -95,8 +95,8 @@ def look_up(values, index):
         `(..., B or 1, N, q, k)`.
     """
     if len(values.shape) == 2:
-        numbers = ops.take(values, index[..., 0, :, :], axis=1)  # (N, ..., B, q, k)
-        return ops.moveaxis(numbers, 0, -3)
+        numbers = backend.gather(values, index[..., 0, :, :], 1)  # (N, ..., B, q, k)
+        return ops.moveaxis(numbers, 0, len(numbers.shape) - 3)
     shape = (*ops.shape(values)[:-1], ops.shape(index)[-1])
     return ops.take_along_axis(values, ops.broadcast_to(index, shape), axis=-1)
 

@@ -10,7 +10,7 @@ from keras import ops
 from kattn.arguments import check_choice, check_integers, error
 from kattn.masks.checks import REAL_STEP, bool_tensor
 from kattn.ops.attention import check_sizes
-from kattn.ops.sizes import at_least_one, is_symbol, known_shape
+from kattn.ops.sizes import at_least_one, ceil_divide, is_symbol, known_shape
 
 IMPLEMENTATIONS = ("auto", "parallel", "chunked")
 
@@ -89,8 +89,8 @@ def chunk_size(steps, limit):
         return None
     if not isinstance(steps, int):
         return at_least_one(ops.minimum(steps, limit))
-    count = at_least_one(-(-steps // limit))
-    return at_least_one(-(-steps // count))
+    count = at_least_one(ceil_divide(steps, limit))
+    return at_least_one(ceil_divide(steps, count))
 
 
 def of_queries(x, key_heads, size):
@@ -141,7 +141,7 @@ def _cut(steps, size):
     """The number of chunks, and the number of steps in one."""
     if size is None:
         return 1, at_least_one(steps)
-    return at_least_one(-(-steps // size)), size
+    return at_least_one(ceil_divide(steps, size)), size
 
 
 def _fill(x, more):

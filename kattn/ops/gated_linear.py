@@ -86,7 +86,8 @@ def gated_linear_attention(
             O(T). "auto" is "chunked", which is the same as "parallel" if all steps fit into one
             chunk. With a decay per channel and an unknown number of steps, "parallel" is "chunked"
             too. A model that JAX or PyTorch exports for any number of steps takes all pairs of
-            steps at once, and with a decay per channel memory O(T^2 D).
+            steps at once, and with a decay per channel memory O(T^2 D); in ONNX from PyTorch all
+            pairs of chunks.
         chunk: Largest number of steps in a chunk. None for the size that was measured to be fast.
 
     Returns:
@@ -136,7 +137,8 @@ def decode_gated_linear_attention(
             O(T). "auto" is "chunked", which is the same as "parallel" if all steps fit into one
             chunk. With a decay per channel and an unknown number of steps, "parallel" is "chunked"
             too. A model that JAX or PyTorch exports for any number of steps takes all pairs of
-            steps at once, and with a decay per channel memory O(T^2 D).
+            steps at once, and with a decay per channel memory O(T^2 D); in ONNX from PyTorch all
+            pairs of chunks.
         chunk: Largest number of steps in a chunk. None for the size that was measured to be fast.
 
     Returns:
@@ -180,8 +182,8 @@ def _size(steps, implementation, chunk, *, by_channel):
     limit = chunk or CHUNK
     if not by_channel:
         return None if implementation == "parallel" else chunks.chunk_size(steps, limit)
-    if is_symbol(steps):
-        return 1
+    if is_symbol(steps) and not ops.is_tensor(steps):
+        return 1  # PyTorch takes a number of chunks that happens to be 1 for one that is always 1
     if isinstance(steps, int):
         limit = at_least_one(steps) if implementation == "parallel" else limit
         limit = chunks.chunk_size(steps, limit)
@@ -308,7 +310,7 @@ def _carry_at_once(total, sums, first):
     lead = ops.zeros_like(total[:, :, :1])
     decays = _decayed(_spans(ops.concatenate([lead, total], axis=2)))  # (B, K, t, s, D)
     sums = ops.concatenate([first[:, :, None], sums], axis=2)  # (B, K, s, D, Dv)
-    states = ops.matmul(ops.moveaxis(decays, -1, 2), ops.swapaxes(sums, 2, 3))  # (B, K, D, t, Dv)
+    states = ops.matmul(ops.moveaxis(decays, 4, 2), ops.swapaxes(sums, 2, 3))  # (B, K, D, t, Dv)
     states = ops.swapaxes(states, 2, 3)
     return states[:, :, :-1], states[:, :, -1]
 

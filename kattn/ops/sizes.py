@@ -61,7 +61,27 @@ def is_symbol(size):
         >>> is_symbol(5), is_symbol(None)
         (False, False)
     """
-    return not (size is None or isinstance(size, int) or ops.is_tensor(size))
+    return not (size is None or isinstance(size, int) or backend.is_computed(size))
+
+
+def ceil_divide(size, by):
+    """The size divided by an integer, rounded up.
+
+    Where sizes are tensors, all that divides them uses numerators >= 0, or does not care how
+    negative quotients are rounded: tf2onnx rounds them towards 0, not down.
+
+    Args:
+        size: Integer, scalar tensor or symbol.
+        by: Integer >= 1, or a scalar tensor or a symbol.
+
+    Returns:
+        A size of the same kind.
+
+    Example:
+        >>> ceil_divide(5, 2), ceil_divide(0, 2)
+        (3, 0)
+    """
+    return (size + by - 1) // by
 
 
 def at_least_one(size):

@@ -9,6 +9,7 @@ from kattn.layers.attention.head_sizes import HeadSizes, check_heads, merge_head
 from kattn.layers.attention.mask_object_layer import MaskObjectLayer
 from kattn.layers.attention.mask_reader import read_padding, silence
 from kattn.ops.attention import KERNELS
+from kattn.ops.normalization import rms_normalization
 
 # The arguments that the layers of this family have in common, beside those of `ProjectionOptions`.
 ARGUMENTS = (
@@ -82,7 +83,7 @@ class AttentionLayer(MaskObjectLayer):
         self.built = True
 
     def _norm(self, name, width):
-        norm = keras.layers.RMSNormalization(dtype=self.dtype_policy, name=name)
+        norm = _Norm(dtype=self.dtype_policy, name=name)
         norm.build((None, width))
         return norm
 
@@ -108,6 +109,13 @@ class AttentionLayer(MaskObjectLayer):
         if self._gate is not None:
             y = y * ops.sigmoid(self._gate(x))
         return self._output(silence(y, padding))  # (B, T, C)
+
+
+class _Norm(keras.layers.RMSNormalization):
+    """A `keras.layers.RMSNormalization` that can be exported to ONNX on PyTorch, too."""
+
+    def call(self, x):
+        return rms_normalization(x, self.scale, self.epsilon)
 
 
 def check_sequence(name, shape):

@@ -76,7 +76,7 @@ class ALiBi(ScoreBias):
         return {**super().get_config(), "learned": self.learned}
 
     def _rule(self, num_heads):
-        slopes = read_table(self, self.slopes) if self.learned else _slopes(num_heads)
+        slopes = read_table(self, self.slopes) if self.learned else _slopes(int(num_heads))
         return biases.ALiBi(slopes)
 
 

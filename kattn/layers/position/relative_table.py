@@ -180,8 +180,8 @@ def _resize(table, old, new):
         return table
     values = ops.reshape(table, (table.shape[0], *(2 * side - 1 for side in old)))
     for axis, sides in enumerate(zip(old, new, strict=True), start=1):
-        values = ops.moveaxis(values, axis, -1)
-        values = ops.moveaxis(ops.matmul(values, _interpolation(*sides)), -1, axis)
+        values = ops.swapaxes(values, axis, -1)
+        values = ops.swapaxes(ops.matmul(values, _interpolation(*sides)), axis, -1)
     return ops.reshape(values, (table.shape[0], -1))
 
 

@@ -9,7 +9,6 @@ from kattn.layers.attention.head_sizes import (
     HeadSizes,
     check_heads,
     merge_heads,
-    split_heads,
 )
 from kattn.layers.attention.positions import (
     attach,
@@ -219,6 +218,8 @@ class SelfAttention2D(QuantizableLayer):
         is_empty = grid.is_static and grid.size == 0  # which PyTorch cannot pool
         if self.key_stride == 1 or is_empty:
             return x
-        x, stride = grid.unflatten(merge_heads(x)), self.key_stride
+        batch, _, heads, width = ops.shape(x)
+        x, stride = ops.reshape(x, (batch, *grid.sides, heads * width)), self.key_stride
         x = ops.max_pool(x, stride, stride, padding="same", data_format="channels_last")
-        return split_heads(grid.keys.flatten(x), self.num_heads)
+        # One reshape: of two, tf2onnx leaves the first out and gets the sizes of the second wrong.
+        return ops.reshape(x, (batch, grid.keys.size, heads, width))
