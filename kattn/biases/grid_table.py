@@ -19,7 +19,8 @@ class GridTable(Table):
 
     Args:
         values: Float, `(N or 1, R)`, the same numbers for all queries; or `(B, N, T, R)`, numbers
-            of each query's own. R is the product over `axes` of 2 * side - 1. The numbers are in
+            of each query's own. R is the product over `axes` of 2 * side - 1, or of 2 * side, of
+            which the last is not looked up, where a side is no integer. The numbers are in
             row-major order of the coordinate differences, each of which is counted as
             key - query + side - 1.
         sides: Sides of the grid of queries: integers >= 1, or scalar tensors where a side is known
@@ -53,7 +54,7 @@ class GridTable(Table):
             # Past the last cell, where a block is filled up, any number will do.
             difference = columns[axis] * self.key_stride - rows[axis] + side - 1
             place = ops.clip(difference, 0, 2 * side - 2)
-            index = index * (2 * side - 1) + place
+            index = index * numbers_of(side) + place
         return look_up(ops.cast(self.values, "float32"), ops.cast(index, "int32"))
 
     def check(self, batch, heads, queries, keys):
@@ -64,3 +65,12 @@ class GridTable(Table):
             if is_integer(have) and is_integer(want) and have != want:
                 rule = f"A grid of {self.sides} with key_stride {self.key_stride} has {want} steps"
                 raise error(rule, **{name: have})
+
+
+def numbers_of(side):
+    """How many numbers a table has for an axis: one for each difference from 1 - side to side - 1.
+
+    There is one more, which is not looked up, where the side is no integer: JAX cannot tell of two
+    unknown sides that the product of 2 * side - 1 is not negative.
+    """
+    return 2 * side - 1 if is_integer(side) else 2 * side

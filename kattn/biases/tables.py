@@ -6,6 +6,7 @@ from typing import Any
 from keras import ops
 
 from kattn import backend
+from kattn.arguments import is_integer
 from kattn.biases.bias import Bias, check_heads
 from kattn.spans import Places
 
@@ -38,7 +39,7 @@ class Table(Bias):
         if not self.is_by_query:
             return self
         ends = ((0, 0), (0, 0), (0, queries), (0, 0))
-        return self.map_arrays(lambda values: backend.pad(values, ends))
+        return self.map_arrays(lambda values: backend.pad(ops.convert_to_tensor(values), ends))
 
     def check(self, batch, heads, queries, keys):
         rows = self.values.shape[-3 if self.is_by_query else 0]
@@ -98,6 +99,9 @@ def look_up(values, index):
         numbers = backend.gather(values, index[..., 0, :, :], 1)  # (N, ..., B, q, k)
         return ops.moveaxis(numbers, 0, len(numbers.shape) - 3)
     shape = (*ops.shape(values)[:-1], ops.shape(index)[-1])
+    # Keras cannot look up nothing on TensorFlow.
+    if any(is_integer(size) and size == 0 for size in shape):
+        return ops.broadcast_to(values[..., :1], shape)
     return ops.take_along_axis(values, ops.broadcast_to(index, shape), axis=-1)
 
 

@@ -82,8 +82,6 @@ class Block(keras.layers.Layer):
 @pytest.mark.parametrize("name", LAYERS)
 def test_unknown_lengths_inside_of_a_block(name):
     make, shapes = LAYERS[name]
-    if name == "SelfAttention2D" and keras.backend.backend() == "jax":
-        pytest.skip("RelativeTable compares unknown sides of a map, which JAX refuses")
     block = Block(make())
     nodes = [keras.Input(shape[1:]) for shape in symbols(shapes, None)]
     model = keras.Model(nodes, block(*nodes))

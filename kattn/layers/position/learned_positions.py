@@ -36,9 +36,9 @@ class LearnedPositions(InputPosition):
 
     Raises:
         ValueError: If `length` or `axis` is out of range; when built or called, if `x` has no
-            such axis, if the axis is longer than the table, or if the width is not that of the
-            table; when called, if `positions` do not fit or are not integers; if the layer is
-            shared with layers whose inputs have another width.
+            such axis, or if the width is not that of the table; when called, if the axis is longer
+            than the table, or if `positions` do not fit or are not integers; if the layer is shared
+            with layers whose inputs have another width.
 
     Example:
         >>> rows = kattn.layers.LearnedPositions(32)

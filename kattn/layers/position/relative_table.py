@@ -9,6 +9,7 @@ from keras import ops
 
 from kattn import biases
 from kattn.arguments import check_integers, error, is_integer
+from kattn.biases.grid_table import numbers_of
 from kattn.grid import Grid
 from kattn.layers.initializers import numbered
 from kattn.layers.position.learned_table import add_table, read_initializer, read_table
@@ -186,13 +187,13 @@ def _resize(table, old, new):
 
 
 def _interpolation(old, new):
-    """The share of each old number in each new one, float32 `(2 * old - 1, 2 * new - 1)`.
+    """The share of each old number in each new one, float32, by `numbers_of` each.
 
-    `new` may be a scalar tensor. The farthest difference stays the farthest: difference d of the
-    new side stands where d * (old - 1) / (new - 1) is on the old side.
+    `new` may be a scalar tensor or a symbol. The farthest difference stays the farthest: difference
+    d of the new side stands where d * (old - 1) / (new - 1) is on the old side.
     """
     new = at_least_one(new)
-    differences = (ops.arange(2 * side - 1, dtype="int32") - (side - 1) for side in (old, new))
+    differences = (ops.arange(numbers_of(side), dtype="int32") - (side - 1) for side in (old, new))
     at_old, at_new = (ops.cast(difference, "float32") for difference in differences)
     at_new = at_new * (old - 1) / ops.maximum(ops.cast(new - 1, "float32"), 1.0)
     return ops.maximum(0.0, 1.0 - ops.abs(at_new - at_old[:, None]))

@@ -11,6 +11,7 @@ from kattn.grid import Grid
 from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.relative_table import RelativeTable
 from kattn.layers.position.score_bias import ScoreBias
+from kattn.layers.spatial.self_attention_2d import SelfAttention2D
 from kattn.ops import attention
 from tests import bias_checks, checks, oracle
 from tests.bias_checks import quick
@@ -338,6 +339,14 @@ def make_by_query(**options):
 
 
 FLAGS = {"sequence": False, "masked": False, "dropout": False}
+
+
+@pytest.mark.parametrize("by_query", [False, True])
+def test_a_map_without_cells(by_query):
+    layer = SelfAttention2D(2, position=RelativeTable((4, 4), by_query=by_query), key_stride=2)
+    x = np.zeros((2, 0, 3, 8), "float32")
+    layer.build((2, 4, 4, 8))
+    assert run(layer, x).shape == x.shape
 
 
 def test_battery(rng):
