@@ -111,14 +111,16 @@ def read_new_masks(x, mask, name="mask"):
         ValueError: If `mask` is a mask of query by key, or of another kind.
     """
     if isinstance(mask, masks.Mask):
-        return MaskedInput(*read_padded(x, None, name), mask)
+        x, padding = read_padded(x, None, name)
+        return MaskedInput(x, padding, mask)
     if _rank(mask) in (3, 4):
         raise arguments.error(
             f"`{name}` of new steps must be a bool array (B, t), True = real step, or a "
             "kattn.masks.Mask over the positions of the whole sequence",
             **{name: mask},
         )
-    return MaskedInput(*read_padded(x, mask, name), None)
+    x, padding = read_padded(x, mask, name)
+    return MaskedInput(x, padding, None)
 
 
 def keras_mask(x):
