@@ -185,4 +185,4 @@ def pad_block(array, queries, keys):
     ends = [(0, 0)] * (len(array.shape) - 2)
     for axis, more in ((-2, queries), (-1, keys)):
         ends.append((0, 0) if array.shape[axis] == 1 else (0, more))
-    return backend.pad(ops.convert_to_tensor(array), ends)
+    return backend.pad(array, ends)

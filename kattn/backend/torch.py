@@ -2,6 +2,7 @@
 
 import functools
 
+import keras
 import torch
 import torch.utils.checkpoint
 
@@ -34,7 +35,7 @@ def highest(x, axis=-1):
 def pad(x, ends, value=0):
     """X with `value` added, (before, after) each axis."""
     flat = [n for pair in reversed(ends) for n in pair]
-    return torch.nn.functional.pad(x, flat, value=value)
+    return torch.nn.functional.pad(keras.ops.convert_to_tensor(x), flat, value=value)
 
 
 def loop(lower, upper, body, state):

@@ -39,7 +39,7 @@ class Table(Bias):
         if not self.is_by_query:
             return self
         ends = ((0, 0), (0, 0), (0, queries), (0, 0))
-        return self.map_arrays(lambda values: backend.pad(ops.convert_to_tensor(values), ends))
+        return self.map_arrays(lambda values: backend.pad(values, ends))
 
     def check(self, batch, heads, queries, keys):
         rows = self.values.shape[-3 if self.is_by_query else 0]

@@ -107,7 +107,7 @@ class Axis:
         for i in range(self.width):
             part = x[(*lead, slice(i * self.size, (i + 1) * self.size))]
             ends[blocks_axis] = (i, self.width - 1 - i)
-            total = total + backend.pad(ops.convert_to_tensor(part), ends)
+            total = total + backend.pad(part, ends)
         return total
 
     def _cut(self, x, axis, count):
@@ -202,4 +202,4 @@ def _fit(x, axis, start, stop):
     x = x[(*[slice(None)] * axis, slice(max(start, 0), min(stop, steps)))]
     ends = [(0, 0)] * len(x.shape)
     ends[axis] = (max(-start, 0), max(stop - steps, 0))
-    return backend.pad(ops.convert_to_tensor(x), ends)
+    return backend.pad(x, ends)
