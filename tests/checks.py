@@ -178,10 +178,11 @@ def check_dropout(make, inputs):
     layer = ready(make, inputs)
     calm = result(lambda *x: layer(*x, training=False), *inputs)
     np.testing.assert_array_equal(result(layer, *inputs), calm)
+    tensors = [ops.convert_to_tensor(x) for x in inputs]
     weights, states = layer.trainable_variables, layer.non_trainable_variables
     train = quick(lambda states, *x: layer.stateless_call(weights, states, *x, training=True))
-    first, states = run(train, [state.value for state in states], *inputs)
-    second, _ = run(train, states, *inputs)
+    first, states = run(train, [state.value for state in states], *tensors)
+    second, _ = run(train, states, *tensors)
     assert np.abs(first - calm).max() > 0, "dropout is not applied in training"
     assert np.abs(first - second).max() > 0, "dropout repeats itself"
 
