@@ -13,6 +13,7 @@ output it had there; they are read on all of them. To write those of the backend
     KERAS_BACKEND=jax python -m tests.write_fixtures
 """
 
+import functools
 import inspect
 import pathlib
 import tempfile
@@ -176,13 +177,19 @@ def check_saving(make, inputs):
 def check_dropout(make, inputs):
     """Dropout acts in training, only there, and differs from call to call."""
     layer = ready(make, inputs)
-    calm = result(lambda *x: layer(*x, training=False), *inputs)
-    np.testing.assert_array_equal(result(layer, *inputs), calm)
     tensors = [ops.convert_to_tensor(x) for x in inputs]
     weights, states = layer.trainable_variables, layer.non_trainable_variables
-    train = quick(lambda states, *x: layer.stateless_call(weights, states, *x, training=True))
-    first, states = run(train, [state.value for state in states], *tensors)
-    second, _ = run(train, states, *tensors)
+    states = [state.value for state in states]
+
+    def call(training, states):
+        """The output, and the states of the generators after it."""
+        stateless = functools.partial(layer.stateless_call, training=training)
+        return run(quick(lambda states, *x: stateless(weights, states, *x)), states, *tensors)
+
+    calm, states = call(False, states)
+    np.testing.assert_array_equal(call(None, states)[0], calm)
+    first, states = call(True, states)
+    second, _ = call(True, states)
     assert np.abs(first - calm).max() > 0, "dropout is not applied in training"
     assert np.abs(first - second).max() > 0, "dropout repeats itself"
 
@@ -214,7 +221,7 @@ def check_masks(make, inputs):
     assert getattr(masked, "_keras_mask", None) is not None, "the input lost its mask"
     assert getattr(output, "_keras_mask", None) is not None, "the output has no mask"
     model = keras.Model(nodes, output)
-    implicit = model.predict([values, *inputs[1:]], verbose=0)
+    implicit = result(model, [values, *inputs[1:]])
     wanted = result(layer, values, *inputs[1:], mask=ops.convert_to_tensor(keep))
     assert_close(implicit[keep], wanted[keep])
 
@@ -222,10 +229,10 @@ def check_masks(make, inputs):
     other[0, 0] = False
     mask_node = keras.Input(keep.shape[1:], dtype="bool")
     both = keras.Model([*nodes, mask_node], layer(masked, *nodes[1:], mask=mask_node))
-    found = both.predict([values, *inputs[1:], other], verbose=0)
+    found = result(both, [values, *inputs[1:], other])
     wanted = result(layer, values, *inputs[1:], mask=ops.convert_to_tensor(keep & other))
     assert_close(found, wanted)
-    found = both.predict([values, *inputs[1:], np.ones_like(keep)], verbose=0)
+    found = result(both, [values, *inputs[1:], np.ones_like(keep)])
     assert_close(found[keep], implicit[keep])
 
 
@@ -361,7 +368,7 @@ def check_fixture(make, name):
         model = keras.saving.load_model(path)
         stored = np.load(path.with_suffix(".npz"))
         inputs = [stored[f"input_{i}"] for i in range(len(model.inputs))]
-        assert_close(model.predict(inputs, verbose=0), stored["output"])
+        assert_close(result(model, inputs), stored["output"])
         now, then = make(name="checked").get_config(), model.get_layer("checked").get_config()
         assert plain(now) == plain(then), f"{path.name} is stale: see the head of tests/checks.py"
 

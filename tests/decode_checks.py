@@ -11,6 +11,7 @@
 and a call on the whole sequence, which decoding must equal.
 """
 
+import functools
 import inspect
 import itertools
 
@@ -57,11 +58,11 @@ def start(layer, inputs, length=None, **options):
 
 
 def in_pieces(layer, x, cuts, length, *context, decode=None, **options):
-    """The outputs of `decode` for x cut into pieces; `decode` is the layer's, compiled or not."""
-    decode = decode or quick(layer.decode)
+    """The outputs of `decode`, that of the layer if it is not given, for x cut into pieces."""
+    decode = decode or quick(functools.partial(layer.decode, **options))
     cache, outputs = start(layer, [x, *context], length), []
     for begin, end in itertools.pairwise(cuts):
-        y, cache = decode(x[:, begin:end], cache, **options)
+        y, cache = decode(x[:, begin:end], cache)
         outputs.append(y)
     return ops.concatenate(outputs, axis=1)
 
