@@ -87,6 +87,7 @@ def _is_recorded(*tensors):
 def gather(x, index, axis):
     """The entries of x at an index of any shape on an axis >= 0."""
     # Not `ops.take`, which calls `ravel`, and that is not exported to ONNX.
+    x, index = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(index)
     found = torch.index_select(x, axis, torch.reshape(index, (-1,)))
     return torch.reshape(found, (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 

@@ -67,8 +67,8 @@ def is_symbol(size):
 def ceil_divide(size, by):
     """The size divided by an integer, rounded up.
 
-    Where sizes are tensors, all that divides them uses numerators >= 0, or does not care how
-    negative quotients are rounded: tf2onnx rounds them towards 0, not down.
+    It is not -(-size // by), whose quotient is negative: in ONNX files such quotients of tensors
+    are rounded towards 0, not down.
 
     Args:
         size: Integer, scalar tensor or symbol.

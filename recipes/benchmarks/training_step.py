@@ -13,7 +13,6 @@ Remat   With --remat instead: one step at T=4096, batch 1, with the layers made 
 Method  The two sides in turns in one process, each run once before; medians and quartiles over the
         turns, and those of the turns' ratios. A case takes three turns at least, and no more once
         it has taken 8 s. Memory: as in attention.py, of the second step of a process of its own.
-        A whole run takes under ten minutes on two cores.
 Run     python -m recipes.benchmarks.training_step --backend jax
         python -m recipes.benchmarks.training_step --backend jax --remat
         python -m recipes.benchmarks.training_step --backend jax --only "^SelfAttention, T=64"

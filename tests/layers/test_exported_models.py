@@ -26,7 +26,7 @@ ON_TENSORFLOW = ("SelfAttention, plain", "GatedLinearAttention, fixed", "SelfAtt
 ONNX = ON_TENSORFLOW if BACKEND == "tensorflow" else tuple(CASES)
 # Lengths at which kernels loop over several blocks, and chunks.
 LONG = {"SelfAttention, plain": 600, "GatedLinearAttention, fixed": 200}
-EXPORTER = {"tensorflow": "tf2onnx", "torch": "onnxscript", "jax": "jax2onnx"}
+EXPORTER = {"tensorflow": "tf2onnx", "torch": "onnxscript"}
 # Exporters warn of what they do not support elsewhere, and of numbers that stay what they are.
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -27,8 +27,9 @@ def draw_seed(seed):
         seed: Integer, `keras.random.SeedGenerator` or None, as `keras.random` takes it.
     """
     if isinstance(seed, keras.random.SeedGenerator):
-        # Not `keras.random`: on PyTorch its numbers come from a `torch.Generator`, which neither
-        # the compiler nor `torch.func` can trace; nor is `next` of the seed, of a NumPy array.
+        # Neither `keras.random` nor `seed.next()`: on PyTorch the one draws from a
+        # `torch.Generator` and the other adds a NumPy array, and neither the compiler nor
+        # `torch.func` can trace that.
         state = ops.convert_to_tensor(seed.state)  # the seed, and the number of draws so far
         numbers = _mix(ops.cast(state, "int32"))  # layers may have the seeds 1, 2, 3
         seed.state.assign(state + ops.arange(2, dtype=state.dtype))
