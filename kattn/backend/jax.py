@@ -25,6 +25,16 @@ def matmul(a, b, *, transpose_a=False, transpose_b=False):
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
+def by_row(function, x, count):
+    """`function(x)`, which treats all entries of the first `count` axes alike.
+
+    They become one axis, as XLA's gradients of products over several axes of rows take longer: a
+    training step of attention layers takes 1.15 times as long (two CPU cores, B=8, T=64, C=128).
+    """
+    y = function(x.reshape(-1, *x.shape[count:]))
+    return y.reshape(*x.shape[:count], *y.shape[1:])
+
+
 def softmax(x):
     """Over the last axis."""
     return jax.nn.softmax(x)

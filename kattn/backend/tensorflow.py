@@ -17,6 +17,11 @@ def matmul(a, b, *, transpose_a=False, transpose_b=False):
     return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
+def by_row(function, x, count):
+    """`function(x)`, which treats all entries of the first `count` axes alike."""
+    return function(x)
+
+
 def softmax(x):
     """Over the last axis."""
     return tf.nn.softmax(x)

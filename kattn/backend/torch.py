@@ -22,6 +22,11 @@ def matmul(a, b, *, transpose_a=False, transpose_b=False):
     )
 
 
+def by_row(function, x, count):
+    """`function(x)`, which treats all entries of the first `count` axes alike."""
+    return function(x)
+
+
 def softmax(x):
     """Over the last axis."""
     return torch.softmax(x, dim=-1)
@@ -288,7 +293,37 @@ def fused_attention(call, mask, rules):
         scale=call.scale,
         enable_gqa=call.groups > 1,
     )
+    _explain_second_derivatives(output)
     return output.transpose(1, 2)
+
+
+def _explain_second_derivatives(output):
+    """Lets a second derivative through the output of a fused kernel raise an error that helps."""
+    # Without a mask on old devices, the output is one of plain operations, which have a second one.
+    if torch.compiler.is_compiling() or "ScaledDotProduct" not in type(output.grad_fn).__name__:
+        return
+
+    def explained(gradients, _):
+        """The kernel's gradients, whose own gradients raise."""
+        differentiable = [x is not None and x.requires_grad for x in gradients]
+        pairs = zip(gradients, differentiable, strict=True)
+        return tuple(_OnceDifferentiable.apply(x) if known else x for x, known in pairs)
+
+    output.grad_fn.register_hook(explained)
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ValueError(
+            "PyTorch's scaled_dot_product_attention has no second derivative; use "
+            "implementation='chunked', 'banded' or 'dense', which have one; received: "
+            "implementation='fused', or 'auto', which took it"
+        )
 
 
 def devices():

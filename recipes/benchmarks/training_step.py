@@ -12,7 +12,7 @@ Remat   With --remat instead: one step at T=4096, batch 1, with the layers made 
         keras.RematScope, beside the same model without, and the extra memory of both.
 Method  The two sides in turns in one process, each run once before; medians and quartiles over the
         turns, and those of the turns' ratios. A case takes three turns at least, and no more once
-        it has taken 8 s. Memory: as in attention.py, of the second step of a process of its own.
+        it has taken 4 s. Memory: as in attention.py, of the second step of a process of its own.
 Run     python -m recipes.benchmarks.training_step --backend jax
         python -m recipes.benchmarks.training_step --backend jax --remat
         python -m recipes.benchmarks.training_step --backend jax --only "^SelfAttention, T=64"
@@ -34,7 +34,7 @@ from recipes import harness
 from recipes.benchmarks import memory, records, turns
 
 BLOCKS, WIDTH, HEADS = 4, 128, 4
-FEWEST_TURNS, SECONDS = 3, 8.0  # of a case: turns that it takes, and time after which it ends
+FEWEST_TURNS, SECONDS = 3, 4.0  # of a case: turns that it takes, and time after which it ends
 LAYERS = (
     "SelfAttention",
     "SelfAttention with RotaryEmbedding",

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from kattn.layers.initializers import numbered
+from kattn.layers.projection import Projection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,9 @@ class ProjectionOptions:
             use_bias: Whether it has a bias, if not as the options say.
 
         Returns:
-            A `keras.layers.Dense` of `sum(parts)` units.
+            A `Projection` of `sum(parts)` units.
         """
-        layer = keras.layers.Dense(
+        layer = Projection(
             sum(parts),
             use_bias=self.use_bias if use_bias is None else use_bias,
             kernel_initializer=_by_part(self.kernel_initializer, parts),

@@ -61,3 +61,15 @@ def test_as_those_of_dense(kernel):
     expected = second_derivatives(function("dense"), inputs, upstream, directions)
     for x, y in zip(found, expected, strict=True):
         assert_close(x, y, 1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="others take no fused kernel on CPU")
+@pytest.mark.parametrize("options", [{}, {"mask": masks.Causal()}, {"bias": np.ones((T, T), "f4")}])
+def test_of_the_fused_kernel_names_those_that_have_one(options):
+    x = np.random.default_rng(0).normal(size=(1, T, 2, 3)).astype("float32")
+
+    def function(q, k, v):
+        return attention(q, k, v, implementation="fused", **options)
+
+    with pytest.raises(ValueError, match="no second derivative; use implementation='chunked'"):
+        second_derivatives(function, [x] * 3, np.ones_like(x), [np.ones_like(x)] * 3)
