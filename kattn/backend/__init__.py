@@ -4,7 +4,7 @@
 
     compiled(function)            function(plan, *tensors), compiled once per hashable plan
     matmul(a, b)                  float32 product; transpose_a, transpose_b
-    by_row(f, x, count)           f(x), which treats all entries of `count` axes alike
+    by_row(f, x)                  f(x), which acts along the last axis of x only
     softmax(x)                    over the last axis; Keras's warns where it has size 1
     highest(x, axis)              the maximum, where PyTorch's compiler stops at Keras's
     pad(x, ends, value)           x with `value` at the ends of each axis; likewise

@@ -17,8 +17,8 @@ def matmul(a, b, *, transpose_a=False, transpose_b=False):
     return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
-def by_row(function, x, count):
-    """`function(x)`, which treats all entries of the first `count` axes alike."""
+def by_row(function, x):
+    """`function(x)`, which treats all entries of all axes but the last alike."""
     return function(x)
 
 

@@ -22,8 +22,8 @@ def matmul(a, b, *, transpose_a=False, transpose_b=False):
     )
 
 
-def by_row(function, x, count):
-    """`function(x)`, which treats all entries of the first `count` axes alike."""
+def by_row(function, x):
+    """`function(x)`, which treats all entries of all axes but the last alike."""
     return function(x)
 
 

@@ -2,14 +2,14 @@
 
 import keras
 
-from kattn import backend
+from kattn.ops.rows import by_row
 
 
 class Projection(keras.layers.Dense):
     """A `keras.layers.Dense` that takes all steps of all items for the rows of one matrix."""
 
     def call(self, x, training=None):
-        return backend.by_row(super().call, x, len(x.shape) - 1)
+        return by_row(super().call, x)
 
     def quantize(self, mode=None, *, type_check=True, config=None):
         # Keras refuses subclasses, as they may compute something else. This one does not.
