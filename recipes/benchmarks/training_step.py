@@ -1,8 +1,8 @@
 """What does a training step with attention layers cost, beside Keras's own layer?
 
 Task    A model of four blocks x + attention(LayerNormalization(x)), with Adam and mean squared
-        error: batch 8, C=128, N=4 heads of D=32, T=64 and T=256, float32. `fit` is a fit of 10
-        batches without callbacks, `train_on_batch` 10 calls with one batch; ms of one step.
+        error: batch 8, C=128, N=4 heads of D=32, T=64 and T=256, float32. `fit` is a fit of 5
+        batches without callbacks, `train_on_batch` 5 calls with one batch; ms of one step.
 Peer    The same model of keras.layers.MultiHeadAttention. It mixes by the same softmax as
         SelfAttention, CrossAttention, MultiHeadAttention and SelfAttention2D (on maps of 8 x 8 and
         16 x 16). The others do other work: rotary positions are turned besides,
@@ -12,7 +12,7 @@ Remat   With --remat instead: one step at T=4096, batch 1, with the layers made 
         keras.RematScope, beside the same model without, and the extra memory of both.
 Method  The two sides in turns in one process, each run once before; medians and quartiles over the
         turns, and those of the turns' ratios. A case takes three turns at least, and no more once
-        it has taken 4 s. Memory: as in attention.py, of the second step of a process of its own.
+        it has taken 3 s. Memory: as in attention.py, of the second step of a process of its own.
 Run     python -m recipes.benchmarks.training_step --backend jax
         python -m recipes.benchmarks.training_step --backend jax --remat
         python -m recipes.benchmarks.training_step --backend jax --only "^SelfAttention, T=64"
@@ -34,7 +34,7 @@ from recipes import harness
 from recipes.benchmarks import memory, records, turns
 
 BLOCKS, WIDTH, HEADS = 4, 128, 4
-FEWEST_TURNS, SECONDS = 3, 4.0  # of a case: turns that it takes, and time after which it ends
+FEWEST_TURNS, SECONDS = 3, 3.0  # of a case: turns that it takes, and time after which it ends
 LAYERS = (
     "SelfAttention",
     "SelfAttention with RotaryEmbedding",
@@ -57,7 +57,7 @@ class Settings:
     only: str = ""  # a regular expression: cases whose name it matches
     turns: int = 9  # how often each side is timed, at most
     steps: tuple[int, ...] = (64, 256)  # T
-    batches: int = 10  # of a fit, and calls of train_on_batch
+    batches: int = 5  # of a fit, and calls of train_on_batch
     remat: bool = False  # whether to measure keras.RematScope instead
     remat_steps: int = 4096  # T with --remat
     memory: bool = True  # whether to measure memory with --remat, in processes of its own
