@@ -323,9 +323,15 @@ def _explain_second_derivatives(output):
 
 
 class _OnceDifferentiable(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x):
+    def forward(x):
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Nothing is needed: `torch.func` wants the two apart."""
 
     @staticmethod
     def backward(ctx, gradient):
