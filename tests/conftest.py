@@ -41,11 +41,6 @@ def _quick_compilation():
         import jax
 
         jax.config.update("jax_disable_most_optimizations", True)
-        # The way in which XLA wrote loops before takes it half of the time. A flag that it does not
-        # know would stop the process, so it is for the versions that were tried.
-        if jax.__version__.startswith("0.10."):
-            flags = os.environ.get("XLA_FLAGS", "")
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
 
 
 _quick_compilation()
