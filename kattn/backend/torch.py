@@ -299,7 +299,8 @@ def fused_attention(call, mask, rules):
 
 def _explain_second_derivatives(output):
     """Lets a second derivative through the output of a fused kernel raise an error that helps."""
-    # Without a mask on old devices, the output is one of plain operations, which have a second one.
+    # Where no kernel serves, as for values of another width than keys, PyTorch computes by plain
+    # operations, which have second derivatives.
     if torch.compiler.is_compiling() or "ScaledDotProduct" not in type(output.grad_fn).__name__:
         return
 

@@ -12,7 +12,7 @@ Method  32 steps, at positions L - 32 to L - 1, from the same filled cache: the 
         medians over the turns of ms per token, and the median of the turns' ratios. A case takes
         three turns at least, and no more once it has taken 8 s. Before that, both sides, with the
         same weights, must give the same outputs. Memory: what the cache and the loop need, as in
-        attention.py, of the longest sequences only. A whole run takes under ten minutes.
+        attention.py, of the longest sequences only. A whole run takes 11 minutes at most.
 Needs   pip install keras-hub==0.32.0. On JAX and PyTorch then pip uninstall tensorflow
         tensorflow-text: it works without, and imports all of TensorFlow where it finds it.
 Run     python -m recipes.benchmarks.decode --backend jax

@@ -30,7 +30,7 @@ def test_lora_and_quantization(rng):
     layer.enable_lora(2)
     change = rng.normal(size=(2, 4)).astype("float32")
     layer.lora_kernel_b.assign(change)
-    kernel = kernel + np.asarray(keras.ops.convert_to_numpy(layer.lora_kernel_a)) @ change
+    kernel = kernel + keras.ops.convert_to_numpy(layer.lora_kernel_a) @ change
     assert_close(run(layer, x), x @ kernel + bias)
     layer.quantize("int8")
     assert layer.quantization_mode == "int8"
