@@ -43,8 +43,8 @@ def _by_torch(function, inputs, shapes):
 
     length = torch.export.Dim("length", min=2, max=512)
     dims = [{i: length for i, n in enumerate(shape) if isinstance(n, str)} for shape in shapes]
-    examples = tuple(map(torch.tensor, inputs))
+    examples = tuple(map(keras.ops.convert_to_tensor, inputs))
     with torch.no_grad():
         program = torch.export.export(Module(), examples, dynamic_shapes=(tuple(dims),))
     module = program.module()
-    return lambda *x: module(*map(torch.tensor, x))
+    return lambda *x: module(*map(keras.ops.convert_to_tensor, x))

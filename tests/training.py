@@ -1,5 +1,7 @@
 """Small trainings whose updates are known: what the tests of callbacks are made on."""
 
+import random
+
 import keras
 import numpy as np
 
@@ -82,3 +84,13 @@ class Linear(keras.layers.Layer):
         kernel, bias = self._values
         values = {"kernel": np.array(kernel).tolist()}
         return super().get_config() | values | ({} if bias is None else {"bias": list(bias)})
+
+
+def draws():
+    """A number of each global generator that Keras seeds for the backend at hand."""
+    numbers = random.random(), np.random.rand()  # noqa: NPY002
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return *numbers, float(torch.rand(()))
+    return numbers

@@ -8,6 +8,7 @@
     softmax(x)                    over the last axis; Keras's warns where it has size 1
     highest(x, axis)              the maximum, where PyTorch's compiler stops at Keras's
     pad(x, ends, value)           x with `value` at the ends of each axis; likewise
+    running_maximum(x)            along axis 1; Keras's scan leaves PyTorch's GPU
     loop(lower, upper, body, x)   x = body(i, x) for i in [lower, upper); not differentiable
     loop_over(lists, i, body, x)  x = body(j, x) for the integers j in lists[i]; likewise
     scan(step, x, inputs)         x, y = step(x, input) for each input; the last x and all y
@@ -31,9 +32,10 @@
     dropout_gradient(rows, columns, t, p, dp, d)
                                   p * (drop(dp) - d), and drop(p); p and dp may be changed
     softmax_gradient(p, dp, d)    p * (dp - d); dp may be changed in place
-    dense_pays(scores)            whether dense is faster at so many
+    dense_pays(scores, share)     whether dense is faster at so many, of which blocks make a share
     fused_unsupported(call)       why the framework's own attention cannot take a call, or None
     fused_unprofitable(call)      why it would not pay here, or None
+    fused_masks_pay(call)         whether its kernel with a T x S mask is faster than bands
     fused_attention(call, mask, rules)
                                   the framework's own attention under an array, and under rules
     FUSED_RULES                   those that it knows, see `kattn.ops.kernels.fused.native_rules`
@@ -74,6 +76,7 @@ by_row = _framework.by_row
 softmax = _framework.softmax
 highest = _framework.highest
 pad = _framework.pad
+running_maximum = _framework.running_maximum
 loop = _framework.loop
 loop_over = _framework.loop_over
 scan = _framework.scan
@@ -99,6 +102,7 @@ softmax_gradient = _framework.softmax_gradient
 dense_pays = _framework.dense_pays
 fused_unsupported = _framework.fused_unsupported
 fused_unprofitable = _framework.fused_unprofitable
+fused_masks_pay = _framework.fused_masks_pay
 fused_attention = _framework.fused_attention
 FUSED_RULES = _framework.FUSED_RULES
 devices = _framework.devices

@@ -50,6 +50,11 @@ def pad(x, ends, value=0):
     return jnp.pad(x, ends, constant_values=value)
 
 
+def running_maximum(x):
+    """The highest of each step and those before it, along axis 1."""
+    return jax.lax.cummax(x, axis=1)
+
+
 def loop(lower, upper, body, state):
     """State = body(i, state) for i in [lower, upper)."""
     return jax.lax.fori_loop(lower, upper, body, state)
@@ -235,12 +240,14 @@ def softmax_gradient(p, gradient, delta):
     return p * (gradient - delta)
 
 
-def dense_pays(scores):
-    """Whether so many scores are faster made at once than in blocks, none of which is left out.
+def dense_pays(scores, share):
+    """Whether so many scores are faster made at once than a share of them in blocks.
 
-    Measured on two CPU cores: blocks are 1.2x to 1.9x faster, under dropout too.
+    Measured on two CPU cores: blocks are 1.2x to 1.9x faster, under dropout too. On an H100,
+    forward + backward: at once takes 0.44 of the time where all blocks are made, 0.42 to 0.85 under
+    a causal mask (T = 1024, B = 1 and 8). Of 2**26 scores one array is 256 MiB.
     """
-    return False
+    return _has_gpu() and share >= 0.5 and scores <= 2**26
 
 
 def fused_unsupported(call):
@@ -256,6 +263,11 @@ def fused_unsupported(call):
     if call.query.dtype == "float16" and not _has_gpu():
         return "jax.nn.dot_product_attention cannot be compiled for float16 on CPU"
     return None
+
+
+def fused_masks_pay(call):
+    """False: on an H100 bands take 0.1 to 0.7 of the time of the scores made at once."""
+    return False
 
 
 def fused_unprofitable(call):

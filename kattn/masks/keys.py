@@ -207,7 +207,7 @@ class Segments(Mask):
         index = ops.broadcast_to(steps, ops.shape(self.ids))
         # Step 0 is 0 either way.
         first = ops.where(self.ids == ops.roll(self.ids, 1, axis=1), 0, index)
-        return ops.cast(index - ops.associative_scan(ops.maximum, first, axis=1), "int32")
+        return index - backend.running_maximum(first)
 
     def padded(self, queries, keys):
         # As many ids as there are queries or keys; what the added ones say is never looked at.

@@ -87,4 +87,5 @@ def decode_context(query, cache, *, real=None, softcap=None, sinks=None):
     keep = cache.mask[:, None, None, :]  # (B, 1, 1, S)
     output = kernel.attend(call, cache.keys, cache.values, queries, keys, keep)
     taken = query.shape[1] if real is None else ops.sum(ops.cast(real, "int32"), axis=1)
-    return output, cache._replace(length=cache.length + taken)
+    # `_replace` under `torch.compile` of PyTorch 2.11 gives an empty tuple.
+    return output, ContextCache(cache.keys, cache.values, cache.mask, cache.length + taken)

@@ -159,8 +159,8 @@ def _compile_jax(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -
             return (call(x) ** 2).sum()
 
     function = jax.jit(jax.grad(loss, argnums=(0, 1)) if backward else loss)
-    run = function.lower(weights, x).compile()
-    return lambda: jax.block_until_ready(run(weights, jax.numpy.asarray(x)))
+    run, tensor = function.lower(weights, x).compile(), jax.numpy.asarray(x)
+    return lambda: jax.block_until_ready(run(weights, tensor))
 
 
 def _compile_tensorflow(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
@@ -185,9 +185,12 @@ def _compile_tensorflow(layer: Any, call: Callable, x: np.ndarray, *, backward: 
 
 
 def _compile_torch(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
+    import keras
     import torch
 
-    tensor = torch.tensor(x, requires_grad=backward)
+    tensor = keras.ops.convert_to_tensor(x).requires_grad_(backward)  # on the GPU if there is one
+    if isinstance(layer, torch.nn.Module):
+        layer.to(tensor.device)
 
     def run() -> None:
         with torch.set_grad_enabled(backward):

@@ -278,13 +278,16 @@ def _tensorflow(side: Side) -> tuple[Callable, Callable]:
 
 
 def _torch(side: Side) -> tuple[Callable, Callable]:
+    import keras
     import torch
+
+    device = keras.ops.convert_to_tensor(0.0).device
 
     def place(tree: Any) -> Any:
         if isinstance(tree, tuple):
             parts = [place(x) for x in tree]
             return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-        return torch.tensor(tree) if isinstance(tree, np.ndarray) else tree
+        return torch.tensor(tree, device=device) if isinstance(tree, np.ndarray) else tree
 
     return torch.no_grad()(side.step), place
 
@@ -303,11 +306,14 @@ def check_equal(case: Case, ours: dict[int, np.ndarray], theirs: dict[int, np.nd
             f"Both sides must give the same steps: case={case}, peer={case.peer}, "
             f"positions={shared}, kattn={a.shape}, theirs={b.shape}"
         )
+    from kattn.backend import devices
+
     difference, largest = float(np.abs(a - b).max()), float(np.abs(b).max())
-    if not difference <= 1e-4 * largest:  # nor NaN
+    tolerance = 1e-4 if len(devices()) == 1 else 1e-3  # products on GPUs may have TF32's 10 bits
+    if not difference <= tolerance * largest:  # nor NaN
         raise ValueError(
-            f"Both sides must give the same outputs to 1e-4: case={case}, peer={case.peer}, "
-            f"difference={difference:.3g}, largest={largest:.3g}"
+            f"Both sides must give the same outputs to {tolerance:.0e}: case={case}, "
+            f"peer={case.peer}, difference={difference:.3g}, largest={largest:.3g}"
         )
 
 

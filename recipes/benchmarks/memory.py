@@ -1,4 +1,8 @@
-"""What a run needs beyond what stood there before it: the highest resident size, on Linux."""
+"""What a run needs beyond what stood there before it.
+
+On a CPU that is the highest resident size, which Linux keeps account of. On a GPU it is the most
+that the framework had allocated; JAX does not forget that when asked, so it is not measured.
+"""
 
 import ctypes
 import gc
@@ -15,8 +19,18 @@ CLEAR = Path("/proc/self/clear_refs")
 
 
 def is_measurable() -> bool:
-    """Whether this system keeps account of the highest resident size, and forgets it when asked."""
-    return CLEAR.exists()
+    """Whether there is an account of the highest size, which is forgotten when asked."""
+    name = _backend_on_gpu()
+    return CLEAR.exists() if name is None else name in ON_GPU
+
+
+def _backend_on_gpu() -> str | None:
+    """The framework, or None where it sees no GPU."""
+    import keras
+
+    from kattn.backend import devices
+
+    return keras.backend.backend() if len(devices()) > 1 else None
 
 
 def resident(what: str) -> int:
@@ -28,6 +42,9 @@ def resident(what: str) -> int:
 def extra(run: Callable[[], Any]) -> float:
     """MiB that a call needs at its peak beyond what stood there before it."""
     gc.collect()
+    name = _backend_on_gpu()
+    if name is not None:
+        return ON_GPU[name](run)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
         trim(0)  # what earlier calls freed is given back, or this one would use it again
@@ -35,6 +52,27 @@ def extra(run: Callable[[], Any]) -> float:
     CLEAR.write_text("5")  # forget the highest size so far
     run()
     return (resident("VmHWM") - before) / 2**20
+
+
+def _extra_of_torch(run: Callable[[], Any]) -> float:
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _extra_of_tensorflow(run: Callable[[], Any]) -> float:
+    import tensorflow as tf
+
+    tf.config.experimental.reset_memory_stats("GPU:0")
+    before = tf.config.experimental.get_memory_info("GPU:0")["current"]
+    run()
+    return (tf.config.experimental.get_memory_info("GPU:0")["peak"] - before) / 2**20
+
+
+ON_GPU = {"torch": _extra_of_torch, "tensorflow": _extra_of_tensorflow}
 
 
 def elsewhere(module: str, backend: str, *measure: Any) -> float:

@@ -1,16 +1,25 @@
 """How the sides of a benchmark are timed: in turns in one process, so that noise meets them all."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
 def milliseconds(run: Callable[[], Any]) -> float:
-    """What one call takes."""
+    """What one call takes, with all that it started on a GPU."""
     start = time.perf_counter()
     run()
+    wait()
     return 1e3 * (time.perf_counter() - start)
+
+
+def wait() -> None:
+    """Until PyTorch's work on a GPU is done; functions of other frameworks wait for their own."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def in_turns(

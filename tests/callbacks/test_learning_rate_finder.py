@@ -1,6 +1,4 @@
 import math
-import random
-import sys
 
 import keras
 import numpy as np
@@ -8,7 +6,7 @@ import pytest
 
 from kattn.callbacks import LearningRateFinder
 from kattn.callbacks.gradient_clipping import GradientClipping
-from tests.training import Linear, train, weight_model
+from tests.training import Linear, draws, train, weight_model
 
 BACKEND = keras.backend.backend()
 STEPS = 12
@@ -220,12 +218,6 @@ def state(model):
     return {
         f"{i} {name}": np.array(keras.ops.convert_to_numpy(v)) for i, (name, v) in enumerate(named)
     }
-
-
-def draws():
-    """A number of each global generator."""
-    torch = sys.modules.get("torch")
-    return random.random(), np.random.rand(), torch and float(torch.rand(()))  # noqa: NPY002
 
 
 def assert_same(found, expected):

@@ -1,13 +1,11 @@
 import itertools
-import random
-import sys
 
 import keras
 import numpy as np
 import pytest
 
 from kattn.callbacks.stochastic_weight_average import StochasticWeightAverage
-from tests.training import Linear
+from tests.training import Linear, draws
 
 RNG = np.random.default_rng(7)
 KERNEL, BIAS = RNG.normal(size=(3, 2)), RNG.normal(size=2)
@@ -202,12 +200,6 @@ def test_statistics_are_estimated_anew():
     np.testing.assert_array_equal(rest_of(model), note.rest)
 
 
-def draws():
-    """A number of each global generator."""
-    torch = sys.modules.get("torch")
-    return random.random(), np.random.rand(), torch and float(torch.rand(()))  # noqa: NPY002
-
-
 def rest_of(model):
     """Seeds and all of the optimizer."""
     seeds = [v for v in model.non_trainable_variables if "moving" not in v.name]
@@ -305,7 +297,7 @@ def test_models_of_models(kind):
     assert_near(inner.get_weights()[2:], expected)
 
 
-def test_saves_a_stock_model(tmp_path):
+def test_saves_a_stock_model(tmp_path, device):
     model, plain = deep_model(), deep_model()
     keras.utils.set_random_seed(2)
     fit(model, StochasticWeightAverage(0, batch_norm_data=X), epochs=2)
@@ -318,8 +310,10 @@ def test_saves_a_stock_model(tmp_path):
     assert_near(loaded.get_weights(), model.get_weights())
     assert len(loaded.optimizer.variables) == len(plain.optimizer.variables)
     for one, other in zip(loaded.optimizer.variables, plain.optimizer.variables, strict=True):
-        np.testing.assert_array_equal(
-            keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)
+        # On a GPU two equal trainings may differ in the last bit.
+        np.testing.assert_allclose(
+            *map(keras.ops.convert_to_numpy, (one, other)),
+            rtol=0 if device.startswith("cpu") else 1e-5,
         )
 
 

@@ -27,14 +27,14 @@ def whole(function):
 
 def with_gradients(function, seed, *arrays):
     """The output, and a gradient for each array."""
-    tensors = [torch.tensor(x, requires_grad=True) for x in arrays]
+    tensors = [keras.ops.convert_to_tensor(x).requires_grad_() for x in arrays]
     output = function(*tensors, *([] if seed is None else [seed]))
     return [output.detach(), *torch.autograd.grad((output**3).sum(), tensors)]
 
 
 def assert_all_close(found, expected):
     for pair in zip(found, expected, strict=True):
-        assert_close(*pair)
+        assert_close(*map(keras.ops.convert_to_numpy, pair))
 
 
 def test_chunked_with_dropout_is_one_graph():
@@ -65,7 +65,7 @@ def test_a_step_of_decoding_is_one_graph():
     layer = layers.LinearAttention(2, causal=True, feature_map="softmax")
     layer.build(X.shape)
     shake(layer)
-    x, cache = torch.tensor(X[:, :1]), layer.init_cache(2, 8)
+    x, cache = keras.ops.convert_to_tensor(X[:, :1]), layer.init_cache(2, 8)
     with torch.no_grad():
         found, expected = whole(layer.decode)(x, cache), layer.decode(x, cache)
     assert_all_close(keras.tree.flatten(found), keras.tree.flatten(expected))

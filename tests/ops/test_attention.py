@@ -82,14 +82,20 @@ def test_dropout_has_no_place_in_a_functional_model():
         attention(node, node, node, dropout_rate=0.5, seed=1)
 
 
+ON_GPU = keras.backend.backend() if len(backend.devices()) > 1 else None
+
+
 class TestExplain:
     def at(self, queries, keys=None, mask=None, width=64, **options):
         shapes = (1, queries, 8, 64), (1, keys or queries, 8, 64), (1, keys or queries, 8, width)
         return explain(*(keras.KerasTensor(s) for s in shapes), mask=mask, **options)
 
     def test_windows_are_banded(self):
-        assert self.at(4096, mask=masks.Window(256)).implementation == "banded"
-        assert self.at(4096, mask=CAUSAL & masks.Window(256)).implementation == "banded"
+        """On a GPU PyTorch's own kernel is faster until T is long."""
+        expected = "fused" if ON_GPU == "torch" else "banded"
+        assert self.at(4096, mask=masks.Window(256)).implementation == expected
+        assert self.at(4096, mask=CAUSAL & masks.Window(256)).implementation == expected
+        assert self.at(16384, mask=masks.Window(256)).implementation == "banded"
 
     def test_a_window_as_wide_as_the_sequence_is_not(self):
         found = self.at(300, mask=masks.Window(256))
@@ -111,13 +117,15 @@ class TestExplain:
     )
     def test_blocks_that_save_no_work_must_be_faster(self, queries, dropout_rate, at_once):
         found = self.at(queries, softcap=5.0, dropout_rate=dropout_rate, seed=1)
+        at_once = at_once | ({"jax"} if ON_GPU and queries == 1024 else set())
         is_at_once = keras.backend.backend() in at_once
         assert found.implementation == ("dense" if is_at_once else "chunked")
         assert ("no block can be left out" in found.passed_over.get("chunked", "")) == is_at_once
 
     def test_dropout_is_no_reason_to_build_the_scores(self):
-        found = self.at(8192, dropout_rate=0.5, seed=1)
-        if keras.backend.backend() == "torch" and "cuda:0" in backend.devices():
+        seed = keras.random.SeedGenerator(1)
+        found = self.at(8192, dropout_rate=0.5, seed=seed)
+        if ON_GPU == "torch":
             assert found.implementation == "fused"
         else:
             assert found.implementation == "chunked"

@@ -63,10 +63,11 @@ def test_padding_gives_zero(rng):
     assert run(ops.copy, cache.length).tolist() == [2, 0]
 
 
-def test_bad_input(rng):
+def test_bad_input(rng, device):
     q, k, v = map(ops.convert_to_tensor, inputs(rng, 3))
-    with pytest.raises(ValueError, match=r"room for all steps.*length=2, steps=\[3, 3\]"):
-        decode(q, k, v, empty_cache(KVCache, 2, 2, **SIZES))
+    if device.startswith("cpu"):  # to read a length of a GPU would cost a step of decoding
+        with pytest.raises(ValueError, match=r"room for all steps.*length=2, steps=\[3, 3\]"):
+            decode(q, k, v, empty_cache(KVCache, 2, 2, **SIZES))
     with pytest.raises(ValueError, match=r"same batch, key heads.*cache=\(3, 2, 6, 3\)"):
         decode(q, k, v, empty_cache(KVCache, 3, 5, **SIZES))
     with pytest.raises(ValueError, match=r"multiple of the number of key heads"):

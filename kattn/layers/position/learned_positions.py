@@ -94,7 +94,7 @@ class LearnedPositions(InputPosition):
         if len(rows.shape) > len(x.shape) - axis:  # positions were (B, T)
             for _ in range(1, axis):
                 rows = ops.expand_dims(rows, 1)
-        return x + ops.cast(rows, x.dtype)
+        return ops.add(x, ops.cast(rows, x.dtype))  # which moves x to the device, as Keras does
 
     def compute_output_shape(self, x_shape):
         self._check_length(x_shape, self._check(x_shape))

@@ -85,7 +85,8 @@ class SinusoidalPositions(InputPosition):
             angle = angles(place, steps)  # (T, F) or (B, T, F)
             is_sine = ops.convert_to_tensor(is_sine)  # (F,)
             waves.append(ops.where(is_sine, ops.sin(angle), ops.cos(angle)))
-        return x + ops.cast(self.scale * ops.concatenate(waves, axis=-1), x.dtype)
+        waves = self.scale * ops.concatenate(waves, axis=-1)
+        return ops.add(x, ops.cast(waves, x.dtype))  # which moves x to the device, as Keras does
 
     def get_config(self):
         return {

@@ -42,6 +42,8 @@ def unprofitable(call):
         return f"its frames of {frame} keys are more than half of S={call.keys}"
     if _is_fused(call) and "window" in (fused.native_rules(call) or {}):
         return "the framework's own kernel has windows"
+    if _is_fused(call) and backend.fused_masks_pay(call):
+        return "the framework's own kernel is faster with a mask of T x S"
     return None
 
 

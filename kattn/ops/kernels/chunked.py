@@ -24,9 +24,6 @@ from kattn.ops.kernels.tiled_biases import TiledBiases
 from kattn.ops.kernels.tiles import Tiles, from_blocks, to_blocks
 from kattn.ops.sizes import is_symbol, stands_for_any
 
-# The share of blocks above which leaving out the rest saves nothing to speak of.
-MOST = 0.9
-
 
 def unsupported(call):
     """Why it cannot serve the call, or None."""
@@ -45,11 +42,12 @@ def unprofitable(call):
     keys = call.keys
     if keys is not None and keys <= tiles.BLOCK:
         return f"S={keys} keys fit in one block of {tiles.BLOCK}"
-    if _visited(call) > MOST:
-        sizes = call.batch, call.queries, call.heads, keys
-        scores = math.prod([1 if size is None else size for size in sizes])
-        if backend.dense_pays(scores):
-            return f"no block can be left out, and {scores} scores are faster made at once"
+    share = _visited(call)
+    sizes = call.batch, call.queries, call.heads, keys
+    scores = math.prod([1 if size is None else size for size in sizes])
+    if backend.dense_pays(scores, share):
+        saved = f"{1 - share:.0%} of the blocks" if share < 1 else "no block"
+        return f"{saved} can be left out, and {scores} scores are faster made at once"
     return None
 
 

@@ -25,7 +25,7 @@ from tests.compute import run
 
 KEEP = np.array([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], bool)
 FROM_THE_FIRST = [[0, 0, 0, 1], [0, 1, 2, 3], [0, 0, 0, 0]]
-SEGMENTS = masks.Segments(np.array([[0, 0, 1, 1], [5, 6, 6, 6], [0, 0, 0, 0]]))
+SEGMENTS = np.array([[0, 0, 1, 1], [5, 6, 6, 6], [0, 0, 0, 0]])
 RESTARTED = [[0, 1, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3]]
 
 
@@ -67,7 +67,7 @@ def test_last_real_steps_are_aligned():
 
 def test_segments_begin_anew():
     keep, learned = ops.convert_to_tensor(KEEP), LearnedPositions(4)
-    mask = masks.Causal() & SEGMENTS
+    mask = masks.Causal() & masks.Segments(SEGMENTS)
     np.testing.assert_array_equal(run(step_positions, learned, None, keep, mask), RESTARTED)
     at = ops.convert_to_tensor(np.array([[3], [1], [0]], "int32"))
     np.testing.assert_array_equal(run(new_positions, learned, at, mask), [[1], [0], [0]])

@@ -373,7 +373,7 @@ def test_bad_input(rng):
         SelfAttention(2, position=Slopes())(x, positions=np.arange(5))
 
 
-def test_bad_decoding(rng):
+def test_bad_decoding(rng, device):
     x = rng.normal(size=(3, 5, 8)).astype("float32")
     layer = SelfAttention(2)
     for options in ({}, {"window": 3}, {"pattern": masks.Dilated(2, 2)}):
@@ -389,8 +389,9 @@ def test_bad_decoding(rng):
         layer.init_cache(3, 0)
     with pytest.raises(ValueError, match=r"`batch_size` must be an integer >= 1.*2\.0"):
         layer.init_cache(2.0, 5)
-    with pytest.raises(ValueError, match=r"room for all steps.*length=4, steps=\[5, 5, 5\]"):
-        layer.decode(x, layer.init_cache(3, 4))
+    if device.startswith("cpu"):  # to read a length of a GPU would cost a step of decoding
+        with pytest.raises(ValueError, match=r"room for all steps.*length=4, steps=\[5, 5, 5\]"):
+            layer.decode(x, layer.init_cache(3, 4))
     with pytest.raises(ValueError, match=r"same batch, key heads.*cache=\(2, 2, 4, 4\)"):
         layer.decode(x, layer.init_cache(2, 9))
     with pytest.raises(ValueError, match=r"`mask` of new steps must be a bool array \(B, t\)"):

@@ -66,7 +66,8 @@ def test_as_those_of_dense(kernel):
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="others take no fused kernel on CPU")
 @pytest.mark.parametrize("options", [{}, {"mask": masks.Causal()}, {"bias": np.ones((T, T), "f4")}])
 def test_of_the_fused_kernel_names_those_that_have_one(options):
-    x = np.random.default_rng(0).normal(size=(1, T, 2, 3)).astype("float32")
+    # On a GPU no kernel serves a width that is no multiple of 4.
+    x = np.random.default_rng(0).normal(size=(1, T, 2, 4)).astype("float32")
 
     def function(q, k, v):
         return attention(q, k, v, implementation="fused", **options)
