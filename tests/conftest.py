@@ -41,6 +41,12 @@ def _quick_compilation():
         import jax
 
         jax.config.update("jax_disable_most_optimizations", True)
+        # The way in which XLA wrote loops before takes it half of the time; results differ in the
+        # last bit. A flag that it does not know would stop the process, so it is for the versions
+        # that were tried.
+        if os.environ.get("KATTN_FORMER_LOOPS") and jax.__version__.startswith("0.10."):
+            flags = os.environ.get("XLA_FLAGS", "")
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
 
 
 _quick_compilation()
