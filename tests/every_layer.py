@@ -79,6 +79,9 @@ LAYERS = {
     "SelfAttention2D, rotary": attention(
         "SelfAttention2D", image, position=lambda: layers.RotaryEmbedding(axes=2), key_dim=4
     ),
+    "FeedForward": (functools.partial(layers.FeedForward, activation="swiglu"), sequence),
+    "DropPath": (functools.partial(layers.DropPath, 0.5), sequence),
+    "LayerScale": (layers.LayerScale, sequence),
     "ALiBi": position("ALiBi", scores, learned=True),
     "T5RelativeBias": position("T5RelativeBias", scores),
     "ShawRelative": position("ShawRelative", scores_and_queries, 2),

@@ -1,0 +1,1 @@
+"""Feed-forward networks, residual connections and the blocks that are made of them."""
