@@ -8,8 +8,9 @@ from kattn.layers.attention import positions as where
 from kattn.layers.attention.head_sizes import HeadSizes, check_heads, merge_heads
 from kattn.layers.attention.mask_object_layer import MaskObjectLayer
 from kattn.layers.attention.mask_reader import read_padding, silence
+from kattn.layers.attention.rms_norm import RMSNorm
+from kattn.layers.nested_layers import layer_config
 from kattn.ops.attention import KERNELS
-from kattn.ops.normalization import rms_normalization
 
 # The arguments that the layers of this family have in common, beside those of `ProjectionOptions`.
 ARGUMENTS = (
@@ -62,7 +63,7 @@ class AttentionLayer(MaskObjectLayer):
             **super().get_config(),
             **{name: getattr(self, name) for name in ARGUMENTS},
             **self._projections.get_config(),
-            "position": where.position_config(self.position),
+            "position": layer_config(self.position),
         }
 
     def _dense(self, name, width, *parts):
@@ -83,7 +84,7 @@ class AttentionLayer(MaskObjectLayer):
         self.built = True
 
     def _norm(self, name, width):
-        norm = _Norm(dtype=self.dtype_policy, name=name)
+        norm = RMSNorm(dtype=self.dtype_policy, name=name)
         norm.build((None, width))
         return norm
 
@@ -109,13 +110,6 @@ class AttentionLayer(MaskObjectLayer):
         if self._gate is not None:
             y = y * ops.sigmoid(self._gate(x))
         return self._output(silence(y, padding))  # (B, T, C)
-
-
-class _Norm(keras.layers.RMSNormalization):
-    """A `keras.layers.RMSNormalization` that can be exported to ONNX on PyTorch, too."""
-
-    def call(self, x):
-        return rms_normalization(x, self.scale, self.epsilon)
 
 
 def check_sequence(name, shape):

@@ -14,13 +14,13 @@ from kattn.layers.attention.mask_reader import read_padded, read_padding, silenc
 from kattn.layers.attention.positions import (
     attach,
     embed,
-    position_config,
     read_position,
     rotate,
     step_positions,
 )
 from kattn.layers.attention.projection_options import ProjectionOptions
 from kattn.layers.attention.quantizable_layer import QuantizableLayer
+from kattn.layers.nested_layers import layer_config
 from kattn.ops import chunks
 from kattn.ops.cache import next_positions
 from kattn.ops.gated_linear import (
@@ -236,7 +236,7 @@ class GatedLinearAttention(QuantizableLayer):
             **super().get_config(),
             **{name: getattr(self, name) for name in ARGUMENTS},
             **self._projections.get_config(),
-            "position": position_config(self.position),
+            "position": layer_config(self.position),
         }
 
     def _project(self, x, positions):

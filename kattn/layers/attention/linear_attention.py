@@ -20,12 +20,12 @@ from kattn.layers.attention.mask_reader import (
 from kattn.layers.attention.positions import (
     attach,
     embed,
-    position_config,
     read_position,
     step_positions,
 )
 from kattn.layers.attention.projection_options import ProjectionOptions
 from kattn.layers.attention.quantizable_layer import QuantizableLayer
+from kattn.layers.nested_layers import layer_config
 from kattn.layers.position.head_position import HeadPosition
 from kattn.ops import chunks, feature_maps
 from kattn.ops.cache import next_positions
@@ -308,7 +308,7 @@ class LinearAttention(QuantizableLayer):
             **super().get_config(),
             **{name: getattr(self, name) for name in ARGUMENTS},
             **self._projections.get_config(),
-            "position": position_config(self.position),
+            "position": layer_config(self.position),
         }
 
     def _draw_projection(self, shape, dtype=None):

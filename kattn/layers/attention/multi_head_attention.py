@@ -32,11 +32,11 @@ from kattn.layers.attention.multi_head_checks import (
 from kattn.layers.attention.positions import (
     aligned_positions,
     attach,
-    position_config,
     read_position,
     rotate,
     score_bias,
 )
+from kattn.layers.nested_layers import layer_config
 from kattn.layers.position.head_position import HeadPosition
 from kattn.masks import intersect
 from kattn.ops.attention import attention, attention_weights
@@ -515,7 +515,7 @@ class MultiHeadAttention(KerasNames, MaskObjectLayer):
             "use_gate": self.use_gate,
             "seed": self.seed,
             # Keras has no such fields, and takes a config without them.
-            **({} if self.position is None else {"position": position_config(self.position)}),
+            **({} if self.position is None else {"position": layer_config(self.position)}),
             **(
                 {}
                 if self.num_key_value_heads is None

@@ -1,7 +1,5 @@
 """What an attention layer does with `position=`: which kind it is, and where its steps stand."""
 
-import threading
-
 import keras
 from keras import ops
 
@@ -40,60 +38,6 @@ def read_position(position, *, scores=True):
             position=position,
         )
     return position
-
-
-def position_config(position):
-    """The config of the argument `position`.
-
-    One position layer may serve several attention layers, and does so again in a model that is
-    loaded: Keras reads an object with a `shared_object_id` once. Its own numbers are addresses in
-    memory, and do not reach all that stands in a layer's config.
-
-    Args:
-        position: Position layer or None.
-
-    Returns:
-        The config; None for None. While a model is being saved, it has a `shared_object_id`. That
-        counts the position layers of the model, so that the model is saved alike in any process.
-    """
-    if position is None:
-        return None
-    config = _without_numbers(keras.saving.serialize_keras_object(position))
-    number = _SAVING.number(position)
-    return config if number is None else {**config, "shared_object_id": number}
-
-
-def _without_numbers(config):
-    if isinstance(config, dict):
-        return {k: _without_numbers(x) for k, x in config.items() if k != "shared_object_id"}
-    return [_without_numbers(x) for x in config] if isinstance(config, list) else config
-
-
-class _Saving(threading.local):
-    """Counts the position layers of the model that is being saved."""
-
-    def __init__(self):
-        self.numbers = {}
-
-    def number(self, position):
-        """What a position layer is told by in the file; None while no model is being saved."""
-        # There is no public function that says whether a model is being saved. But Keras marks
-        # whatever it meets a second time while it saves one model, and only then.
-        known, saving = (
-            "shared_object_id" in keras.saving.serialize_keras_object(_MARKED) for _ in range(2)
-        )
-        if not known:
-            self.numbers.clear()  # another model
-        if not saving:
-            return None
-        if position._inbound_nodes:
-            # It is a layer of a functional model, too, which Keras marks by its address.
-            return id(position)
-        return self.numbers.setdefault(id(position), len(self.numbers))
-
-
-_MARKED = keras.initializers.Zeros()
-_SAVING = _Saving()
 
 
 def attach(position, width, sizes):

@@ -13,13 +13,13 @@ from kattn.layers.attention.head_sizes import (
 from kattn.layers.attention.positions import (
     attach,
     embed,
-    position_config,
     read_position,
     rotate,
     score_bias,
 )
 from kattn.layers.attention.projection_options import ProjectionOptions
 from kattn.layers.attention.quantizable_layer import QuantizableLayer
+from kattn.layers.nested_layers import layer_config
 from kattn.ops.attention import KERNELS, attention, attention_weights
 
 ARGUMENTS = (
@@ -194,7 +194,7 @@ class SelfAttention2D(QuantizableLayer):
             **super().get_config(),
             **{name: getattr(self, name) for name in ARGUMENTS},
             **self._projections.get_config(),
-            "position": position_config(self.position),
+            "position": layer_config(self.position),
         }
 
     def _project(self, x):

@@ -15,12 +15,12 @@ from kattn.layers.attention.positions import (
     aligned_positions,
     embed,
     new_positions,
-    position_config,
     read_position,
     rotate,
     score_bias,
     step_positions,
 )
+from kattn.layers.nested_layers import layer_config
 from tests.compute import run
 
 KEEP = np.array([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], bool)
@@ -147,11 +147,11 @@ def test_configs_are_alike_in_any_process(cls):
 def test_reading_the_argument():
     position = RotaryEmbedding(base=50.0)
     assert read_position(position) is position
-    again = read_position(position_config(position))
+    again = read_position(layer_config(position))
     assert isinstance(again, RotaryEmbedding)
     assert again.base == 50.0
     assert read_position(None) is None
-    assert position_config(None) is None
+    assert layer_config(None) is None
     with pytest.raises(ValueError, match=r"`position` must be a position layer.*'rotary'"):
         read_position("rotary")
     with pytest.raises(ValueError, match="derives from InputPosition, HeadPosition or ScoreBias"):
