@@ -26,17 +26,18 @@ class MaskObjectLayer(QuantizableLayer):
 
 
 def _apart(arguments):
-    """The arguments of a call; if one is a mask object with arrays, the rule, and these beside."""
-    for name, mask in arguments.items():
-        arrays = masking.arrays_of(mask) if isinstance(mask, Mask) else []
-        if any(array is not None for array in arrays):
-            return {**arguments, name: masking.without_arrays(mask), "mask_arrays": arrays}
-    return arguments
+    """The arguments of a call: of mask objects with arrays the rules, and the arrays beside."""
+    held = sorted(name for name, x in arguments.items() if isinstance(x, Mask))
+    arrays = [array for name in held for array in masking.arrays_of(arguments[name])]
+    if all(array is None for array in arrays):
+        return arguments
+    rules = {name: masking.without_arrays(arguments[name]) for name in held}
+    return {**arguments, **rules, "mask_arrays": arrays}
 
 
 def _together(*, mask_arrays, **arguments):
     """The way back."""
-    return {
-        name: masking.with_arrays(x, mask_arrays) if isinstance(x, Mask) else x
-        for name, x in arguments.items()
-    }
+    remaining = iter(mask_arrays)
+    held = sorted(name for name, x in arguments.items() if isinstance(x, Mask))
+    masks = {name: masking.with_arrays(arguments[name], remaining) for name in held}
+    return {**arguments, **masks}
