@@ -1,11 +1,14 @@
 """Layers whose call can be run again for the gradient, under `keras.RematScope`."""
 
+import contextlib
 import functools
+import threading
 from typing import Any
 
 import keras
 from keras import ops, tree
 
+from kattn.layers.attention.mask_reader import keras_mask, set_keras_mask
 from kattn.ops import recomputation
 
 
@@ -18,7 +21,7 @@ class RematerializedLayer(keras.layers.Layer):
     alone: its weights and those of its arguments that have a gradient. All else it closes over,
     the states of its random generators included.
 
-    The parts that `build` makes run again with the layer, and not once more on their own.
+    What is inside of a layer runs again with it, and not once more on its own.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -27,9 +30,28 @@ class RematerializedLayer(keras.layers.Layer):
             cls.build = _without_remat(cls.build)
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
+        if _RUNNING.is_inside:
+            return layer_call
         if super().rematerialized_call(layer_call, *args, **kwargs) is layer_call:
             return layer_call  # the scope does not want this layer
         return lambda *args, **kwargs: _rematerialized(self, layer_call, args, kwargs)
+
+
+class _Running(threading.local):
+    """Whether the call of a layer that runs again is on its way."""
+
+    is_inside = False
+
+    @contextlib.contextmanager
+    def inside(self):
+        self.is_inside = True
+        try:
+            yield
+        finally:
+            self.is_inside = False
+
+
+_RUNNING = _Running()
 
 
 def _without_remat(build):
@@ -45,6 +67,7 @@ def _rematerialized(layer, layer_call, args, kwargs):
     """The output of `layer_call`, of which nothing but its inputs is kept for the gradient."""
     flat = tree.flatten((args, kwargs))
     places = [i for i, x in enumerate(flat) if _is_float(x)]
+    masks = {i: keras_mask(flat[i]) for i in places}  # which Keras keeps for these tensors alone
     weights, states = layer.trainable_variables, layer.non_trainable_variables
     # PyTorch changes states in place, and the second run begins with the first one's.
     fixed = [(state, ops.copy(state)) for state in states]
@@ -52,11 +75,11 @@ def _rematerialized(layer, layer_call, args, kwargs):
 
     def pure(*tensors):
         values, inputs = tensors[: len(weights)], tensors[len(weights) :]
-        given = dict(zip(places, inputs, strict=True))
+        given = {i: set_keras_mask(x, masks[i]) for i, x in zip(places, inputs, strict=True)}
         again = [given.get(i, x) for i, x in enumerate(flat)]
         again_args, again_kwargs = tree.pack_sequence_as((args, kwargs), again)
         mapping = [*zip(weights, values, strict=True), *fixed]
-        with keras.StatelessScope(state_mapping=mapping) as scope:
+        with _RUNNING.inside(), keras.StatelessScope(state_mapping=mapping) as scope:
             outputs = layer_call(*again_args, **again_kwargs)
         structure[:] = [tree.map_structure(lambda _: None, outputs)]
         updates = [scope.get_current_value(state) for state in states]

@@ -53,6 +53,47 @@ def test_every_layer_that_attends():
     assert all(issubclass(layer, layers.Position) for layer in others)
 
 
+def test_the_implicit_mask_of_one_of_several_inputs():
+    """Keras does not hand it on as an argument then; the layer finds it at its input."""
+    x = np.random.default_rng(0).normal(size=(2, *SEQUENCE)).astype("float32")
+    x[1, 4:] = 0.0
+    made = []
+    for mode in (None, "full"):
+        with keras.RematScope(mode=mode):
+            made.append(layers.SelfAttention(2, position=layers.LearnedPositions(9)))
+        made[-1].build(x.shape)
+    made[1].set_weights(made[0].get_weights())
+    positions = np.arange(3, 9, dtype="int32")
+    wanted, found = (layer(keras.layers.Masking()(x), positions=positions) for layer in made)
+    np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (found, wanted)), rtol=1e-5)
+    free = keras.ops.convert_to_numpy(made[0](x, positions=positions))
+    assert np.abs(free - keras.ops.convert_to_numpy(wanted)).max() > 1e-3
+
+
+class Around(RematerializedLayer):
+    """A layer that is made of another."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def build(self, shape):
+        self.part.build(shape)
+
+    def call(self, x):
+        return self.part(x)
+
+
+def test_what_is_inside_runs_again_once(monkeypatch):
+    """With the layer around it, also if it was made in the scope on its own."""
+    calls, recomputed = [], recomputation.recomputed
+    monkeypatch.setattr(recomputation, "recomputed", lambda f: calls.append(f) or recomputed(f))
+    with keras.RematScope(mode="full"):
+        layer = Around(Around(layers.FeedForward(4)))
+    layer(np.ones((2, *SEQUENCE), "float32"))
+    assert len(calls) == 1
+
+
 def test_scope_that_names_other_layers():
     layer = layers.SelfAttention(2)
     with keras.RematScope(mode="list_of_layers", layer_names=["another"]):
