@@ -307,7 +307,8 @@ def with_mask(function, mask, index=0):
 def uses_positions(layer):
     """Whether the layer's `position` looks at positions that are given."""
     takes = "positions" in inspect.signature(layer.call).parameters
-    return takes and isinstance(layer.position, InputPosition | HeadPosition)
+    position = takes and getattr(layer, "attention", layer).position  # a block has attention
+    return isinstance(position, InputPosition | HeadPosition)
 
 
 def check_decoding(make, inputs):

@@ -56,6 +56,18 @@ def position(name, shapes, *args, **options):
     return functools.partial(getattr(layers, name), *args, **options), shapes
 
 
+def block(name, shapes, *, norm, **parts):
+    """An entry for a block of new layers of causal attention."""
+
+    def make(**options):
+        made = {role: getattr(layers, kind)(HEADS, **options) for role, kind in parts.items()}
+        causal = layers.SelfAttention(HEADS, causal=True, **options)
+        feed_forward = layers.FeedForward(6, **options)
+        return getattr(layers, name)(causal, feed_forward, norm=norm, **made, **options)
+
+    return make, shapes
+
+
 LAYERS = {
     "SelfAttention": attention("SelfAttention", position=layers.T5RelativeBias, causal=True),
     "SelfAttention, window": attention(
@@ -78,6 +90,10 @@ LAYERS = {
     ),
     "SelfAttention2D, rotary": attention(
         "SelfAttention2D", image, position=lambda: layers.RotaryEmbedding(axes=2), key_dim=4
+    ),
+    "TransformerEncoderBlock": block("TransformerEncoderBlock", sequence, norm="rms"),
+    "TransformerDecoderBlock": block(
+        "TransformerDecoderBlock", two_sequences, norm="layer", cross_attention="CrossAttention"
     ),
     "FeedForward": (functools.partial(layers.FeedForward, activation="swiglu"), sequence),
     "DropPath": (functools.partial(layers.DropPath, 0.5), sequence),

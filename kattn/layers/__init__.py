@@ -24,4 +24,12 @@ from kattn.layers.position.t5_relative_bias import T5RelativeBias as T5RelativeB
 from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D
 from kattn.layers.transformer.drop_path import DropPath as DropPath
 from kattn.layers.transformer.feed_forward import FeedForward as FeedForward
+from kattn.layers.transformer.initialization import deep_norm as deep_norm
+from kattn.layers.transformer.initialization import scale_projections as scale_projections
 from kattn.layers.transformer.layer_scale import LayerScale as LayerScale
+from kattn.layers.transformer.transformer_decoder_block import (
+    TransformerDecoderBlock as TransformerDecoderBlock,
+)
+from kattn.layers.transformer.transformer_encoder_block import (
+    TransformerEncoderBlock as TransformerEncoderBlock,
+)

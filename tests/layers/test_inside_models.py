@@ -19,6 +19,19 @@ from tests.decode_checks import in_pieces
 
 KINDS = {"Position", "InputPosition", "HeadPosition", "ScoreBias"}  # base classes
 X, CONTEXT, SCORES = (3, 5, 8), (3, 6, 8), (3, 2, 5, 5)
+
+
+def block(name, **parts):
+    """A function that gives a new block of causal attention, with its options and of its dtype."""
+
+    def make(**options):
+        attention = layers.SelfAttention(2, causal=True, **options)
+        made = {role: kind(2) for role, kind in parts.items()}
+        return getattr(layers, name)(attention, layers.FeedForward(6), **made)
+
+    return make
+
+
 # Name: function that gives a new layer, shapes of its inputs.
 LAYERS = {
     "SelfAttention": (
@@ -41,6 +54,11 @@ LAYERS = {
     "SelfAttention2D": (
         lambda **options: layers.SelfAttention2D(2, key_dim=4, **options),
         [(3, 2, 4, 8)],
+    ),
+    "TransformerEncoderBlock": (block("TransformerEncoderBlock"), [X]),
+    "TransformerDecoderBlock": (
+        block("TransformerDecoderBlock", cross_attention=layers.CrossAttention),
+        [X, CONTEXT],
     ),
     "FeedForward": (lambda **options: layers.FeedForward(6, "reglu", **options), [X]),
     "DropPath": (lambda: layers.DropPath(0.5), [X]),
@@ -75,7 +93,8 @@ def test_every_exported_layer_is_here():
     }
     assert set(LAYERS) == exported - KINDS
     assert TAKE_OBJECTS == [
-        "SelfAttention", "CrossAttention", "DifferentialAttention", "MultiHeadAttention"
+        "SelfAttention", "CrossAttention", "DifferentialAttention", "MultiHeadAttention",
+        "TransformerEncoderBlock", "TransformerDecoderBlock",
     ]  # fmt: skip
 
 
@@ -104,8 +123,8 @@ def result(function, *args):
 
 
 def assert_equal_weights(model, other):
-    """By the last part of their paths, as their order may be another."""
-    named = [{tuple(w.path.split("/")[-2:]): w for w in x.weights} for x in (model, other)]
+    """By the last parts of their paths, as their order may be another."""
+    named = [{tuple(w.path.split("/")[-3:]): w for w in x.weights} for x in (model, other)]
     assert named[0].keys() == named[1].keys()
     assert len(named[0]) == len(model.weights)
     for path, weight in named[0].items():
@@ -345,7 +364,7 @@ def all_ways(layer, name, inputs):
     if hasattr(layer, "attention_weights"):
         found.append(layer.attention_weights(*inputs, **given))
     if name in DECODE:
-        x, *context = inputs if name == "CrossAttention" else inputs[:1]
+        x, *context = inputs[:1] if name == "MultiHeadAttention" else inputs
         context += [given["context_mask"]] if context else []
         cache = layer.init_cache(len(steps), 6, *context)
         y, cache = layer.decode(x, cache, mask=steps)

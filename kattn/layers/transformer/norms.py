@@ -1,0 +1,65 @@
+"""The normalisation layers of a block, each made from one argument."""
+
+import keras
+
+from kattn import arguments
+from kattn.layers.attention.rms_norm import RMSNorm
+
+
+def read_norm(norm):
+    """The argument `norm` of a block.
+
+    Args:
+        norm: "layer" or "rms", a layer, a function that makes one, or the config of either.
+
+    Returns:
+        The name or the function; the config in place of a layer, which is itself not a part of the
+        block.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(norm, dict):
+        norm = keras.saving.deserialize_keras_object(norm)
+    if isinstance(norm, keras.layers.Layer):
+        config = keras.saving.serialize_keras_object(norm)
+        return {
+            name: x
+            for name, x in config.items()
+            if name not in ("build_config", "shared_object_id")
+        }
+    if norm not in ("layer", "rms") and not callable(norm):
+        raise arguments.error(
+            "`norm` must be 'layer', 'rms', a normalisation layer or a function that makes one",
+            norm=norm,
+        )
+    return norm
+
+
+def norm_config(norm):
+    """The config of what `read_norm` returned."""
+    return norm if isinstance(norm, str | dict) else keras.saving.serialize_keras_object(norm)
+
+
+def new_norm(norm, name, policy):
+    """A new normalisation layer.
+
+    Args:
+        norm: What `read_norm` returned.
+        name: Name of the new layer.
+        policy: Dtype policy of a layer that is asked for by "layer" or "rms".
+
+    Returns:
+        A Keras layer that is not built.
+    """
+    if norm == "layer":
+        made = keras.layers.LayerNormalization(epsilon=1e-5, dtype=policy)
+    elif norm == "rms":
+        made = RMSNorm(epsilon=1e-6, dtype=policy)
+    elif isinstance(norm, dict):
+        made = keras.saving.deserialize_keras_object(norm)
+    else:
+        made = norm()
+    made.name = name
+    made.supports_masking = True  # which Keras's RMSNormalization does not say
+    return made
