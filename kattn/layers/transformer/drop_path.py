@@ -53,7 +53,7 @@ class DropPath(RematerializedLayer):
         if not training or not self.rate:
             return x
         x = ops.convert_to_tensor(x)
-        shape = (ops.shape(x)[0], *(1 for _ in x.shape[1:]))
+        shape = (None, *(1 for _ in x.shape[1:]))  # one draw for each item
         return keras.random.dropout(x, self.rate, noise_shape=shape, seed=self._seed_generator)
 
     def compute_output_shape(self, x_shape):
