@@ -1,5 +1,7 @@
 """The residual connection around one part of a block: what the part reads, and how it joins."""
 
+from typing import Any
+
 import keras
 
 from kattn.layers.transformer.drop_path import DropPath
@@ -32,7 +34,8 @@ class Residual(keras.layers.Layer):
         self.placement = placement
         self.scale = scale
         policy = {"dtype": self.dtype_policy}
-        self._norm = self._output_norm = None
+        self._norm: Any = None
+        self._output_norm: Any = None
         if placement != "parallel":
             self._norm = new_norm(norm, "norm", self.dtype_policy)
         if placement == "sandwich":

@@ -1,14 +1,12 @@
 """A block of causal attention, attention to a context, and a feed-forward network."""
 
 import keras
-from keras import ops
 
 from kattn import arguments
-from kattn.layers.attention.mask_reader import read_masks, read_new_masks, set_keras_mask
+from kattn.layers.attention.mask_reader import read_masks, set_keras_mask
 from kattn.layers.attention.patterns import is_causal
-from kattn.layers.transformer.transformer_encoder_block import (
-    Step,
-    TransformerEncoderBlock,
+from kattn.layers.transformer.transformer_block import (
+    TransformerBlock,
     check_part_decodes,
     part_config,
     read_part,
@@ -16,10 +14,10 @@ from kattn.layers.transformer.transformer_encoder_block import (
 
 
 @keras.saving.register_keras_serializable("kattn")
-class TransformerDecoderBlock(TransformerEncoderBlock):
+class TransformerDecoderBlock(TransformerBlock):
     """Causal attention, attention to a context if there is one, then a feed-forward network.
 
-    It is a `TransformerEncoderBlock` whose attention must be causal, and which may attend to a
+    It is like a `TransformerEncoderBlock` whose attention must be causal, and may attend to a
     second sequence, too. Without `cross_attention` it is the block of a language model.
 
     Shapes: B batch, T steps and C width of the sequence, S steps and E width of its context.
@@ -152,35 +150,11 @@ class TransformerDecoderBlock(TransformerEncoderBlock):
         own = self.attention.init_cache(batch_size, length)
         return own, self.cross_attention.init_cache(batch_size, length, context, context_mask)
 
-    def decode(self, x, cache, mask=None):
-        """The output for new steps of a sequence, of which the cache holds the steps before.
-
-        Piece by piece it gives what the call gives for the whole sequence without its padding.
-
-        Args:
-            x: New steps, float, shape `(B, t, C)`, for any t.
-            cache: Cache that `init_cache` or the last `decode` returned.
-            mask: Padding of the new steps, bool, shape `(B, t)`: True = real step, False = padding,
-                at either side. Or a `kattn.masks.Mask` over the positions of the whole sequence, if
-                `attention` takes one. It is combined with the Keras mask of `x`.
-
-        Returns:
-            `(y, cache)`: the output, shape `(B, t, C)`, which means nothing at padding; and the
-            cache with the new steps. The old cache must not be used any more.
-
-        Raises:
-            ValueError: If the steps do not fit into the cache, where that can be seen.
-        """
-        x, padding, _ = read_new_masks(x, mask)
-        steps = [Step(self.attention, cache[0], padding, mask)]
-        if self.cross_attention is not None:
-            steps.append(Step(self.cross_attention, cache[1], padding))
-        x = ops.convert_to_tensor(x, self.compute_dtype)
-        y = self._through(x, (*steps, self.feed_forward), training=False)
-        return y, tuple(step.cache for step in steps)
-
     def get_config(self):
         return {**super().get_config(), "cross_attention": part_config(self.cross_attention)}
+
+    def _mixers(self):
+        return [x for x in (self.attention, self.cross_attention) if x is not None]
 
     def _attend_to(self, context, padding, context_mask):
         """The attention to a context as a function of what it reads."""
