@@ -30,7 +30,6 @@ class Residual(keras.layers.Layer):
 
     def __init__(self, *, placement, norm, scale, dropout, drop_path, layer_scale, seed, **kwargs):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.placement = placement
         self.scale = scale
         policy = {"dtype": self.dtype_policy}
@@ -57,7 +56,8 @@ class Residual(keras.layers.Layer):
         """What the part reads of the block's x."""
         return x if self.placement == "post" else self._norm(x)
 
-    def call(self, x, y, training=None):
+    def join(self, x, y, *, training):
+        """The block's x after the part, which gave y. It is no `call`, which would cost more."""
         if self._output_norm is not None:
             y = self._output_norm(y)
         for change in (self._dropout, self._drop_path):
@@ -66,9 +66,6 @@ class Residual(keras.layers.Layer):
             y = self._layer_scale(y)
         x = x + y if self.scale == 1 else self.scale * x + y
         return self._norm(x) if self.placement == "post" else x
-
-    def compute_output_shape(self, x_shape, y_shape):
-        return x_shape
 
     def _parts(self):
         parts = self._norm, self._output_norm, self._dropout, self._layer_scale, self._drop_path

@@ -116,7 +116,6 @@ class TransformerBlock(MaskObjectLayer):
             ValueError: If the steps do not fit into the cache, where that can be seen.
         """
         x, padding, _ = read_new_masks(x, mask)
-        x = ops.convert_to_tensor(x, self.compute_dtype)
         pairs = zip(self._mixers(), cache, strict=True)
         steps = [_Step(layer, own_cache, padding) for layer, own_cache in pairs]
         steps[0].mask = mask  # the others read padding only
@@ -178,10 +177,11 @@ class TransformerBlock(MaskObjectLayer):
 
         That is handed on, as Keras does not know it any more when `remat` runs the block again.
         """
+        x = ops.convert_to_tensor(x, self.compute_dtype)
         shared = None if self._shared_norm is None else self._shared_norm(x)
         for residual, part in zip(self._residuals, parts, strict=True):
             h = residual.read(x) if shared is None else shared
-            x = residual(x, part(h, training=training), training=training)
+            x = residual.join(x, part(h, training=training), training=training)
         return x
 
 
