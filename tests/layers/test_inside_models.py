@@ -123,13 +123,13 @@ def result(function, *args):
 
 
 def assert_equal_weights(model, other):
-    """By the last parts of their paths, as their order may be another."""
-    named = [{tuple(w.path.split("/")[-3:]): w for w in x.weights} for x in (model, other)]
+    """By their paths inside of the model, as their order may be another."""
+    named = [{w.path.removeprefix(f"{x.name}/"): w for w in x.weights} for x in (model, other)]
     assert named[0].keys() == named[1].keys()
     assert len(named[0]) == len(model.weights)
     for path, weight in named[0].items():
         pair = run(ops.copy, weight), run(ops.copy, named[1][path])
-        np.testing.assert_array_equal(*pair, err_msg="/".join(path))
+        np.testing.assert_array_equal(*pair, err_msg=path)
 
 
 def unbuilt_parts(model):
