@@ -25,7 +25,7 @@ from keras.src.backend import get_keras_mask, set_keras_mask
 
 import kattn
 from kattn.layers import HeadPosition, InputPosition, Position
-from tests.compute import assert_close, compiled, quick, result, run
+from tests.compute import as_input, assert_close, compiled, quick, result, run
 from tests.decode_checks import check_decodes
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -50,7 +50,8 @@ def check_layer(
     Args:
         make: `make(**options)` gives a new layer, as far off its defaults as it goes; options
             are those of any Keras layer (`dtype`, `name`).
-        inputs: NumPy arrays, one for each tensor argument; the first axis is the batch.
+        inputs: NumPy arrays, one for each tensor argument; the first axis is the batch. Integers
+            are tokens, of which each plus 1 must be one, too.
         fixture: Name of the files from other backends; None for none.
         sequence: Whether axis 1 is time and may have any length.
         causal: Whether a later step may not change an earlier output.
@@ -60,7 +61,7 @@ def check_layer(
         dropout: Whether `make` asks for dropout.
         decodes: Whether the layer decodes step by step: see `tests.decode_checks`.
     """
-    inputs = [np.asarray(x, "float32") for x in inputs]
+    inputs = list(map(as_input, inputs))
     check_config(make, inputs)
     check_sublayers(make, inputs)
     check_precision(make, inputs)
@@ -197,7 +198,7 @@ def check_dropout(make, inputs):
 def check_unknown_sizes(make, inputs):
     """One model serves batches and lengths that were unknown when it was built."""
     layer = make()
-    nodes = [keras.Input((None, *x.shape[2:])) for x in inputs]
+    nodes = [keras.Input((None, *x.shape[2:]), dtype=x.dtype.name) for x in inputs]
     model = keras.Model(nodes, layer(*nodes))
     shake(layer)
     for batch, steps in ((len(inputs[0]), None), (1, -1)):
@@ -334,7 +335,7 @@ def check_future(make, inputs):
     before, x = result(layer, *inputs), inputs[0]
     for step in range(x.shape[1]):
         moved = x.copy()
-        moved[:, step] += 1.0
+        moved[:, step] += 1
         after = result(layer, moved, *inputs[1:])
         assert_close(after[:, :step], before[:, :step])
         assert np.abs(after[:, step] - before[:, step]).max() > 1e-4, f"step {step} is not seen"
@@ -376,7 +377,7 @@ def check_fixture(make, name):
 
 def write_fixture(make, inputs, name):
     """Writes the fixture of the backend at hand."""
-    inputs = [np.asarray(x, "float32") for x in inputs]
+    inputs = list(map(as_input, inputs))
     layer = make(name="checked")
     model = functional(layer, inputs)
     shake(layer)
@@ -396,8 +397,13 @@ def plain(config):
 
 def functional(layer, inputs):
     """The layer as a model."""
-    nodes = [keras.Input(x.shape[1:]) for x in inputs]
-    return keras.Model(nodes, layer(*nodes))
+    nodes = [keras.Input(x.shape[1:], dtype=x.dtype.name) for x in inputs]
+    return keras.Model(nodes, layer(*nodes) if takes_tensors(layer) else layer(nodes))
+
+
+def takes_tensors(layer):
+    """Whether the call takes each tensor as an argument of its own, not all in one."""
+    return next(iter(inspect.signature(layer.call).parameters)) != "inputs"
 
 
 def ready(make, inputs, **options):
@@ -409,7 +415,8 @@ def ready(make, inputs, **options):
 
 def build(layer, inputs):
     """Builds the layer for such inputs, without a computation."""
-    layer(*(keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype)) for x in inputs))
+    nodes = [keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype)) for x in inputs]
+    layer(*nodes) if takes_tensors(layer) else layer(nodes)
 
 
 def shake(layer, inputs=()):

@@ -11,6 +11,12 @@ def run(function, *args, **kwargs):
     return keras.tree.map_structure(keras.ops.convert_to_numpy, function(*args, **kwargs))
 
 
+def as_input(x):
+    """A NumPy array as an input: float32, or int32 if it holds integers, which are tokens."""
+    x = np.asarray(x)
+    return x.astype("int32" if x.dtype.kind == "i" else "float32")
+
+
 def differentiate(function, inputs, upstream):
     """The output, and the gradients of sum(upstream * output) with respect to `inputs`."""
     backend = keras.backend.backend()

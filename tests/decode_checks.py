@@ -1,6 +1,6 @@
 """The conformance test of whatever decodes step by step: layers, blocks and models.
 
-    check_decodes(lambda: layer, [x])            # attends to its own sequence
+    check_decodes(lambda: layer, [x])            # reads its own sequence
     check_decodes(lambda: layer, [x, context])   # attends to a context, too
 
 `make` gives something built with
@@ -8,7 +8,8 @@
     cache = layer.init_cache(batch_size, length, context=None, context_mask=None)
     y, cache = layer.decode(x, cache, mask=None)
 
-and a call on the whole sequence, which decoding must equal.
+and a call on the whole sequence, which decoding must equal. The sequence may be one of vectors or,
+for models, of tokens.
 """
 
 import functools
@@ -21,19 +22,23 @@ import pytest
 from keras import ops
 from keras.src.backend import set_keras_mask
 
-from tests.compute import assert_close, compiled, no_gradients, quick, result, run
+from tests.compute import as_input, assert_close, compiled, no_gradients, quick, result, run
 
 
-def check_decodes(make, inputs):
+def check_decodes(make, inputs, call=None):
     """Runs every check.
 
     Args:
         make: Function without arguments that gives a built layer, its weights off their initial
             values.
-        inputs: NumPy arrays: the sequence `(B, T, C)` with B >= 3 and T >= 5, and the context
-            `(B, S, E)` if there is one.
+        inputs: NumPy arrays: the sequence `(B, T, C)`, or tokens `(B, T)`, with B >= 3 and T >= 5;
+            and the context `(B, S, E)` or `(B, S)` if there is one.
+        call: Function of the layer, the sequence, the context and masks that calls the layer on
+            the whole, if it is not called with these arguments.
     """
-    layer, inputs = make(), [np.asarray(x, "float32") for x in inputs]
+    layer, inputs = make(), list(map(as_input, inputs))
+    if call is not None:
+        layer = CalledOtherwise(layer, call)
     full, decode = result(layer, *inputs), quick(layer.decode)
     check_signatures(layer)
     check_bad_sizes(layer, inputs)
@@ -47,6 +52,18 @@ def check_decodes(make, inputs):
     check_loop(layer, inputs, full)
     if len(inputs) > 1:
         check_context_masks(layer, inputs)
+
+
+class CalledOtherwise:
+    """A model that decodes as layers do, and takes the whole in another form."""
+
+    def __init__(self, layer, call):
+        self.layer = layer
+        self.init_cache, self.decode = layer.init_cache, layer.decode
+        self._call = call
+
+    def __call__(self, *inputs, **masks):
+        return self._call(self.layer, *inputs, **masks)
 
 
 def start(layer, inputs, length=None, **options):
@@ -74,7 +91,8 @@ def check_signatures(layer):
         "decode": ["x", "cache", "mask"],
     }
     for name, parameters in wanted.items():
-        assert list(inspect.signature(getattr(layer, name)).parameters) == parameters
+        found = list(inspect.signature(getattr(layer, name)).parameters)
+        assert [word.replace("tokens", "x") for word in found] == parameters
 
 
 def check_bad_sizes(layer, inputs):
@@ -95,6 +113,7 @@ def check_bad_sizes(layer, inputs):
             layer.init_cache(len(x), 5, context=x)
         with pytest.raises(ValueError, match="no `context_mask`"):
             layer.init_cache(len(x), 5, context_mask=np.ones(x.shape[:2], bool))
+    layer = getattr(layer, "layer", layer)
     unbuilt = type(layer).from_config(layer.get_config())
     with pytest.raises(ValueError, match="must be built before it can make a cache"):
         unbuilt.init_cache(len(x), 5, **options)
@@ -134,7 +153,7 @@ def check_padded_prompts(layer, decode, inputs, full, *, left):
 
 def padded(x, lengths, size, *, left):
     """The first steps of each item among padding, and which steps are real."""
-    prompt, real = np.full((len(x), size, x.shape[2]), 9.0, "float32"), np.zeros((len(x), size))
+    prompt, real = np.full((len(x), size, *x.shape[2:]), 9, x.dtype), np.zeros((len(x), size))
     for b, count in enumerate(lengths):
         at = slice(size - count, size) if left else slice(0, count)
         prompt[b, at], real[b, at] = x[b, :count], 1
@@ -191,10 +210,11 @@ def check_one_trace(layer, inputs, full):
 def check_loop(layer, inputs, full):
     """Inside `keras.ops.while_loop`."""
     x = inputs[0]
-    batch, steps, width = x.shape
+    batch, steps, *width = x.shape
 
     def body(t, cache, output):
-        now = ops.slice(ops.convert_to_tensor(x), (0, t, 0), (batch, 1, width))
+        start = (0, t, *(0 for _ in width))
+        now = ops.slice(ops.convert_to_tensor(x), start, (batch, 1, *width))
         y, cache = layer.decode(now, cache)
         return t + 1, cache, ops.slice_update(output, (0, t, 0), y)
 

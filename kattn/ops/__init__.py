@@ -5,6 +5,7 @@ from kattn.ops.attention import attention as attention
 from kattn.ops.attention import attention_weights as attention_weights
 from kattn.ops.attention import explain as explain
 from kattn.ops.cache import KVCache as KVCache
+from kattn.ops.cache import PositionCache as PositionCache
 from kattn.ops.cache import RingCache as RingCache
 from kattn.ops.cache import empty_cache as empty_cache
 from kattn.ops.context_cache import ContextCache as ContextCache

@@ -50,6 +50,16 @@ class RingCache(NamedTuple):
     length: Any
 
 
+class PositionCache(NamedTuple):
+    """How many real steps there were: all that a layer that adds positions to its inputs needs.
+
+    Args:
+        length: Number of real steps that each item has had so far, int32, shape `(B,)`.
+    """
+
+    length: Any
+
+
 def empty_cache(kind, batch_size, size, *, heads, key_dim, value_dim, dtype):
     """A cache without steps.
 
@@ -109,6 +119,19 @@ def next_positions(cache, steps, real=None):
     return ops.maximum(steps, ops.zeros_like(steps))
 
 
+def count_steps(steps, real=None):
+    """How many real steps come.
+
+    Args:
+        steps: Number of steps that come, t.
+        real: Bool, shape `(B, t)`; True = real step, False = padding. None if all are real.
+
+    Returns:
+        The number t, or `(B,)` int32.
+    """
+    return steps if real is None else ops.sum(ops.cast(real, "int32"), axis=1)
+
+
 def extend(cache, key, value, real=None):
     """The cache with more steps, and what queries at these steps look at.
 
@@ -143,7 +166,7 @@ def extend(cache, key, value, real=None):
 
 def _extend_fixed(cache, key, value, real):
     slots = Span(0, cache.keys.shape[2])
-    taken = _count(key, real)
+    taken = count_steps(key.shape[2], real)
     rank = slots.positions()[None] - cache.length[:, None]
     _check_room(cache, taken)
     keys, values = (
@@ -155,7 +178,7 @@ def _extend_fixed(cache, key, value, real):
 
 def _extend_ring(cache, key, value, real):
     steps, window = key.shape[2], cache.keys.shape[2]
-    taken = _count(key, real)
+    taken = count_steps(key.shape[2], real)
     length = cache.length + taken
     held = _held(length, window)
     pairs = ((cache.keys, key), (cache.values, value))
@@ -177,11 +200,6 @@ def _held(length, window):
     """`(B, W)`: the position whose key each slot of a ring holds; negative: none."""
     last = length[:, None] - 1
     return last - (last - ops.arange(window, dtype="int32")) % window
-
-
-def _count(key, real):
-    """How many real steps come: a number, or `(B,)` int32."""
-    return key.shape[2] if real is None else ops.sum(ops.cast(real, "int32"), axis=1)
 
 
 def _write(old, new, slot, rank, taken, real):

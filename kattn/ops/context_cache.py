@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from kattn.ops.attention import Call
+from kattn.ops.cache import count_steps
 from kattn.ops.kernels import decode as kernel
 from kattn.spans import Places, Span
 
@@ -86,6 +87,6 @@ def decode_context(query, cache, *, real=None, softcap=None, sinks=None):
     keys = Span(0, cache.keys.shape[2])
     keep = cache.mask[:, None, None, :]  # (B, 1, 1, S)
     output = kernel.attend(call, cache.keys, cache.values, queries, keys, keep)
-    taken = query.shape[1] if real is None else ops.sum(ops.cast(real, "int32"), axis=1)
+    taken = count_steps(query.shape[1], real)
     # `_replace` under `torch.compile` of PyTorch 2.11 gives an empty tuple.
     return output, ContextCache(cache.keys, cache.values, cache.mask, cache.length + taken)

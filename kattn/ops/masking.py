@@ -88,6 +88,20 @@ def restarts(mask) -> Any:
     return None
 
 
+def positions_in_segments(mask, positions):
+    """The positions of steps, counted anew in each segment of packed sequences.
+
+    Args:
+        mask: A mask object over the positions of the whole sequence, or None.
+        positions: Positions of steps in the whole sequence, int32, shape `(B, t)`.
+
+    Returns:
+        `(B, t)` int32; `positions` if the mask has no segments.
+    """
+    anew = restarts(mask)
+    return positions if anew is None else ops.take_along_axis(anew, positions, axis=1)
+
+
 def arrays_of(rule) -> list:
     """The arrays that a mask or a bias holds.
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kattn.ops import KVCache, RingCache, empty_cache
-from kattn.ops.cache import extend, next_positions
+from kattn.ops import KVCache, PositionCache, RingCache, empty_cache
+from kattn.ops.cache import count_steps, extend, next_positions
 from kattn.spans import Places
 from tests.compute import run
 
@@ -56,6 +56,15 @@ def test_a_cache_holds_the_real_steps_in_their_order(rng, kind, size, parts):
             for position, slot in slots.items():
                 np.testing.assert_array_equal(keys[b, :, slot], lists[b][position][0])
                 np.testing.assert_array_equal(values[b, :, slot], lists[b][position][1])
+
+
+def test_positions_go_on_where_a_cache_of_positions_ends():
+    """Which has nothing but its length."""
+    cache = PositionCache(ops.convert_to_tensor([2, 0, 5], "int32"))
+    found = run(next_positions, cache, 4, ops.convert_to_tensor(REAL))
+    np.testing.assert_array_equal(found, [[1, 2, 3, 3], [0, 1, 2, 3], [4, 4, 4, 4]])
+    assert run(count_steps, 4, ops.convert_to_tensor(REAL)).tolist() == [2, 4, 0]
+    assert count_steps(4) == 4
 
 
 def test_a_ring_stays_as_large_as_its_window(rng):

@@ -7,13 +7,13 @@ from kattn.ops.cache import KVCache, RingCache, empty_cache
 
 
 def check_decodes(layer, batch_size, length, context, context_mask, *, causal=True):
-    """Raises ValueError unless a self-attention layer can make a cache of these sizes.
+    """Raises ValueError unless a layer that reads one sequence can make a cache of these sizes.
 
     Args:
         layer: The layer.
         batch_size: Number of sequences that are decoded.
         length: Number of steps that are decoded at most.
-        context: Context that the layer was given; a self-attention layer takes none.
+        context: Context that the layer was given; such a layer takes none.
         context_mask: Mask of a context that the layer was given; likewise.
         causal: Whether no step depends on those after it.
     """
@@ -27,8 +27,8 @@ def check_decodes(layer, batch_size, length, context, context_mask, *, causal=Tr
     arguments.check_integers(1, batch_size=batch_size, length=length)
     if context is not None or context_mask is not None:
         raise arguments.error(
-            "This layer attends to its own sequence and takes no `context` and no `context_mask`; "
-            "use CrossAttention",
+            "This layer reads its own sequence only, and takes no `context` and no "
+            "`context_mask`; use CrossAttention",
             layer=layer.name,
             context=context,
             context_mask=context_mask,

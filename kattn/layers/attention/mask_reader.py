@@ -131,7 +131,9 @@ def keras_mask(x):
     if isinstance(x, keras.KerasTensor) or keras.backend.backend() != "jax":
         return getattr(x, "_keras_mask", None)
     answer = _READER(x)  # an array of JAX takes no attribute
-    return answer if _rank(answer) < _rank(x) else None
+    # Tokens `(B, T)` have the rank of their mask.
+    is_mask = _rank(answer) < _rank(x) or keras.backend.standardize_dtype(answer.dtype) == "bool"
+    return answer if is_mask else None
 
 
 def set_keras_mask(x, mask):

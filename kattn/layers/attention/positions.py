@@ -141,10 +141,7 @@ def new_positions(position, positions, mask):
     """The positions that `embed` and `rotate` get for new steps, at `(B, t)` of a cache."""
     if position is None:
         return None
-    restarts = masking.restarts(mask) if _is_absolute(position) else None
-    if restarts is None:
-        return positions
-    return ops.take_along_axis(restarts, positions, axis=1)
+    return masking.positions_in_segments(mask if _is_absolute(position) else None, positions)
 
 
 def _is_absolute(position):

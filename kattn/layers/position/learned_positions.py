@@ -96,6 +96,20 @@ class LearnedPositions(InputPosition):
                 rows = ops.expand_dims(rows, 1)
         return ops.add(x, ops.cast(rows, x.dtype))  # which moves x to the device, as Keras does
 
+    def init_cache(self, batch_size, length, context=None, context_mask=None):
+        cache = super().init_cache(batch_size, length, context, context_mask)
+        if self.axis not in (1, -2):
+            raise error(
+                "Steps lie on axis 1: positions along another axis cannot be decoded step by step",
+                axis=self.axis,
+            )
+        if length > self.length:
+            raise ValueError(
+                "There must be a position for each step that is decoded; "
+                f"received: length={length}, length of the table={self.length}"
+            )
+        return cache
+
     def compute_output_shape(self, x_shape):
         self._check_length(x_shape, self._check(x_shape))
         return x_shape

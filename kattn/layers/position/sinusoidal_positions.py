@@ -88,6 +88,13 @@ class SinusoidalPositions(InputPosition):
         waves = self.scale * ops.concatenate(waves, axis=-1)
         return ops.add(x, ops.cast(waves, x.dtype))  # which moves x to the device, as Keras does
 
+    def init_cache(self, batch_size, length, context=None, context_mask=None):
+        if self.axes > 1:
+            raise error(
+                "Steps that are decoded one by one have positions on one axis only", axes=self.axes
+            )
+        return super().init_cache(batch_size, length, context, context_mask)
+
     def get_config(self):
         return {
             **super().get_config(),

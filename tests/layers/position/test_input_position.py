@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from kattn import masks
 from kattn.layers import (
     CrossAttention,
     LinearAttention,
@@ -12,6 +13,7 @@ from kattn.layers import (
     SelfAttention2D,
 )
 from kattn.layers.position.input_position import InputPosition
+from kattn.ops import PositionCache
 from tests import position_checks
 from tests.checks import shake
 from tests.compute import assert_close, run
@@ -112,6 +114,21 @@ def test_it_gets_the_cells_of_a_map(rng):
 def test_the_drop_in_refuses_it():
     with pytest.raises(ValueError, match="add positions of the inputs before the layer"):
         MultiHeadAttention(2, 4, position=Alternating())
+
+
+def test_packed_sequences_are_decoded_as_those_apart(rng):
+    """Positions begin again in each segment, unless a shift changes nothing."""
+    x = rng.normal(size=(2, 5, 8)).astype("float32")
+    packed = masks.Segments(np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]]))
+    counts = np.array([[0, 1, 0, 1, 2], [0, 1, 2, 3, 0]], "int32")
+    for position, places in ((Slope(), counts), (Alternating(), np.arange(5))):
+        shake(position, [x])
+        first, cache = position.decode(x[:, :3], position.init_cache(2, 5), mask=packed)
+        second, cache = position.decode(x[:, 3:], cache, mask=packed)
+        found = np.concatenate([run(keras.ops.copy, y) for y in (first, second)], axis=1)
+        assert_close(found, run(position, x, positions=places))
+        assert isinstance(cache, PositionCache)
+        assert run(keras.ops.copy, cache.length).tolist() == [5, 5]
 
 
 def test_it_is_absolute_by_default():

@@ -124,6 +124,19 @@ def test_battery(rng):
     checks.check_layer(make, [rng.normal(size=(3, 5, 4))], **options)
 
 
+def test_decoding(rng):
+    checks.check_decoding(make, [rng.normal(size=(3, 5, 4)).astype("float32")])
+
+
+def test_steps_for_which_there_is_no_position(rng):
+    layer, _ = build(rng.normal(size=(3, 5, 4)))
+    with pytest.raises(ValueError, match=r"a position for each step.*length=8.*of the table=7"):
+        layer.init_cache(3, 8)
+    layer, _ = build(rng.normal(size=(3, 5, 6, 4)), axis=2)
+    with pytest.raises(ValueError, match=r"Steps lie on axis 1.*axis=2"):
+        layer.init_cache(3, 5)
+
+
 def test_battery_of_images(rng):
     def columns(**options):
         return make(axis=2, **options)

@@ -139,6 +139,14 @@ def test_unknown_sizes(rng):
     checks.check_unknown_sizes(make, [rng.normal(size=(3, 6, 7)).astype("float32")])
 
 
+def test_decoding(rng):
+    checks.check_decoding(make, [rng.normal(size=(3, 5, 7)).astype("float32")])
+    layer = make_2d()
+    layer.build((3, 6, 7))
+    with pytest.raises(ValueError, match=r"positions on one axis only.*axes=2"):
+        layer.init_cache(3, 6)
+
+
 def test_it_is_absolute():
     assert issubclass(SinusoidalPositions, InputPosition)
     assert SinusoidalPositions.is_absolute
