@@ -22,6 +22,7 @@ ARGUMENTS = (
     "softcap",
     "use_sinks",
     "use_gate",
+    "use_output_bias",
     "dropout",
     "implementation",
     "seed",
@@ -36,10 +37,12 @@ class AttentionLayer(MaskObjectLayer):
 
     Args:
         projections: The `ProjectionOptions` of all projections of the layer.
+        output_initializer: Initializer of the matrix of the last projection, or None for that of
+            all projections.
         **kwargs: The arguments named in `ARGUMENTS`, `position`, and those of any Keras layer.
     """
 
-    def __init__(self, *, projections, position, **kwargs):
+    def __init__(self, *, projections, output_initializer, position, **kwargs):
         shared = {name: kwargs.pop(name) for name in ARGUMENTS}
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -51,6 +54,7 @@ class AttentionLayer(MaskObjectLayer):
         arguments.check_choice(("auto", *KERNELS), implementation=self.implementation)
         self.position = where.read_position(position)
         self._projections = projections
+        self.output_initializer = keras.initializers.get(output_initializer)
         self._seed_generator = keras.random.SeedGenerator(self.seed) if self.dropout else None
         self._gate = self._sinks = None
 
@@ -63,16 +67,23 @@ class AttentionLayer(MaskObjectLayer):
             **super().get_config(),
             **{name: getattr(self, name) for name in ARGUMENTS},
             **self._projections.get_config(),
+            "output_initializer": keras.initializers.serialize(self.output_initializer),
             "position": layer_config(self.position),
         }
 
-    def _dense(self, name, width, *parts):
-        return self._projections.dense(name, width, *parts, dtype=self.dtype_policy)
+    def _dense(self, name, width, *parts, **options):
+        return self._projections.dense(name, width, *parts, dtype=self.dtype_policy, **options)
 
     def _build_around_core(self, sizes: HeadSizes, width):
         """The weights of all that stands around the core, for inputs of `width` channels."""
         self.head_sizes = sizes
-        self._output = self._dense("output", sizes.output_width, width)
+        self._output = self._dense(
+            "output",
+            sizes.output_width,
+            width,
+            use_bias=self.use_output_bias,
+            kernel_initializer=self.output_initializer,
+        )
         if self.use_gate:
             self._gate = self._dense("gate", width, sizes.output_width)
         if self.use_qk_norm:

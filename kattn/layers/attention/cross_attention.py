@@ -46,10 +46,13 @@ class CrossAttention(AttentionLayer):
             channel.
         dropout: Fraction of the attention weights that are dropped during training, in [0, 1).
         use_bias: Whether the projections add a bias.
+        use_output_bias: Whether the last projection adds a bias. None for `use_bias`.
         implementation: Name of the algorithm that computes the attention: "auto", or one of those
             that `kattn.ops.attention` knows. All give the same result.
         kernel_initializer: Initializer of the projection matrices. Each projection is initialised
             on its own, though they are stored as one matrix.
+        output_initializer: Initializer of the matrix of the last projection. None for
+            `kernel_initializer`.
         bias_initializer: Initializer of the biases of the projections.
         kernel_regularizer: Regularizer of the projection matrices, or None.
         bias_regularizer: Regularizer of the biases of the projections, or None.
@@ -108,8 +111,10 @@ class CrossAttention(AttentionLayer):
         use_gate=False,
         dropout=0.0,
         use_bias=True,
+        use_output_bias=None,
         implementation="auto",
         kernel_initializer="glorot_uniform",
+        output_initializer=None,
         bias_initializer="zeros",
         kernel_regularizer=None,
         bias_regularizer=None,
@@ -126,9 +131,11 @@ class CrossAttention(AttentionLayer):
             softcap=softcap,
             use_sinks=use_sinks,
             use_gate=use_gate,
+            use_output_bias=use_output_bias,
             dropout=dropout,
             implementation=implementation,
             seed=seed,
+            output_initializer=output_initializer,
             projections=ProjectionOptions(
                 use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer
             ),

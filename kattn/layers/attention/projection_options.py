@@ -37,7 +37,7 @@ class ProjectionOptions:
         ):
             object.__setattr__(self, name, get(getattr(self, name)))
 
-    def dense(self, name, width, *parts, dtype, use_bias=None):
+    def dense(self, name, width, *parts, dtype, use_bias=None, kernel_initializer=None):
         """A built Dense layer that computes one or several projections in one matrix product.
 
         Args:
@@ -47,14 +47,17 @@ class ProjectionOptions:
                 and each is initialised as a matrix of its own.
             dtype: Dtype policy of the layer.
             use_bias: Whether it has a bias, if not as the options say.
+            kernel_initializer: Initializer of its matrix, if not as the options say.
 
         Returns:
             A `Projection` of `sum(parts)` units.
         """
+        if kernel_initializer is None:
+            kernel_initializer = self.kernel_initializer
         layer = Projection(
             sum(parts),
             use_bias=self.use_bias if use_bias is None else use_bias,
-            kernel_initializer=_by_part(self.kernel_initializer, parts),
+            kernel_initializer=_by_part(kernel_initializer, parts),
             bias_initializer=numbered(self.bias_initializer, 0),
             kernel_regularizer=self.kernel_regularizer,
             bias_regularizer=self.bias_regularizer,

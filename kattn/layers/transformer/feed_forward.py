@@ -1,5 +1,7 @@
 """The feed-forward network of a Transformer (Vaswani et al., 2017), also with gates."""
 
+import functools
+
 import keras
 from keras import ops
 
@@ -47,6 +49,8 @@ class FeedForward(QuantizableLayer):
         use_bias: Whether the projections add a bias.
         kernel_initializer: Initializer of the projection matrices. Each projection is initialised
             on its own, though W_g and W_1 are stored as one matrix, W_g first.
+        output_initializer: Initializer of the matrix of the last projection. None for
+            `kernel_initializer`.
         bias_initializer: Initializer of the biases of the projections.
         kernel_regularizer: Regularizer of the projection matrices, or None.
         bias_regularizer: Regularizer of the biases of the projections, or None.
@@ -85,6 +89,7 @@ class FeedForward(QuantizableLayer):
         dropout=0.0,
         use_bias=True,
         kernel_initializer="glorot_uniform",
+        output_initializer=None,
         bias_initializer="zeros",
         kernel_regularizer=None,
         bias_regularizer=None,
@@ -103,6 +108,7 @@ class FeedForward(QuantizableLayer):
         self._projections = ProjectionOptions(
             use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer
         )
+        self.output_initializer = keras.initializers.get(output_initializer)
         self._seed_generator = keras.random.SeedGenerator(seed) if dropout else None
 
     @property
@@ -118,8 +124,9 @@ class FeedForward(QuantizableLayer):
             )
         hidden = self.hidden_dim or _default_width(width, is_gated=self.is_gated)
         parts = (hidden, hidden) if self.is_gated else (hidden,)
-        self._hidden = self._projections.dense("hidden", width, *parts, dtype=self.dtype_policy)
-        self._output = self._projections.dense("output", hidden, width, dtype=self.dtype_policy)
+        dense = functools.partial(self._projections.dense, dtype=self.dtype_policy)
+        self._hidden = dense("hidden", width, *parts)
+        self._output = dense("output", hidden, width, kernel_initializer=self.output_initializer)
         self.built = True
 
     def call(self, x, training=None):
@@ -147,6 +154,7 @@ class FeedForward(QuantizableLayer):
             "dropout": self.dropout,
             "seed": self.seed,
             **self._projections.get_config(),
+            "output_initializer": keras.initializers.serialize(self.output_initializer),
         }
 
 

@@ -30,6 +30,8 @@ FULL = {
     "bias_regularizer": "l1",
     "kernel_initializer": "he_normal",
     "bias_initializer": "ones",
+    "use_output_bias": False,
+    "output_initializer": "he_uniform",
 }
 CASES = {
     "default": {"num_heads": 2},

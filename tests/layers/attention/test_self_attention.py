@@ -1,9 +1,10 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from kattn import biases, masks
-from kattn.layers import SelfAttention
+from kattn.layers import CrossAttention, DifferentialAttention, SelfAttention
 from kattn.layers.position.learned_positions import LearnedPositions
 from kattn.layers.position.rotary_embedding import RotaryEmbedding
 from kattn.layers.position.score_bias import ScoreBias
@@ -32,6 +33,8 @@ FULL = {
     "bias_regularizer": "l1",
     "kernel_initializer": "he_normal",
     "bias_initializer": "ones",
+    "use_output_bias": False,
+    "output_initializer": "he_uniform",
 }
 CASES = {
     "default": {"num_heads": 2},
@@ -192,6 +195,18 @@ def test_projections_are_initialised_apart():
     for part in parts:
         assert 0.95 * limit < np.abs(part).max() <= limit
     assert np.abs(parts[0] - parts[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", [SelfAttention, CrossAttention, DifferentialAttention])
+def test_the_last_projection_may_differ(kind):
+    layer = kind(2, use_output_bias=False, output_initializer="ones", bias_initializer="ones")
+    layer.build(*[(None, 5, 8)] * (2 if kind is CrossAttention else 1))
+    weights = {weight.path: run(ops.copy, weight) for weight in layer.weights}
+    with_bias = [path.split("/")[1] for path in weights if path.endswith("bias")]
+    assert with_bias == (["query", "key_value"] if kind is CrossAttention else ["qkv"])
+    kernels = {path.split("/")[1]: x for path, x in weights.items() if path.endswith("kernel")}
+    np.testing.assert_array_equal(kernels.pop("output"), 1.0)
+    assert all(np.abs(kernel).max() < 1 for kernel in kernels.values())
 
 
 def make(**options):

@@ -16,6 +16,7 @@ FULL = {
     "seed": 1,
     "kernel_initializer": "he_normal",
     "bias_initializer": "ones",
+    "output_initializer": "he_uniform",
     "kernel_regularizer": "l2",
     "bias_regularizer": "l1",
 }
@@ -103,6 +104,14 @@ def test_projections_are_initialised_apart():
     for part in (gate, values):
         assert 0.95 * limit < np.abs(part).max() <= limit
     assert np.abs(gate - values).max() > 0.1
+
+
+def test_the_last_projection_may_start_otherwise():
+    layer = FeedForward(3, output_initializer="ones")
+    layer.build((None, 5))
+    first, _, last, _ = (run(ops.copy, weight) for weight in layer.weights)
+    np.testing.assert_array_equal(last, 1.0)
+    assert (first != 1.0).all()
 
 
 def test_dropout_is_that_of_hidden_channels():
