@@ -1,5 +1,8 @@
 """The normalisation layers of a block, each made from one argument."""
 
+import functools
+import inspect
+
 import keras
 
 from kattn import arguments
@@ -63,3 +66,25 @@ def new_norm(norm, name, policy):
     made.name = name
     made.supports_masking = True  # which Keras's RMSNormalization does not say
     return made
+
+
+def normalize(norm, x, training=None):
+    """What a normalisation layer makes of x.
+
+    A layer that asks for `training`, as `BatchNormalization` does, is told it: Keras does not know
+    it any more when `remat` runs a block again.
+
+    Args:
+        norm: The layer.
+        x: Its input.
+        training: Whether the block trains, or None if Keras knows.
+
+    Returns:
+        A tensor of the shape of x.
+    """
+    return norm(x, training=training) if _asks_for_training(type(norm)) else norm(x)
+
+
+@functools.cache
+def _asks_for_training(kind):
+    return "training" in inspect.signature(kind.call).parameters

@@ -6,7 +6,7 @@ import keras
 
 from kattn.layers.transformer.drop_path import DropPath
 from kattn.layers.transformer.layer_scale import LayerScale
-from kattn.layers.transformer.norms import new_norm
+from kattn.layers.transformer.norms import new_norm, normalize
 
 PLACEMENTS = ("pre", "post", "sandwich", "parallel")
 
@@ -52,20 +52,20 @@ class Residual(keras.layers.Layer):
             part.build(x_shape)
         self.built = True
 
-    def read(self, x):
+    def read(self, x, *, training=None):
         """What the part reads of the block's x."""
-        return x if self.placement == "post" else self._norm(x)
+        return x if self.placement == "post" else normalize(self._norm, x, training)
 
     def join(self, x, y, *, training):
         """The block's x after the part, which gave y. It is no `call`, which would cost more."""
         if self._output_norm is not None:
-            y = self._output_norm(y)
+            y = normalize(self._output_norm, y, training)
         for change in (self._dropout, self._drop_path):
             y = y if change is None else change(y, training=training)
         if self._layer_scale is not None:
             y = self._layer_scale(y)
         x = x + y if self.scale == 1 else self.scale * x + y
-        return self._norm(x) if self.placement == "post" else x
+        return normalize(self._norm, x, training) if self.placement == "post" else x
 
     def _parts(self):
         parts = self._norm, self._output_norm, self._dropout, self._layer_scale, self._drop_path

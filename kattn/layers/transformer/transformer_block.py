@@ -14,7 +14,7 @@ from kattn.layers.attention.mask_reader import (
 )
 from kattn.layers.nested_layers import layer_config
 from kattn.layers.transformer.feed_forward import FeedForward
-from kattn.layers.transformer.norms import new_norm, norm_config, read_norm
+from kattn.layers.transformer.norms import new_norm, norm_config, normalize, read_norm
 from kattn.layers.transformer.residual import PLACEMENTS, Residual
 
 # The arguments that say how the parts of a block are joined.
@@ -178,9 +178,10 @@ class TransformerBlock(MaskObjectLayer):
         That is handed on, as Keras does not know it any more when `remat` runs the block again.
         """
         x = ops.convert_to_tensor(x, self.compute_dtype)
-        shared = None if self._shared_norm is None else self._shared_norm(x)
+        norm = self._shared_norm
+        shared = None if norm is None else normalize(norm, x, training)
         for residual, part in zip(self._residuals, parts, strict=True):
-            h = residual.read(x) if shared is None else shared
+            h = residual.read(x, training=training) if shared is None else shared
             x = residual.join(x, part(h, training=training), training=training)
         return x
 

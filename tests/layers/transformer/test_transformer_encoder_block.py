@@ -246,10 +246,10 @@ def test_a_seed_drops_apart(x):
     assert len({*states}) == len(states) == 5
 
 
-def train(remat, x):
-    """The loss and the weights after a step of `fit`, with dropout of all kinds."""
+def train(remat, x, make=full):
+    """The loss and the weights after a step of `fit`."""
     keras.utils.set_random_seed(0)
-    block = full()
+    block = make()
     block = TransformerEncoderBlock.from_config({**block.get_config(), "remat": remat})
     node = keras.Input((5, 8))
     model = keras.Model(node, block(keras.layers.Masking()(node)))
@@ -258,8 +258,18 @@ def train(remat, x):
     return history.history["loss"], model.get_weights()
 
 
+def test_norms_that_train_otherwise_do_so_with_remat(x):
+    """Batch normalisation takes the moments of the batch when the block runs again, too."""
+    norm = keras.layers.BatchNormalization(momentum=0.5)
+    for placement in ("post", "parallel"):
+        make_block = functools.partial(make, norm=norm, placement=placement)
+        pairs = zip(train(True, x, make_block)[1], train(False, x, make_block)[1], strict=True)
+        for one, other in pairs:
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_remat_trains_as_without(x, monkeypatch):
-    """And runs the block again, not each of its parts once more."""
+    """With dropout of all kinds; it runs the block again, not each of its parts once more."""
     calls, recomputed = [], recomputation.recomputed
     monkeypatch.setattr(recomputation, "recomputed", lambda f: calls.append(f) or recomputed(f))
     expected, wanted = train(remat=False, x=x)
