@@ -1,6 +1,7 @@
 """Transformer blocks in NumPy float64, from the papers' equations."""
 
 import math
+from functools import partial
 
 import keras
 import numpy as np
@@ -31,14 +32,19 @@ def norm(w, name, x):
     return x * w[f"{name}/gamma"] + w[f"{name}/beta"]
 
 
+def under(w, prefix):
+    """Of weights by name those of a part, by their names inside of it."""
+    return {name[len(prefix) + 1 :]: x for name, x in w.items() if name.startswith(f"{prefix}/")}
+
+
 def heads(x, count):
     return x.reshape(*x.shape[:2], count, -1)
 
 
-def self_attention(w, x, keep, count):
-    """Vaswani et al. 2017, sec. 3.2; `keep` is `(B, N, T, T)`."""
+def self_attention(w, x, keep, count, bias=None):
+    """Vaswani et al. 2017, sec. 3.2; `keep` and what is added to scores are `(B, N, T, T)`."""
     qkv = np.split(x @ w["attention/qkv/kernel"] + w["attention/qkv/bias"], 3, axis=-1)
-    mixed, _ = oracle.attention(*(heads(part, count) for part in qkv), keep=keep)
+    mixed, _ = oracle.attention(*(heads(part, count) for part in qkv), keep=keep, bias=bias)
     mixed = mixed.reshape(x.shape)
     return mixed @ w["attention/output/kernel"] + w["attention/output/bias"]
 
@@ -73,6 +79,22 @@ def block(w, x, parts, *, placement="pre", scale=1.0):
         if placement == "post":
             x = norm(w, f"{name}/norm", x)
     return x
+
+
+def stack(w, x, keep, count, *, placement="pre", bias=None, context=None, keep_context=None):
+    """Blocks one behind the other, and the norm behind the last, if no block ends with one.
+
+    `keep` has a mask for each block.
+    """
+    for i, see in enumerate(keep):
+        own = under(w, f"block{i}")
+        parts = [("attention", partial(self_attention, own, keep=see, count=count, bias=bias))]
+        if context is not None:
+            across = partial(cross_attention, own, context=context, keep=keep_context, count=count)
+            parts.append(("cross_attention", across))
+        parts.append(("feed_forward", partial(feed_forward, own)))
+        x = block(own, x, parts, placement=placement)
+    return x if placement == "post" else norm(w, "norm", x)
 
 
 def gain(w, role):

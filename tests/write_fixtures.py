@@ -42,10 +42,24 @@ LAYERS = {
     "rotary_embedding": ("tests.layers.position.test_rotary_embedding", [(3, 6, 2, 12)]),
     "self_attention_2d": ("tests.layers.spatial.test_self_attention_2d", [(2, 5, 6, 8)]),
 }
+# Each of these has `full`, and takes tokens `(B, T)`, or series `(B, T, M)`.
+MODELS = {
+    "transformer_lm": ("tests.models.test_transformer_lm", [(3, 5)]),
+    "transformer_classifier": ("tests.models.test_transformer_classifier", [(3, 5)]),
+    "transformer_seq2seq": ("tests.models.test_transformer_seq2seq", [(3, 4), (3, 5)]),
+    "time_series_transformer": ("tests.models.test_time_series_transformer", [(3, 10, 2)]),
+}
 
 if __name__ == "__main__":
     for name, (module, shapes) in LAYERS.items():
         rng = np.random.default_rng(0)
         make = importlib.import_module(module).make
         write_fixture(make, [rng.normal(size=shape) for shape in shapes], name)
+    for name, (module, shapes) in MODELS.items():
+        rng = np.random.default_rng(0)
+        inputs = [
+            rng.integers(10, size=shape) if len(shape) == 2 else rng.normal(size=shape)
+            for shape in shapes
+        ]
+        write_fixture(importlib.import_module(module).full, inputs, name)
     write_trained()

@@ -2,3 +2,7 @@
 
 from kattn.models.replace_attention import replace_attention as replace_attention
 from kattn.models.sa_cnn import sa_cnn as sa_cnn
+from kattn.models.time_series_transformer import TimeSeriesTransformer as TimeSeriesTransformer
+from kattn.models.transformer_classifier import TransformerClassifier as TransformerClassifier
+from kattn.models.transformer_lm import TransformerLM as TransformerLM
+from kattn.models.transformer_seq2seq import TransformerSeq2Seq as TransformerSeq2Seq
