@@ -198,7 +198,7 @@ def check_dropout(make, inputs):
 def check_unknown_sizes(make, inputs):
     """One model serves batches and lengths that were unknown when it was built."""
     layer = make()
-    nodes = [keras.Input((None, *x.shape[2:]), dtype=x.dtype.name) for x in inputs]
+    nodes = [keras.Input((None, *x.shape[2:]), dtype=as_input(x).dtype.name) for x in inputs]
     model = keras.Model(nodes, layer(*nodes))
     shake(layer)
     for batch, steps in ((len(inputs[0]), None), (1, -1)):
@@ -397,7 +397,7 @@ def plain(config):
 
 def functional(layer, inputs):
     """The layer as a model."""
-    nodes = [keras.Input(x.shape[1:], dtype=x.dtype.name) for x in inputs]
+    nodes = [keras.Input(x.shape[1:], dtype=as_input(x).dtype.name) for x in inputs]
     return keras.Model(nodes, layer(*nodes) if takes_tensors(layer) else layer(nodes))
 
 

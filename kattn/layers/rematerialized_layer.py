@@ -72,6 +72,7 @@ def _rematerialized(layer, layer_call, args, kwargs):
     # PyTorch changes states in place, and the second run begins with the first one's.
     fixed = [(state, ops.copy(state)) for state in states]
     structure: list[Any] = []
+    drawn_from: list[Any] = []  # the states that the call has changed
 
     def pure(*tensors):
         values, inputs = tensors[: len(weights)], tensors[len(weights) :]
@@ -80,16 +81,19 @@ def _rematerialized(layer, layer_call, args, kwargs):
         again_args, again_kwargs = tree.pack_sequence_as((args, kwargs), again)
         mapping = [*zip(weights, values, strict=True), *fixed]
         with _RUNNING.inside(), keras.StatelessScope(state_mapping=mapping) as scope:
+            before = [scope.get_current_value(state) for state in states]
             outputs = layer_call(*again_args, **again_kwargs)
+        after = [scope.get_current_value(state) for state in states]
         structure[:] = [tree.map_structure(lambda _: None, outputs)]
-        updates = [scope.get_current_value(state) for state in states]
-        return *updates, *tree.flatten(outputs)
+        changed = [i for i, value in enumerate(after) if value is not before[i]]
+        drawn_from[:] = [states[i] for i in changed]
+        return *(after[i] for i in changed), *tree.flatten(outputs)
 
     values = [ops.convert_to_tensor(weight) for weight in weights]
     found = recomputation.recomputed(pure)(*values, *(flat[i] for i in places))
-    for state, update in zip(states, found, strict=False):
+    for state, update in zip(drawn_from, found, strict=False):
         state.assign(update)
-    return tree.pack_sequence_as(structure[0], found[len(states) :])
+    return tree.pack_sequence_as(structure[0], found[len(drawn_from) :])
 
 
 def _is_float(x):

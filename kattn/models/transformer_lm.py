@@ -3,6 +3,7 @@
 import keras
 
 from kattn.layers.attention.caches import check_decodes
+from kattn.layers.attention.mask_reader import keras_mask, set_keras_mask
 from kattn.layers.nested_layers import layer_config
 from kattn.layers.transformer.block_stack import BlockStack
 from kattn.layers.transformer.token_embedding import TokenEmbedding, token_table
@@ -146,7 +147,8 @@ class TransformerLM(TransformerModel):
     def call(self, tokens, mask=None, training=None, mask_arrays=None):
         h = self._embedding(tokens, mask=mask, training=training)  # (B, T, C)
         h = self._stack(h, mask=mask, training=training)
-        return self._logits(h)  # (B, T, V)
+        # Keras's trainer on JAX goes by `call`, and the loss asks its output for the mask.
+        return set_keras_mask(self._logits(h), keras_mask(h))  # (B, T, V)
 
     def compute_mask(self, tokens, previous_mask):
         return self._embedding.compute_mask(tokens, previous_mask)

@@ -6,6 +6,7 @@ import keras
 
 from kattn import arguments
 from kattn.layers.attention.caches import check_built
+from kattn.layers.attention.mask_reader import keras_mask, set_keras_mask
 from kattn.layers.nested_layers import layer_config
 from kattn.layers.transformer.block_stack import BlockStack
 from kattn.layers.transformer.token_embedding import TokenEmbedding, token_table
@@ -137,7 +138,8 @@ class TransformerSeq2Seq(TransformerModel):
         context = self.encode(source, source_mask, training=training)  # (B, S, C)
         h = self._target(target, mask=target_mask, training=training)  # (B, T, C)
         h = self._decoder(h, context, training=training)
-        return self._logits(h)  # (B, T, V)
+        # Keras's trainer on JAX goes by `call`, and the loss asks its output for the mask.
+        return set_keras_mask(self._logits(h), keras_mask(h))  # (B, T, V)
 
     def encode(self, source, mask=None, *, training=None):
         """What the decoder attends to.

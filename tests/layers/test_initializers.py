@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from kattn import layers
 from kattn.layers import initializers
 from kattn.layers.initializers import numbered
 from tests.compute import run
@@ -55,3 +56,25 @@ def test_examples():
     result = doctest.testmod(initializers)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+MATRICES = {
+    "SelfAttention": lambda **o: layers.SelfAttention(2, use_gate=True, **o),
+    "CrossAttention": lambda **o: layers.CrossAttention(2, use_gate=True, **o),
+    "GatedLinearAttention": lambda **o: layers.GatedLinearAttention(2, gate_rank=8, **o),
+    "FeedForward": lambda **o: layers.FeedForward(8, "swiglu", **o),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_no_two_matrices_of_a_layer_are_the_same(name):
+    layer = MATRICES[name](kernel_initializer=keras.initializers.RandomNormal(seed=1))
+    layer.build((2, 3, 8), *[(2, 3, 8)] * (name == "CrossAttention"))
+    kernels = [w for w in layer.trainable_weights if w.path.endswith("/kernel")]
+    blocks = [
+        block.tobytes()
+        for kernel in kernels
+        for block in np.split(keras.ops.convert_to_numpy(kernel), kernel.shape[1] // 8, axis=1)
+    ]
+    assert len(blocks) >= 3
+    assert len(set(blocks)) == len(blocks)

@@ -253,7 +253,8 @@ class DifferentialAttention(AttentionLayer):
         (q1, q2), (k1, k2), v = self._project(x, positions)
         calls = [Call.make(q, k, v, **self._scores(q)) for q, k in ((q1, k1), (q2, k2))]
         allowed = intersect(self._pattern, allowed)
-        (y1, y2), cache = decode_maps(calls, cache, real=padding, mask=allowed)
+        options = {"real": padding, "queries_at": lambda places: self._project(x, places)[0]}
+        (y1, y2), cache = decode_maps(calls, cache, mask=allowed, **options)
         return self._finish(x, self._difference(y1, y2), padding), cache
 
     def attention_weights(self, x, mask=None, positions=None):

@@ -425,10 +425,11 @@ class MultiHeadAttention(KerasNames, MaskObjectLayer):
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         q, k, v = self._query_dense(x), self._key_dense(x), self._value_dense(x)
         positions = next_positions(cache, x.shape[1], padding)
-        q, k = rotate(self.position, q, positions), rotate(self.position, k, positions)
+        query_at = functools.partial(rotate, self.position, q)
+        q, k = query_at(positions), rotate(self.position, k, positions)
         allowed = intersect(intersect(masks.Causal(), self._window), allowed)
-        bias = score_bias(self.position, q)
-        y, cache = decode(q, k, v, cache, real=padding, mask=allowed, bias=bias)  # (B, t, N, Dv)
+        options = {"mask": allowed, "bias": score_bias(self.position, q), "query_at": query_at}
+        y, cache = decode(q, k, v, cache, real=padding, **options)  # (B, t, N, Dv)
         if self.use_gate:
             y = y * self._gate_dense(x)
         return self._output_dense(y), cache

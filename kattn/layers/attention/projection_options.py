@@ -9,6 +9,10 @@ from keras import ops
 from kattn.layers.initializers import numbered
 from kattn.layers.projection import Projection
 
+# The number of the first matrix of a projection among those of its layer: a seeded initializer
+# draws other numbers for each of them.
+FIRST = {"key_value": 1, "gate": 5, "output": 6, "decay_down": 7, "decay_up": 8}
+
 
 @dataclasses.dataclass(frozen=True)
 class ProjectionOptions:
@@ -41,7 +45,7 @@ class ProjectionOptions:
         """A built Dense layer that computes one or several projections in one matrix product.
 
         Args:
-            name: Name of the layer.
+            name: Name of the layer, by which `FIRST` numbers its matrices.
             width: Number of channels of its input.
             *parts: Number of channels of each projection. They lie side by side in the output,
                 and each is initialised as a matrix of its own.
@@ -57,7 +61,7 @@ class ProjectionOptions:
         layer = Projection(
             sum(parts),
             use_bias=self.use_bias if use_bias is None else use_bias,
-            kernel_initializer=_by_part(kernel_initializer, parts),
+            kernel_initializer=_by_part(kernel_initializer, parts, FIRST.get(name, 0)),
             bias_initializer=numbered(self.bias_initializer, 0),
             kernel_regularizer=self.kernel_regularizer,
             bias_regularizer=self.bias_regularizer,
@@ -79,13 +83,13 @@ class ProjectionOptions:
         }
 
 
-def _by_part(initializer, parts):
+def _by_part(initializer, parts, first):
     """An initializer of a matrix that initialises its parts as matrices of their own."""
     if len(parts) == 1:
-        return numbered(initializer, 0)
+        return numbered(initializer, first)
 
     def initialize(shape, dtype=None):
-        copies = [numbered(initializer, i) for i in range(len(parts))]
+        copies = [numbered(initializer, first + i) for i in range(len(parts))]
         drawn = [copy((shape[0], n), dtype=dtype) for copy, n in zip(copies, parts, strict=True)]
         return ops.concatenate(drawn, axis=-1)
 

@@ -226,7 +226,8 @@ class SelfAttention(AttentionLayer):
         x = embed(self.position, x, positions)  # (B, t, C)
         q, k, v = self._project(x, positions)  # (B, t, N, D), (B, t, K, D), (B, t, K, Dv)
         allowed = intersect(self._pattern, allowed)
-        y, cache = decode(q, k, v, cache, real=padding, mask=allowed, **self._scores(q))
+        options = {**self._scores(q), "query_at": lambda places: self._project(x, places)[0]}
+        y, cache = decode(q, k, v, cache, real=padding, mask=allowed, **options)
         return self._finish(x, y, padding), cache
 
     def attention_weights(self, x, mask=None, positions=None):

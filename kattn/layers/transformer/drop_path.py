@@ -40,6 +40,8 @@ class DropPath(RematerializedLayer):
         branch, and what stays is made smaller in inference instead of larger in training.
     """
 
+    acts_on_each_step = True  # so that generation knows that a call decodes new steps
+
     def __init__(self, rate, *, seed=None, **kwargs):
         super().__init__(**kwargs)
         self.supports_masking = True

@@ -81,6 +81,8 @@ class FeedForward(QuantizableLayer):
         GELU: Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415
     """
 
+    acts_on_each_step = True  # so that generation knows that a call decodes new steps
+
     def __init__(
         self,
         hidden_dim=None,

@@ -37,6 +37,8 @@ class LayerScale(RematerializedLayer):
         Touvron et al. 2021, eq. 4, https://arxiv.org/abs/2103.17239
     """
 
+    acts_on_each_step = True  # so that generation knows that a call decodes new steps
+
     def __init__(self, init_value=1e-5, **kwargs):
         super().__init__(**kwargs)
         self.supports_masking = True

@@ -1,6 +1,5 @@
 """The normalisation layers of a block, each made from one argument."""
 
-import functools
 import inspect
 
 import keras
@@ -26,11 +25,11 @@ def read_norm(norm):
         norm = keras.saving.deserialize_keras_object(norm)
     if isinstance(norm, keras.layers.Layer):
         config = keras.saving.serialize_keras_object(norm)
-        return {
-            name: x
-            for name, x in config.items()
-            if name not in ("build_config", "shared_object_id")
-        }
+        for field in ("build_config", "shared_object_id"):
+            config.pop(field, None)
+        # Keras's own name counts the layers of the process; each copy gets a name of its place.
+        config["config"].pop("name")
+        return config
     if norm not in ("layer", "rms") and not callable(norm):
         raise arguments.error(
             "`norm` must be 'layer', 'rms', a normalisation layer or a function that makes one",
@@ -65,6 +64,7 @@ def new_norm(norm, name, policy):
         made = norm()
     made.name = name
     made.supports_masking = True  # which Keras's RMSNormalization does not say
+    made.asks_for_training = "training" in inspect.signature(made.call).parameters
     return made
 
 
@@ -75,16 +75,11 @@ def normalize(norm, x, training=None):
     it any more when `remat` runs a block again.
 
     Args:
-        norm: The layer.
+        norm: Layer that `new_norm` has made.
         x: Its input.
         training: Whether the block trains, or None if Keras knows.
 
     Returns:
         A tensor of the shape of x.
     """
-    return norm(x, training=training) if _asks_for_training(type(norm)) else norm(x)
-
-
-@functools.cache
-def _asks_for_training(kind):
-    return "training" in inspect.signature(kind.call).parameters
+    return norm(x, training=training) if norm.asks_for_training else norm(x)
