@@ -15,21 +15,28 @@ from kattn import ops as ops
 if TYPE_CHECKING:
     from kattn import callbacks as callbacks
     from kattn import data as data
+    from kattn import generation as generation
     from kattn import profile as profile
     from kattn import schedules as schedules
+    from kattn import text as text
     from kattn import visualize as visualize
+    from kattn.generation import generate as generate
 
 __version__ = "0.2.0"
 
 # Imported when first asked for, as a model in use needs none of them.
-ON_DEMAND = ("callbacks", "data", "profile", "schedules", "visualize")
+ON_DEMAND = (
+    "callbacks", "data", "generation", "profile", "schedules", "text", "visualize",
+)  # fmt: skip
 
 
 def __getattr__(name):
     if name in ON_DEMAND:
         return importlib.import_module(f"kattn.{name}")
+    if name == "generate":
+        return importlib.import_module("kattn.generation").generate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *ON_DEMAND})
+    return sorted({*globals(), *ON_DEMAND, "generate"})

@@ -19,6 +19,7 @@ SPACES = (
     "biases",
     "callbacks",
     "data",
+    "generation",
     "grid",
     "layers",
     "masks",

@@ -28,10 +28,12 @@ MAY_IMPORT = {
     "ops": {"arguments", "backend", "grid", "spans", "block_rule", "masks", "biases", "ops"},
     "layers": {"arguments", "grid", "masks", "biases", "ops", "layers"},
     "models": {"arguments", "grid", "layers", "models"},
+    "generation": {"arguments", "backend", "ops", "layers", "models", "generation"},
     "visualize": {"arguments", "ops", "layers", "visualize"},
     "profile": {"arguments", "ops", "layers", "profile"},
     "schedules": {"arguments", "schedules"},
     "data": {"arguments", "data"},
+    "text": {"arguments", "text"},
     "callbacks": {"arguments", "backend", "schedules", "data", "visualize", "callbacks"},
 }
 
@@ -50,6 +52,7 @@ def exports():
         "block_rule",
         "callbacks",
         "data",
+        "generation",
         "grid",
         "layers",
         "masks",
@@ -58,6 +61,7 @@ def exports():
         "profile",
         "schedules",
         "spans",
+        "text",
         "visualize",
     )
     for module in modules:
@@ -257,6 +261,14 @@ def test_what_training_needs_is_there_when_asked_for():
         "print(before, set(kattn.ON_DEMAND) <= set(dir(kattn)), hasattr(kattn, 'x'))"
     )
     assert python(code) == ["False", "True", "False"]
+
+
+def test_generate_is_there_when_asked_for():
+    code = (
+        "import sys, kattn; before = 'kattn.generation' in sys.modules; "
+        "print(before, kattn.generate is kattn.generation.generate, 'generate' in dir(kattn))"
+    )
+    assert python(code) == ["False", "True", "True"]
 
 
 def test_import_costs_a_tenth_of_keras_at_most():

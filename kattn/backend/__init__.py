@@ -3,6 +3,9 @@
 `tensorflow.py`, `jax.py` and `torch.py` each define
 
     compiled(function)            function(plan, *tensors), compiled once per hashable plan
+    program(function, variables)  function(*tensors), compiled once per shapes, whatever the values
+                                  of the variables that it reads
+    uniform(seed, step, shape)    numbers in [0, 1) that two integers, maybe traced, determine
     matmul(a, b)                  float32 product; transpose_a, transpose_b
     by_row(f, x)                  f(x), which acts along the last axis of x only
     softmax(x)                    over the last axis; Keras's warns where it has size 1
@@ -71,6 +74,8 @@ else:
     )
 
 compiled = _framework.compiled
+program = _framework.program
+uniform = _framework.uniform
 matmul = _framework.matmul
 by_row = _framework.by_row
 softmax = _framework.softmax

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 from jax.interpreters.ad import JVPTracer
 
@@ -13,6 +14,22 @@ from kattn.backend.plain import are_operations_plain, plain_function, replaced
 def compiled(function):
     """`function(plan, *tensors)` compiled once per `plan`, which must be hashable."""
     return jax.jit(function, static_argnums=0)
+
+
+def program(function, variables):
+    """`function(*tensors)`, compiled once per shapes, whatever the values of `variables`."""
+
+    @jax.jit
+    def run(values, tensors):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(*tensors)
+
+    return lambda *tensors: run([v.value for v in variables], tensors)
+
+
+def uniform(seed, step, shape):
+    """Numbers in [0, 1) that two integers determine."""
+    return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step), shape)
 
 
 def matmul(a, b, *, transpose_a=False, transpose_b=False):

@@ -13,6 +13,18 @@ def compiled(function):
     return function
 
 
+def program(function, variables):
+    """`function(*tensors)`, traced once per shapes, whatever the values of `variables`."""
+    # TensorFlow counts traces by the code of a function, and would take all programs for one that
+    # is traced over and over, and warn. A partial has no code.
+    return tf.function(functools.partial(function), autograph=False)
+
+
+def uniform(seed, step, shape):
+    """Numbers in [0, 1) that two integers determine."""
+    return tf.random.stateless_uniform(shape, tf.stack([seed, step]))
+
+
 def matmul(a, b, *, transpose_a=False, transpose_b=False):
     """float32 a b over the last two axes."""
     return tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
@@ -40,7 +52,8 @@ def pad(x, ends, value=0):
 
 def running_maximum(x):
     """The highest of each step and those before it, along axis 1."""
-    return keras.ops.associative_scan(keras.ops.maximum, x, axis=1)
+    found = keras.ops.associative_scan(keras.ops.maximum, x, axis=1)
+    return tf.ensure_shape(found, x.shape)  # in a graph it has lost its rank
 
 
 def loop(lower, upper, body, state):

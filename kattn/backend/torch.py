@@ -3,6 +3,7 @@
 import functools
 
 import keras
+import numpy as np
 import torch
 import torch.utils.checkpoint
 
@@ -12,6 +13,19 @@ from kattn.backend.plain import are_operations_plain, plain_function, plain_oper
 def compiled(function):
     """`function` as it is."""
     return function
+
+
+def program(function, variables):
+    """`function` as it is, without gradients."""
+    return torch.no_grad()(function)
+
+
+def uniform(seed, step, shape):
+    """Numbers in [0, 1) that two integers determine."""
+    # PyTorch's generator on CPU reads 32 bits of a seed, in which those two must be well mixed.
+    mixed = np.random.SeedSequence([int(seed), int(step)]).generate_state(1)[0]
+    generator = torch.Generator(seed.device).manual_seed(int(mixed))
+    return torch.rand(shape, generator=generator, device=seed.device)
 
 
 def matmul(a, b, *, transpose_a=False, transpose_b=False):

@@ -27,5 +27,9 @@ from kattn.ops.linear import decode_linear_attention as decode_linear_attention
 from kattn.ops.linear import initial_linear_state as initial_linear_state
 from kattn.ops.linear import linear_attention as linear_attention
 from kattn.ops.linear import linear_attention_weights as linear_attention_weights
+from kattn.ops.quantized_cache import QuantizedCache as QuantizedCache
+from kattn.ops.quantized_cache import quantized_cache as quantized_cache
 from kattn.ops.rotary import rotary_frequencies as rotary_frequencies
 from kattn.ops.rotary import rotate as rotate
+from kattn.ops.sink_cache import SinkCache as SinkCache
+from kattn.ops.sink_cache import sink_cache as sink_cache

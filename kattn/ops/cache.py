@@ -136,8 +136,9 @@ def extend(cache, key, value, real=None):
     """The cache with more steps, and what queries at these steps look at.
 
     Args:
-        cache: A `KVCache` or a `RingCache`. On PyTorch its tensors are written in place, if no
-            gradient is recorded.
+        cache: A `KVCache` or a `RingCache`, or a cache of another kind, which has a method
+            `extended` for it. On PyTorch its tensors are written in place, if no gradient is
+            recorded.
         key: Keys of the new steps, float, shape `(B, K, t, D)`.
         value: Values of the new steps, float, shape `(B, K, t, Dv)`.
         real: Bool, shape `(B, t)`; True = real step, False = padding, which is not kept. None if
@@ -159,6 +160,8 @@ def extend(cache, key, value, real=None):
         >>> places.index  # of four slots that are empty yet, and of the new steps
         [[-4, -3, -2, -1, 0, 1, 2]]
     """
+    if hasattr(cache, "extended"):
+        return cache.extended(key, value, real)
     key, value = (ops.cast(x, cache.keys.dtype) for x in (key, value))
     extend_kind = _extend_ring if isinstance(cache, RingCache) else _extend_fixed
     return extend_kind(cache, key, value, real)

@@ -1,6 +1,7 @@
 """Attention of new steps to a cache of the steps before them."""
 
 import dataclasses
+from typing import Any
 
 from keras import ops
 
@@ -8,8 +9,10 @@ from kattn import masks
 from kattn.arguments import error
 from kattn.ops import masking
 from kattn.ops.attention import Call
-from kattn.ops.cache import extend, next_positions
+from kattn.ops.cache import RingCache, extend, next_positions
 from kattn.ops.kernels import decode as kernel
+from kattn.ops.quantized_cache import QuantizedCache
+from kattn.ops.sink_cache import SinkCache
 from kattn.spans import Places
 
 
@@ -25,6 +28,7 @@ def decode(
     scale=None,
     softcap=None,
     sinks=None,
+    query_at=None,
 ):
     """Causal attention of t new steps to themselves and to all steps in the cache.
 
@@ -38,8 +42,8 @@ def decode(
         query: Queries of the new steps, float, shape `(B, t, N, D)`.
         key: Keys of the new steps, float, shape `(B, t, K, D)`. N must be a multiple of K.
         value: Values of the new steps, float, shape `(B, t, K, Dv)`.
-        cache: A `KVCache`; or a `RingCache`, if the mask has a window that is no longer than the
-            ring.
+        cache: A `KVCache`; or a `RingCache` or `SinkCache`, beyond which nothing is seen; or a
+            `QuantizedCache`.
         real: Bool, shape `(B, t)`; True = real step, False = padding, which is not kept. None if
             all new steps are real.
         mask: A `kattn.masks.Mask` over the positions of the whole sequence, which count real steps.
@@ -54,6 +58,9 @@ def decode(
             are applied. None for no cap.
         sinks: Score of each head that takes part in the softmax and has no value, float, shape
             `(N,)`. None for no sinks.
+        query_at: Function of positions, int32 `(B, t)`, that returns the queries of the new steps
+            as they are at these, for a `SinkCache`, within which steps have other positions. None
+            if they are the same at all.
 
     Returns:
         `(output, cache)`: the output, shape `(B, t, N, Dv)`, in the dtype of the query, 0 at
@@ -77,28 +84,32 @@ def decode(
     mask = masks.Causal() if mask is None else mask
     call = Call.make(query, key, value, scale=scale, softcap=softcap, sinks=sinks)
     call = dataclasses.replace(call, bias=masking.as_bias(bias))
-    (output,), cache = decode_maps([call], cache, real=real, mask=mask)
+    queries_at = None if query_at is None else lambda positions: [query_at(positions)]
+    (output,), cache = decode_maps([call], cache, real=real, mask=mask, queries_at=queries_at)
     return output, cache
 
 
-def decode_maps(calls, cache, *, real, mask):
+def decode_maps(calls, cache, *, real, mask, queries_at=None):
     """`decode` for several maps of weights over the same values.
 
     Args:
         calls: List of a `Call` of the new steps for each map. The cache keeps their keys side by
             side.
-        cache: A `KVCache`; or a `RingCache`, if the mask has a window that is no longer than the
-            ring.
+        cache: A `KVCache`; or a `RingCache` or `SinkCache`, beyond which nothing is seen; or a
+            `QuantizedCache`.
         real: Bool, shape `(B, t)`; True = real step, False = padding, which is not kept. None if
             all new steps are real.
         mask: A `kattn.masks.Mask` over the positions of the whole sequence, not None.
+        queries_at: Function of positions, int32 `(B, t)`, that returns a list of the queries of
+            each call as they are at these; or None.
 
     Returns:
         `(outputs, cache)`: an output `(B, t, N, Dv)` for each call, and the cache with the new
         steps.
     """
     _check_cache(calls, cache)
-    queries = Places(next_positions(cache, calls[0].query.shape[1], real))
+    steps = calls[0].query.shape[1]
+    queries = Places(next_positions(cache, steps, real))
     key = ops.concatenate([call.key for call in calls], axis=-1)
     key, value = (ops.swapaxes(x, 1, 2) for x in (key, calls[0].value))
     cache, keys, values, places = extend(cache, key, value, real)
@@ -107,9 +118,29 @@ def decode_maps(calls, cache, *, real, mask):
     keep = ops.logical_and(mask.block(queries, places), held)
     if real is not None:
         keep = ops.logical_and(keep, real[:, None, :, None])
+    first, window = _sizes(cache)
+    if window is not None and steps > 1:  # a later step sees less than the first of them does
+        is_near = index > queries.along(-2) - window
+        keep = ops.logical_and(keep, ops.logical_or(is_near, index < first))
+    near: list[Any] = [None] * len(calls)
+    if first:
+        within = ops.minimum(queries.index, first + window - 1)
+        moved = [call.query for call in calls] if queries_at is None else queries_at(within)
+        near = [kernel.FirstKeys(first, query, Places(within)) for query in moved]
     parts = ops.split(keys, len(calls), axis=-1)
-    pairs = zip(calls, parts, strict=True)
-    return [kernel.attend(call, k, values, queries, places, keep) for call, k in pairs], cache
+    outputs = [
+        kernel.attend(call, k, values, queries, places, keep, of_first)
+        for call, k, of_first in zip(calls, parts, near, strict=True)
+    ]
+    return outputs, cache
+
+
+def _sizes(cache):
+    """How many first steps a cache keeps, and how many last ones, or None for all."""
+    cache = cache.steps if isinstance(cache, QuantizedCache) else cache
+    if isinstance(cache, SinkCache):
+        return cache.first.keys.shape[2], cache.recent.keys.shape[2]
+    return 0, cache.keys.shape[2] if isinstance(cache, RingCache) else None
 
 
 def _check_cache(calls, cache):

@@ -1,12 +1,29 @@
 """`decode`: a few queries against the keys of a cache, which are neither copied nor transposed."""
 
+from typing import Any, NamedTuple
+
 from keras import ops
 
 from kattn import backend
 from kattn.ops.kernels import block
+from kattn.spans import Places
 
 
-def attend(call, keys, values, queries, places, keep):
+class FirstKeys(NamedTuple):
+    """How the first keys of a cache are looked at, if otherwise than the others.
+
+    Args:
+        size: Number of these keys.
+        query: The queries as they are to these keys, `(B, t, N, D)`.
+        queries: `Places` of the queries as seen from these keys.
+    """
+
+    size: int
+    query: Any
+    queries: Any
+
+
+def attend(call, keys, values, queries, places, keep, first=None):
     """`(B, t, N, Dv)`.
 
     Args:
@@ -16,18 +33,19 @@ def attend(call, keys, values, queries, places, keep):
         queries: `Places` of the queries.
         places: `Span` or `Places` of the keys.
         keep: bool, broadcasts to `(B, N, t, S)`.
+        first: `FirstKeys`, or None.
     """
-    heads, groups = call.key_heads, call.groups
-    q = block.split_heads(call.query, groups) * call.scale
-    keep, bias = block.group_heads(keep, heads, groups), None
-    if call.bias is not None:
-        bias = block.group_heads(call.bias.block(queries, places), heads, groups)
     k, v = (ops.cast(x, "float32") for x in (keys, values))
-    z, _ = block.logits(q, k, keep, bias, call.softcap)
-    if bias is not None and call.bias.holds_scores:  # which may be -inf
+    z = _logits(call, call.query, k, queries, places, keep)
+    if first is not None:
+        n = first.size
+        lead = Places(places.index[:, :n])
+        some = _logits(call, first.query, k[:, :, :n], first.queries, lead, keep[..., :n])
+        z = ops.concatenate([some, z[..., n:]], axis=-1)
+    if call.bias is not None and call.bias.holds_scores:  # which may be -inf
         seen = ops.any(z > block.FLOOR, axis=-1, keepdims=True)
     else:
-        seen = ops.any(keep, axis=-1, keepdims=True)
+        seen = ops.any(block.group_heads(keep, call.key_heads, call.groups), axis=-1, keepdims=True)
     sinks = block.by_head(call)
     if sinks is not None:
         z = ops.concatenate([z, ops.broadcast_to(sinks, (*ops.shape(z)[:-1], 1))], axis=-1)
@@ -36,3 +54,13 @@ def attend(call, keys, values, queries, places, keep):
     o = block.weights_by_values(p, v)
     o = ops.where(seen, o, 0.0)
     return block.merge_heads(o, call.query.dtype)
+
+
+def _logits(call, query, k, queries, places, keep):
+    """`(B, K, G, t, S)`: the scores of queries `(B, t, N, D)` and keys `(B, K, S, D)`."""
+    heads, groups = call.key_heads, call.groups
+    q = block.split_heads(query, groups) * call.scale
+    bias = None
+    if call.bias is not None:
+        bias = block.group_heads(call.bias.block(queries, places), heads, groups)
+    return block.logits(q, k, block.group_heads(keep, heads, groups), bias, call.softcap)[0]
