@@ -398,12 +398,13 @@ def plain(config):
 def functional(layer, inputs):
     """The layer as a model."""
     nodes = [keras.Input(x.shape[1:], dtype=as_input(x).dtype.name) for x in inputs]
-    return keras.Model(nodes, layer(*nodes) if takes_tensors(layer) else layer(nodes))
+    return keras.Model(nodes, called(layer, nodes))
 
 
-def takes_tensors(layer):
-    """Whether the call takes each tensor as an argument of its own, not all in one."""
-    return next(iter(inspect.signature(layer.call).parameters)) != "inputs"
+def called(layer, nodes):
+    """The layer on tensors: each is an argument of its own, or `inputs` is all of them."""
+    takes_all = next(iter(inspect.signature(layer.call).parameters)) == "inputs"
+    return layer(nodes) if takes_all and len(nodes) > 1 else layer(*nodes)
 
 
 def ready(make, inputs, **options):
@@ -416,7 +417,7 @@ def ready(make, inputs, **options):
 def build(layer, inputs):
     """Builds the layer for such inputs, without a computation."""
     nodes = [keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype)) for x in inputs]
-    layer(*nodes) if takes_tensors(layer) else layer(nodes)
+    called(layer, nodes)
 
 
 def shake(layer, inputs=()):
