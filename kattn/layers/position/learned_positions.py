@@ -94,7 +94,7 @@ class LearnedPositions(InputPosition):
         if len(rows.shape) > len(x.shape) - axis:  # positions were (B, T)
             for _ in range(1, axis):
                 rows = ops.expand_dims(rows, 1)
-        return ops.add(x, ops.cast(rows, x.dtype))  # which moves x to the device, as Keras does
+        return ops.convert_to_tensor(x) + ops.cast(rows, x.dtype)  # on the device of the layer
 
     def init_cache(self, batch_size, length, context=None, context_mask=None):
         cache = super().init_cache(batch_size, length, context, context_mask)

@@ -86,7 +86,7 @@ class SinusoidalPositions(InputPosition):
             is_sine = ops.convert_to_tensor(is_sine)  # (F,)
             waves.append(ops.where(is_sine, ops.sin(angle), ops.cos(angle)))
         waves = self.scale * ops.concatenate(waves, axis=-1)
-        return ops.add(x, ops.cast(waves, x.dtype))  # which moves x to the device, as Keras does
+        return ops.convert_to_tensor(x) + ops.cast(waves, x.dtype)  # on the device of the layer
 
     def init_cache(self, batch_size, length, context=None, context_mask=None):
         if self.axes > 1:
