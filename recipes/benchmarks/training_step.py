@@ -9,7 +9,8 @@ Peer    The same model of keras.layers.MultiHeadAttention. It mixes by the same 
         DifferentialAttention has two maps of weights, LinearAttention has no softmax, and
         GatedLinearAttention, always causal, stands beside a causal peer.
 Remat   With --remat instead: one step at T=4096, batch 1, with the layers made within
-        keras.RematScope, beside the same model without, and the extra memory of both.
+        keras.RematScope, beside the same model without, and the extra memory of both. A
+        TransformerDecoderBlock stands there besides, whose `remat=True` is the same.
 Method  The two sides in turns in one process, each run once before; medians and quartiles over the
         turns, and those of the turns' ratios. A case takes three turns at least, and no more once
         it has taken 3 s. Memory: as in attention.py, of the second step of a process of its own.
@@ -45,6 +46,7 @@ LAYERS = (
     "LinearAttention",
     "GatedLinearAttention",
 )
+BLOCK = "TransformerDecoderBlock"  # with --remat only: Keras has no peer of it
 WAYS = ("fit", "train_on_batch")
 PEERS = ("keras", "no RematScope")
 
@@ -101,8 +103,9 @@ def cases(settings: Settings) -> list[Case]:
         if math.isqrt(each) ** 2 != each:
             raise ValueError(f"steps must be squares, for the maps: steps={each}")
     batch, ways, peer = (1, WAYS[1:], PEERS[1]) if settings.remat else (8, WAYS, PEERS[0])
+    layers = (*LAYERS, BLOCK) if settings.remat else LAYERS
     found = [
-        Case(layer, each, batch, way, peer) for layer in LAYERS for each in steps for way in ways
+        Case(layer, each, batch, way, peer) for layer in layers for each in steps for way in ways
     ]
     return [case for case in found if re.search(settings.only, str(case))]
 
@@ -118,6 +121,9 @@ def make_ours(case: Case) -> Callable[[Any, Any], Any]:
         ),
         "MultiHeadAttention": lambda: layers.MultiHeadAttention(HEADS, key_dim),
         "SelfAttention2D": lambda: layers.SelfAttention2D(HEADS, key_dim, value_dim=key_dim),
+        BLOCK: lambda: layers.TransformerDecoderBlock(
+            layers.SelfAttention(HEADS, causal=True), layers.FeedForward(4 * WIDTH)
+        ),
     }
     layer = makers[case.layer]() if case.layer in makers else getattr(layers, case.layer)(HEADS)
     if case.layer == "CrossAttention":

@@ -26,7 +26,7 @@ def test_cases():
 
 def test_cases_of_rematerialisation():
     found = training_step.cases(Settings(remat=True))
-    assert [case.layer for case in found] == list(LAYERS)
+    assert [case.layer for case in found] == [*LAYERS, "TransformerDecoderBlock"]
     assert {(case.steps, case.batch, case.peer) for case in found} == {(4096, 1, "no RematScope")}
 
 
@@ -66,12 +66,13 @@ def test_models_of_all_layers(layer):
     assert len(ours.layers) == len(theirs.layers) == 1 + 3 * training_step.BLOCKS
 
 
-def test_rematerialised_side(monkeypatch):
+@pytest.mark.parametrize("layer", ["SelfAttention", training_step.BLOCK])
+def test_rematerialised_side(monkeypatch, layer):
     """Each of its layers runs again for the gradient, and computes the same."""
     calls = []
     recomputed = recomputation.recomputed
     monkeypatch.setattr(recomputation, "recomputed", lambda f: calls.append(f) or recomputed(f))
-    case = Case("SelfAttention", 4, 1, "train_on_batch", "no RematScope")
+    case = Case(layer, 4, 1, "train_on_batch", "no RematScope")
     plain, again = (
         training_step.build(training_step.sides(case)[side], case) for side in ("peer", "kattn")
     )
