@@ -42,12 +42,13 @@ LAYERS = {
     "rotary_embedding": ("tests.layers.position.test_rotary_embedding", [(3, 6, 2, 12)]),
     "self_attention_2d": ("tests.layers.spatial.test_self_attention_2d", [(2, 5, 6, 8)]),
 }
-# Each of these has `full`, and takes tokens `(B, T)`, or series `(B, T, M)`.
+# Each of these has `full`, and takes tokens `(B, T)`, series `(B, T, M)`, or images.
 MODELS = {
     "transformer_lm": ("tests.models.test_transformer_lm", [(3, 5)]),
     "transformer_classifier": ("tests.models.test_transformer_classifier", [(3, 5)]),
     "transformer_seq2seq": ("tests.models.test_transformer_seq2seq", [(3, 4), (3, 5)]),
     "time_series_transformer": ("tests.models.test_time_series_transformer", [(3, 10, 2)]),
+    "vision_transformer": ("tests.models.test_vision_transformer", [(3, 4, 6, 2)]),
 }
 
 if __name__ == "__main__":

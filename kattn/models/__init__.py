@@ -6,3 +6,4 @@ from kattn.models.time_series_transformer import TimeSeriesTransformer as TimeSe
 from kattn.models.transformer_classifier import TransformerClassifier as TransformerClassifier
 from kattn.models.transformer_lm import TransformerLM as TransformerLM
 from kattn.models.transformer_seq2seq import TransformerSeq2Seq as TransformerSeq2Seq
+from kattn.models.vision_transformer import VisionTransformer as VisionTransformer

@@ -134,6 +134,22 @@ def patch_tst(input_length, *, reduced=False, dtype=None):
     }
 
 
+def vit(patch_size, num_layers, num_heads, width, *, dtype=None):
+    """Vision Transformers for images of 224 x 224.
+
+    Base, large and huge: Dosovitskiy et al. 2020, table 1, https://arxiv.org/abs/2010.11929.
+    Tiny and small: Touvron et al. 2020, table 1, https://arxiv.org/abs/2012.12877.
+    """
+    return {
+        "image_size": 224,
+        "patch_size": patch_size,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "width": width,
+        "norm": LayerNormalization(epsilon=1e-6, dtype=dtype),
+    }
+
+
 _of = functools.partial
 _untied = functools.partial(llama, tie_embeddings=False)
 LANGUAGE_MODELS = MappingProxyType(
@@ -175,5 +191,15 @@ TIME_SERIES_MODELS = MappingProxyType(
         "patchtst-64": _of(patch_tst, 512),
         "patchtst-42-reduced": _of(patch_tst, 336, reduced=True),
         "patchtst-64-reduced": _of(patch_tst, 512, reduced=True),
+    }
+)
+VISION_MODELS = MappingProxyType(
+    {
+        "vit-tiny-16": _of(vit, 16, 12, 3, 192),
+        "vit-small-16": _of(vit, 16, 12, 6, 384),
+        "vit-base-16": _of(vit, 16, 12, 12, 768),
+        "vit-base-32": _of(vit, 32, 12, 12, 768),
+        "vit-large-16": _of(vit, 16, 24, 16, 1024),
+        "vit-huge-14": _of(vit, 14, 32, 16, 1280),
     }
 )

@@ -6,7 +6,8 @@ import pytest
 from kattn import models, profile
 
 # As `sum(p.numel() for p in model.parameters())` of the `transformers` package gives them; for
-# nanoGPT its own README's 0.80 and 10.65 million, and the positions, which it does not count.
+# nanoGPT its own README's 0.80 and 10.65 million, and the positions, which it does not count; and
+# `vit_b_16` and its relatives of `torchvision`, and tiny and small of DeiT, with 1000 classes.
 PARAMETERS = {
     "TransformerLM": {
         "nanogpt-char-cpu": 795_904 + 64 * 128,
@@ -24,14 +25,24 @@ PARAMETERS = {
     },
     "TransformerClassifier": {"bert-base": 109_482_240 + 2 * 769},  # and a head of two classes
     "TransformerSeq2Seq": {"t5-small": 60_506_624},
+    "VisionTransformer": {
+        "vit-tiny-16": 5_717_416,
+        "vit-small-16": 22_050_664,
+        "vit-base-16": 86_567_656,
+        "vit-base-32": 88_224_232,
+        "vit-large-16": 304_326_632,
+        "vit-huge-14": 632_045_800,
+    },
 }
 CASES = [(kind, size) for kind, sizes in PARAMETERS.items() for size in sizes]
 
 
 @pytest.mark.parametrize(("kind", "size"), CASES)
 def test_parameters(kind, size):
-    given = {"num_classes": 2} if kind == "TransformerClassifier" else {}
-    shape = [(1, 1)] * 2 if kind == "TransformerSeq2Seq" else (1, 1)
+    classes = {"TransformerClassifier": 2, "VisionTransformer": 1000}
+    given = {"num_classes": classes[kind]} if kind in classes else {}
+    shapes = {"TransformerSeq2Seq": [(1, 1)] * 2, "VisionTransformer": (1, 224, 224, 3)}
+    shape = shapes.get(kind, (1, 1))
     count = profile.parameter_count(lambda: getattr(models, kind).from_size(size, **given), shape)
     assert count == PARAMETERS[kind][size]
 
