@@ -37,19 +37,29 @@ _exact_matrix_products()
 
 
 def _quick_compilation():
-    """XLA compiles thousands of small functions here, each run once: it need not optimise them."""
-    if keras.backend.backend() == "jax":
+    """Thousands of small functions are compiled here, each of which runs once or twice.
+
+    So it does not pay to optimise them.
+    """
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        import tensorflow
+
+        tensorflow.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    elif name == "jax":
         import jax
 
         jax.config.update("jax_disable_most_optimizations", True)
         # The way in which XLA wrote loops before takes it half of the time; results differ in the
-        # last bit, which callbacks are compared to. A flag that it does not know would stop the
-        # process, so it is for the versions that were tried. Processes of xdist inherit the flag.
+        # last bit, which callbacks are compared to. Nor does it pay to split a small program into
+        # parts that are compiled side by side. A flag that XLA does not know would stop the
+        # process, so they are for the versions that were tried. Processes of xdist inherit them.
         are_asked_for = os.environ.pop("KATTN_FORMER_LOOPS", None)
         are_exact = any("callbacks" in arg for arg in sys.argv[1:] if not arg.startswith("-"))
         if are_asked_for and not are_exact and jax.__version__.startswith("0.10."):
             flags = os.environ.get("XLA_FLAGS", "")
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+            quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+            os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
 
 
 _quick_compilation()

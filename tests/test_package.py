@@ -276,5 +276,7 @@ def test_import_costs_a_tenth_of_keras_at_most():
         "import time; a = time.perf_counter(); import keras; b = time.perf_counter(); "
         "import kattn; print((time.perf_counter() - b) / (b - a))"
     )
-    shares = sorted(float(python(code)[0]) for _ in range(3))
-    assert shares[0] <= 0.10, f"import kattn costs {shares} of import keras"
+    shares: list[float] = []
+    while len(shares) < 3 and min(shares, default=1.0) > 0.10:  # a busy machine may say otherwise
+        shares.append(float(python(code)[0]))
+    assert min(shares) <= 0.10, f"import kattn costs {shares} of import keras"
