@@ -34,6 +34,7 @@ from kattn.callbacks.layerwise_learning_rates import (
 from kattn.callbacks.learning_rate import LearningRate as LearningRate
 from kattn.callbacks.learning_rate_curve import LearningRateCurve as LearningRateCurve
 from kattn.callbacks.learning_rate_finder import LearningRateFinder as LearningRateFinder
+from kattn.callbacks.reset_memory import ResetMemory as ResetMemory
 from kattn.callbacks.spike_guard import SpikeGuard as SpikeGuard
 from kattn.callbacks.stochastic_weight_average import (
     StochasticWeightAverage as StochasticWeightAverage,

@@ -2,9 +2,11 @@
 
 import keras
 
+from kattn import arguments
 from kattn.layers.attention.caches import check_decodes
 from kattn.layers.attention.mask_reader import keras_mask, set_keras_mask
 from kattn.layers.nested_layers import layer_config
+from kattn.layers.position.input_position import InputPosition
 from kattn.layers.transformer.block_stack import BlockStack
 from kattn.layers.transformer.token_embedding import TokenEmbedding, token_table
 from kattn.models.published_sizes import LANGUAGE_MODELS
@@ -42,6 +44,12 @@ class TransformerLM(TransformerModel):
             logits; else that is a matrix of its own.
         padding_token: Token that stands for padding at any step: it is masked, and steps that hold
             it do not count in the loss of `fit`. None if masks alone say what is padding.
+        memory_length: Number of steps M of the calls before that each block reads in front of those
+            of a call, as in Transformer-XL, so that a batch goes on where the last one ended: see
+            `kattn.text.streams` and `kattn.callbacks.ResetMemory`. All batches must have one size
+            then. Positions must be of attention layers and count distances, such as
+            `RotaryEmbedding()`. Decoding has caches for this, and leaves the memory alone. None for
+            no memory.
         **kwargs: Arguments of the blocks, and `name`, `dtype` and `trainable`, as for any Keras
             layer. The arguments of the blocks are:
 
@@ -77,7 +85,8 @@ class TransformerLM(TransformerModel):
         mask of the logits.
 
     Raises:
-        ValueError: If an argument is out of range; when built, if `tokens` are not of rank 2.
+        ValueError: If an argument is out of range; when built, if `tokens` are not of rank 2, or if
+            the batch size is not known where there is a memory.
 
     Example:
         >>> position = kattn.layers.RotaryEmbedding()
@@ -96,6 +105,7 @@ class TransformerLM(TransformerModel):
         GPT-2: Radford et al. 2019, sec. 2.3,
         https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
         Llama: Touvron et al. 2023, sec. 2.2, https://arxiv.org/abs/2307.09288
+        Memory: Dai et al. 2019 (Transformer-XL), sec. 3.2, https://arxiv.org/abs/1901.02860
         Tied embeddings: Press and Wolf 2016, https://arxiv.org/abs/1608.05859
     """
 
@@ -111,13 +121,22 @@ class TransformerLM(TransformerModel):
         position=None,
         tie_embeddings=True,
         padding_token=None,
+        memory_length=None,
         **kwargs,
     ):
         super().__init__(num_layers, num_heads, width, **kwargs)
+        arguments.check_optional_integers(1, memory_length=memory_length)
         self.vocabulary_size = vocabulary_size
         self.position = read_model_position(position)
         self.tie_embeddings = tie_embeddings
         self.padding_token = padding_token
+        self.memory_length = memory_length
+        if memory_length is not None and isinstance(self.position, InputPosition):
+            raise arguments.error(
+                "With `memory_length`, `position` must be one of attention layers, such as "
+                "RotaryEmbedding(): what is added to inputs would count from 0 in each call",
+                position=self.position,
+            )
         options, policy = self.options, self.dtype_policy
         self._table = token_table(vocabulary_size, width, policy)
         self._embedding = TokenEmbedding(
@@ -130,7 +149,9 @@ class TransformerLM(TransformerModel):
             name="embedding",
         )
         blocks = options.decoder_blocks(policy, position=heads_position(self.position))
-        self._stack = BlockStack(blocks, options.final_norm, dtype=policy, name="decoder")
+        self._stack = BlockStack(
+            blocks, options.final_norm, memory_length, dtype=policy, name="decoder"
+        )
         self._head = None
         if not tie_embeddings:
             self._head = new_dense("head", vocabulary_size, policy, use_bias=False)
@@ -203,6 +224,10 @@ class TransformerLM(TransformerModel):
         h, blocks = self._stack.decode(h, blocks, mask)
         return self._logits(h), (embedded, blocks)
 
+    def reset_memory(self):
+        """Forgets the steps of earlier calls; without `memory_length` there are none."""
+        self._stack.reset_memory()
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -210,6 +235,7 @@ class TransformerLM(TransformerModel):
             "position": layer_config(self.position),
             "tie_embeddings": self.tie_embeddings,
             "padding_token": self.padding_token,
+            "memory_length": self.memory_length,
         }
 
     def _logits(self, h):

@@ -172,14 +172,19 @@ class TransformerBlock(MaskObjectLayer):
             set_keras_mask(h, padding), training=training, **given
         )
 
+    def _read(self, x, training):
+        """What the first part reads of steps x."""
+        if self._shared_norm is None:
+            return self._residuals[0].read(x, training=training)
+        return normalize(self._shared_norm, x, training)
+
     def _through(self, x, parts, *, training):
         """The output for x `(B, T, C)`: each part is a function of what it reads, and `training`.
 
         That is handed on, as Keras does not know it any more when `remat` runs the block again.
         """
         x = ops.convert_to_tensor(x, self.compute_dtype)
-        norm = self._shared_norm
-        shared = None if norm is None else normalize(norm, x, training)
+        shared = None if self._shared_norm is None else self._read(x, training)
         for residual, part in zip(self._residuals, parts, strict=True):
             h = residual.read(x, training=training) if shared is None else shared
             x = residual.join(x, part(h, training=training), training=training)

@@ -1,9 +1,10 @@
 """A block of causal attention, attention to a context, and a feed-forward network."""
 
 import keras
+from keras import ops
 
 from kattn import arguments
-from kattn.layers.attention.mask_reader import read_masks, set_keras_mask
+from kattn.layers.attention.mask_reader import read_masks, read_padded, set_keras_mask
 from kattn.layers.attention.patterns import is_causal
 from kattn.layers.transformer.transformer_block import (
     TransformerBlock,
@@ -61,6 +62,12 @@ class TransformerDecoderBlock(TransformerBlock):
             `cross_attention` takes. It is combined with the Keras mask of `context`.
         positions: Positions of the steps for the position layer of `attention`, integers, shape
             `(T,)` or `(B, T)`. None to count from 0 at the first real step.
+        memory: Earlier steps of the same sequence, float, shape `(B, M, C)`, which `attention`
+            reads in front of those of `x`, as in Transformer-XL. They give no output, and no
+            gradient flows into them. With them `mask` must be padding, and `positions` None. None
+            for no earlier steps.
+        memory_mask: Which earlier steps are real, bool, shape `(B, M)`, True = real step. None if
+            all are.
         training: Whether anything is dropped.
         mask_arrays: Arrays of mask objects, which a functional model keeps apart from them. Leave
             it None.
@@ -72,7 +79,7 @@ class TransformerDecoderBlock(TransformerBlock):
     Raises:
         ValueError: If an argument is out of range, a part is no layer, or `attention` is not causal
             or cannot decode; when called, if there is a context and no `cross_attention`, or the
-            other way round.
+            other way round, or if there are `positions` or a mask of query by key beside `memory`.
 
     Example:
         >>> attention = kattn.layers.SelfAttention(4, causal=True)
@@ -87,6 +94,7 @@ class TransformerDecoderBlock(TransformerBlock):
     Reference:
         Vaswani et al. 2017, sec. 3.1, https://arxiv.org/abs/1706.03762; for the arguments that
         this block shares with `TransformerEncoderBlock` see there.
+        Memory: Dai et al. 2019 (Transformer-XL), sec. 3.2, https://arxiv.org/abs/1901.02860
     """
 
     def __init__(self, attention, feed_forward=None, *, cross_attention=None, **kwargs):
@@ -114,12 +122,17 @@ class TransformerDecoderBlock(TransformerBlock):
         mask=None,
         context_mask=None,
         positions=None,
+        memory=None,
+        memory_mask=None,
         training=None,
         mask_arrays=None,
     ):
         self._check_context(context)
         x, padding, _ = read_masks(x, mask)
         parts = [self._attend(padding, mask, positions), self.feed_forward]
+        if memory is not None:
+            _check_memory(mask, positions)
+            parts[0] = self._attend_behind(memory, memory_mask, padding)
         if self.cross_attention is not None:
             parts.insert(1, self._attend_to(context, padding, context_mask))
         return self._through(x, parts, training=training)  # (B, T, C)
@@ -156,6 +169,19 @@ class TransformerDecoderBlock(TransformerBlock):
     def _mixers(self):
         return [x for x in (self.attention, self.cross_attention) if x is not None]
 
+    def _attend_behind(self, memory, memory_mask, padding):
+        """The attention to earlier steps and to those of x, as a function of what it reads of x."""
+        memory = ops.stop_gradient(ops.convert_to_tensor(memory, self.compute_dtype))
+        memory, real = read_padded(memory, memory_mask, "memory_mask")
+
+        def attend(h, training):
+            earlier = self._read(memory, training)
+            keep = _joined_padding((earlier, real), (h, padding))
+            both = set_keras_mask(ops.concatenate([earlier, h], axis=1), keep)  # (B, M + T, C)
+            return self.attention(both, training=training)[:, earlier.shape[1] :]
+
+        return attend
+
     def _attend_to(self, context, padding, context_mask):
         """The attention to a context as a function of what it reads."""
         given = {} if context_mask is None else {"context_mask": context_mask}
@@ -169,6 +195,26 @@ class TransformerDecoderBlock(TransformerBlock):
             return
         rule = "A block with `cross_attention` must be given a `context`, and no other block may"
         raise arguments.error(rule, cross_attention=self.cross_attention, context=context)
+
+
+def _joined_padding(*sequences):
+    """The padding of sequences `(B, T, C)` one behind the other; None if all steps are real."""
+    if all(padding is None for _, padding in sequences):
+        return None
+    return ops.concatenate(
+        [ops.ones_like(x[..., 0], "bool") if p is None else p for x, p in sequences], axis=1
+    )
+
+
+def _check_memory(mask, positions):
+    """Raises ValueError for what says something of the steps of x alone."""
+    is_padding = mask is None or len(getattr(mask, "shape", ())) == 2
+    if not is_padding or positions is not None:
+        raise arguments.error(
+            "With `memory`, `mask` must be padding (B, T) or None, and `positions` None",
+            mask=mask,
+            positions=positions,
+        )
 
 
 def _check_causal(attention):
