@@ -32,6 +32,7 @@ class VisionTransformer(TransformerModel):
         num_layers: Number of blocks.
         num_heads: Number of attention heads of each block.
         width: Number of channels of the vectors that the blocks read and give.
+        channels: Number of channels of the images, such as 3 for colours.
         pooling: Where the vector that is classified comes from: "class_token", a learned vector
             that stands before those of the patches and passes the blocks with them; or "mean", the
             mean over the patches, without such a vector.
@@ -50,7 +51,7 @@ class VisionTransformer(TransformerModel):
 
     Raises:
         ValueError: If an argument is out of range; when built or called, if `images` do not have
-            rank 4, the sides of `image_size` and a known number of channels.
+            rank 4, the sides of `image_size` and so many `channels`.
 
     Example:
         >>> model = kattn.models.VisionTransformer(32, 8, 10, num_layers=2, num_heads=4, width=64)
@@ -73,13 +74,14 @@ class VisionTransformer(TransformerModel):
         num_heads,
         width,
         *,
+        channels=3,
         pooling="class_token",
         data_format=None,
         **kwargs,
     ):
         super().__init__(num_layers, num_heads, width, **kwargs)
         self.supports_masking = False
-        arguments.check_integers(1, num_classes=num_classes)
+        arguments.check_integers(1, num_classes=num_classes, channels=channels)
         arguments.check_choice(POOLING, pooling=pooling)
         data_format = data_format or keras.config.image_data_format()
         arguments.check_choice(("channels_last", "channels_first"), data_format=data_format)
@@ -92,6 +94,7 @@ class VisionTransformer(TransformerModel):
                 patch_size=self.patch_size,
             )
         self.num_classes = num_classes
+        self.channels = channels
         self.pooling = pooling
         self.data_format = data_format
         options, policy = self.options, self.dtype_policy
@@ -99,6 +102,7 @@ class VisionTransformer(TransformerModel):
         self._embedding = PatchEmbedding(
             grid,
             self.patch_size,
+            channels,
             width,
             use_class_token=pooling == "class_token",
             data_format=data_format,
@@ -107,6 +111,7 @@ class VisionTransformer(TransformerModel):
             dtype=policy,
             name="embedding",
         )
+        self.position = self._embedding.position
         blocks = options.encoder_blocks(policy)
         self._stack = BlockStack(blocks, options.final_norm, dtype=policy, name="encoder")
         seed = options.seed_of(options.num_layers, 0)
@@ -137,6 +142,7 @@ class VisionTransformer(TransformerModel):
             "image_size": self.image_size,
             "patch_size": self.patch_size,
             "num_classes": self.num_classes,
+            "channels": self.channels,
             "pooling": self.pooling,
             "data_format": self.data_format,
         }
@@ -144,14 +150,18 @@ class VisionTransformer(TransformerModel):
     def _check(self, shape):
         """Raises ValueError unless the shape is that of images of the right size."""
         shape = tuple(shape)
-        sides = shape[1:3] if self.data_format == "channels_last" else shape[2:]
-        channels = shape[-1 if self.data_format == "channels_last" else 1]
-        fits = len(shape) == 4 and channels is not None
-        if not fits or any(a not in (None, b) for a, b in zip(sides, self.image_size, strict=True)):
+        wanted = (*self.image_size, self.channels)
+        if self.data_format == "channels_first":
+            wanted = (self.channels, *self.image_size)
+        fits = len(shape) == 4 and all(
+            a in (None, b) for a, b in zip(shape[1:], wanted, strict=True)
+        )
+        if not fits:
+            sizes = ", ".join(map(str, wanted))
             raise ValueError(
-                "`images` must have rank 4, the sides of `image_size` and a known number of "
-                f"channels; received: images.shape={shape}, image_size={self.image_size}, "
-                f"data_format={self.data_format!r}"
+                f"`images` must have shape (batch, {sizes}) by image_size={self.image_size}, "
+                f"channels={self.channels} and data_format={self.data_format!r}; received: "
+                f"images.shape={shape}"
             )
 
 

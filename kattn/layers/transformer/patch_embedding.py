@@ -13,20 +13,35 @@ class PatchEmbedding(keras.layers.Layer):
     Args:
         grid: Numbers of rows and columns of patches.
         patch_size: Height and width of a patch.
+        channels: Number of channels of the images.
         width: Number of channels of a vector.
         use_class_token: Whether a learned vector that belongs to no patch stands before the others.
         data_format: `"channels_last"` or `"channels_first"`.
         dropout: Fraction of the channels that are dropped during training.
         seed: Integer seed of what is dropped, or None.
         **kwargs: `name` and `dtype`.
+
+    Attributes:
+        position: The `LearnedPositions` of the vectors.
     """
 
     def __init__(
-        self, grid, patch_size, width, *, use_class_token, data_format, dropout, seed, **kwargs
+        self,
+        grid,
+        patch_size,
+        channels,
+        width,
+        *,
+        use_class_token,
+        data_format,
+        dropout,
+        seed,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self._grid = grid
         self._patch_size = patch_size
+        self._channels = channels
         self._data_format = data_format
         self._use_class_token = use_class_token
         rows, columns = grid
@@ -34,22 +49,21 @@ class PatchEmbedding(keras.layers.Layer):
         self._projection = keras.layers.Dense(
             width, kernel_initializer=new_initializer(), dtype=policy, name="projection"
         )
-        self._position = LearnedPositions(
+        self.position = LearnedPositions(
             rows * columns + use_class_token, dtype=policy, name="position"
         )
         self._dropout = keras.layers.Dropout(dropout, seed=seed, dtype=policy)
 
     def build(self, images_shape):
-        channels = images_shape[-1 if self._data_format == "channels_last" else 1]
         (rows, columns), (height, width) = self._grid, self._patch_size
-        self._projection.build((None, rows * columns, height * width * channels))
+        self._projection.build((None, rows * columns, height * width * self._channels))
         shape = self.compute_output_shape(images_shape)
         self._class_token = None
         if self._use_class_token:
             self._class_token = self.add_weight(
                 name="class_token", shape=(1, 1, shape[-1]), initializer=new_initializer()
             )
-        self._position.build(shape)
+        self.position.build(shape)
         self._dropout.build(shape)
         self.built = True
 
@@ -59,7 +73,7 @@ class PatchEmbedding(keras.layers.Layer):
             first = ops.cast(self._class_token, h.dtype)
             first = ops.broadcast_to(first, (ops.shape(h)[0], 1, h.shape[-1]))
             h = ops.concatenate([first, h], axis=1)
-        return self._dropout(self._position(h), training=training)
+        return self._dropout(self.position(h), training=training)
 
     def compute_output_shape(self, images_shape):
         rows, columns = self._grid
@@ -70,7 +84,6 @@ class PatchEmbedding(keras.layers.Layer):
         (rows, columns), (height, width) = self._grid, self._patch_size
         if self._data_format == "channels_first":
             images = ops.transpose(images, (0, 2, 3, 1))
-        channels = images.shape[-1]
-        x = ops.reshape(images, (-1, rows, height, columns, width, channels))
+        x = ops.reshape(images, (-1, rows, height, columns, width, self._channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
-        return ops.reshape(x, (-1, rows * columns, height * width * channels))
+        return ops.reshape(x, (-1, rows * columns, height * width * self._channels))
