@@ -16,6 +16,8 @@ def frequencies(
             theta = theta / factor
         elif scaling == "ntk":
             theta = (base * factor ** (width / (width - 2.0))) ** (-2.0 * d / width)
+        elif scaling == "llama3":
+            theta = llama3(theta, factor, beta_slow, beta_fast, original_length)
         elif scaling == "yarn":
             wavelength = 2.0 * math.pi / theta
             ratio = original_length / wavelength
@@ -28,6 +30,19 @@ def frequencies(
             theta = (1.0 - gamma) * theta / factor + gamma * theta
         found.append(theta)
     return np.array(found)
+
+
+def llama3(freq, scale_factor, low_freq_factor, high_freq_factor, old_context_len):
+    """`apply_scaling` of Meta's code, by wavelengths."""
+    low_freq_wavelen = old_context_len / low_freq_factor
+    high_freq_wavelen = old_context_len / high_freq_factor
+    wavelen = 2 * math.pi / freq
+    if wavelen < high_freq_wavelen:
+        return freq
+    if wavelen > low_freq_wavelen:
+        return freq / scale_factor
+    smooth = (old_context_len / wavelen - low_freq_factor) / (high_freq_factor - low_freq_factor)
+    return (1 - smooth) * freq / scale_factor + smooth * freq
 
 
 def rotate(x, positions, frequencies, interleaved=False, scale=1.0):

@@ -9,7 +9,8 @@ from keras import ops
 from kattn.arguments import check_choice, check_numbers, check_positive, error, is_integer
 from kattn.ops.positions import angle_steps, angles, by_axis
 
-SCALINGS = (None, "linear", "ntk", "yarn")
+SCALINGS = (None, "linear", "ntk", "yarn", "llama3")
+BY_TURNS = ("yarn", "llama3")
 
 
 def rotary_frequencies(
@@ -31,15 +32,16 @@ def rotary_frequencies(
             factor^(width / (width - 2)), which divides the lowest frequency by `factor` and leaves
             the highest. "yarn" leaves pairs that turn `beta_fast` times or more in
             `original_length` steps, divides those that turn `beta_slow` times or less by `factor`,
-            and mixes the two in between, linearly in the number of turns. None leaves all as they
-            are.
+            and mixes the two in between, linearly in the number of turns. "llama3" does the same;
+            Llama 3.1 has `original_length=8192`, `beta_fast=4`, `beta_slow=1`. None leaves all as
+            they are.
         factor: Number >= 1 by which the length grows; it must be 1 if `scaling` is None.
-        original_length: Number of steps that the model was trained on. "yarn" needs it; the others
-            do not use it.
-        beta_fast: Number of turns in `original_length` steps from which on "yarn" leaves a
-            frequency as it is. The others do not use it.
-        beta_slow: Number of turns in `original_length` steps up to which "yarn" divides a frequency
-            by `factor`; above 0 and below `beta_fast`. The others do not use it.
+        original_length: Number of steps that the model was trained on. "yarn" and "llama3" need it;
+            the others do not use it.
+        beta_fast: Number of turns in `original_length` steps from which on "yarn" and "llama3"
+            leave a frequency as it is. The others do not use it.
+        beta_slow: Number of turns in `original_length` steps up to which "yarn" and "llama3" divide
+            a frequency by `factor`; above 0 and below `beta_fast`. The others do not use it.
 
     Returns:
         Frequencies in radians per step, NumPy float64, shape `(width / 2,)`.
@@ -58,6 +60,8 @@ def rotary_frequencies(
         Linear: Chen et al. 2023, eq. 4, https://arxiv.org/abs/2306.15595
         NTK and YaRN: Peng et al. 2023, sec. 3.1 and 3.2, https://arxiv.org/abs/2309.00071. Their
         code, unlike their text, mixes linearly in the index of the pair.
+        Llama 3: `apply_scaling` of
+        https://github.com/meta-llama/llama-models/blob/main/models/llama3/model.py
     """
     check_scaling(base, scaling, factor, original_length, beta_fast, beta_slow)
     if not is_integer(width) or width < 2 or width % 2:
@@ -69,7 +73,7 @@ def rotary_frequencies(
     frequencies = base ** (-np.arange(0, width, 2) / width)
     if scaling == "linear":
         return frequencies / factor
-    if scaling == "yarn":
+    if scaling in BY_TURNS:
         turns = original_length * frequencies / (2 * math.pi)
         kept = np.clip((turns - beta_slow) / (beta_fast - beta_slow), 0.0, 1.0)
         return kept * frequencies + (1.0 - kept) * frequencies / factor
@@ -164,11 +168,12 @@ def check_scaling(base, scaling, factor, original_length, beta_fast, beta_slow):
 
     Args:
         base: Number above 1.
-        scaling: One of "linear", "ntk", "yarn" and None.
+        scaling: One of "linear", "ntk", "yarn", "llama3" and None.
         factor: Number >= 1; it must be 1 if `scaling` is None.
-        original_length: Number of steps that the model was trained on, which "yarn" needs.
-        beta_fast: Number of turns, above `beta_slow`, which "yarn" needs.
-        beta_slow: Number of turns, above 0, which "yarn" needs.
+        original_length: Number of steps that the model was trained on, which "yarn" and "llama3"
+            need.
+        beta_fast: Number of turns, above `beta_slow`, which "yarn" and "llama3" need.
+        beta_slow: Number of turns, above 0, which "yarn" and "llama3" need.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -178,13 +183,13 @@ def check_scaling(base, scaling, factor, original_length, beta_fast, beta_slow):
     check_numbers("a finite number >= 1", lambda x: x >= 1, factor=factor)
     if scaling is None and factor != 1.0:
         raise error("A `factor` needs a `scaling`", factor=factor, scaling=scaling)
-    if scaling == "yarn":
-        _check_yarn(original_length, beta_fast, beta_slow)
+    if scaling in BY_TURNS:
+        _check_turns(scaling, original_length, beta_fast, beta_slow)
 
 
-def _check_yarn(original_length, beta_fast, beta_slow):
+def _check_turns(scaling, original_length, beta_fast, beta_slow):
     if original_length is None:
-        raise error("scaling='yarn' needs an `original_length`", original_length=None)
+        raise error(f"scaling={scaling!r} needs an `original_length`", original_length=None)
     check_numbers("a finite number >= 1", lambda x: x >= 1, original_length=original_length)
     check_positive(beta_fast=beta_fast, beta_slow=beta_slow)
     if not beta_fast > beta_slow:

@@ -23,6 +23,7 @@ SCALED = {
         "base": 100.0,
     },
 }
+SCALED["llama3"] = {**SCALED["yarn with turns"], "scaling": "llama3"}
 POSITIONS = {
     "(T,)": np.array([3, 0, 7, 100, 2]),
     "(B, T)": np.array([[3, 0, 7, 100, 2], [5, 5, -6, 1, 0], [0, 1, 2, 3, 4]]),

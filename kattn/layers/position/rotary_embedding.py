@@ -35,15 +35,15 @@ class RotaryEmbedding(HeadPosition):
             positions where none are given. None stands for 0 to T - 1 on one axis.
         scaling: How a model serves `factor` times the length that it was trained on, on each
             axis: "linear" (position interpolation), "ntk" (a larger base), "yarn" (by the
-            wavelength, with a factor of the scores), or None. `kattn.ops.rotary_frequencies`
-            gives the equations.
+            wavelength, with a factor of the scores), "llama3" (the same without that factor), or
+            None. `kattn.ops.rotary_frequencies` gives the equations.
         factor: Factor s >= 1 by which the length grows. It must be 1 without `scaling`.
-        original_length: Length in steps that the model was trained on. "yarn" needs it; the
-            other scalings do not use it.
-        beta_fast: Number of turns in `original_length` steps from which on "yarn" keeps a pair
-            as it is.
-        beta_slow: Number of turns in `original_length` steps up to which "yarn" slows a pair by
-            the whole `factor`.
+        original_length: Length in steps that the model was trained on. "yarn" and "llama3" need it;
+            the other scalings do not use it.
+        beta_fast: Number of turns in `original_length` steps from which on "yarn" and "llama3"
+            keep a pair as it is. Llama 3.1 has 4.
+        beta_slow: Number of turns in `original_length` steps up to which "yarn" and "llama3" slow
+            a pair by the whole `factor`.
         interleaved: If True, a pair is the channels (2i, 2i + 1) of an axis, as in RoFormer. If
             False, it is (i, i + R / 2), as in GPT-NeoX and most checkpoints since. The two
             differ by an order of the channels that the projections learn; halves need no
@@ -78,6 +78,8 @@ class RotaryEmbedding(HeadPosition):
         Linear: Chen et al. 2023, eq. 4, https://arxiv.org/abs/2306.15595
         NTK and YaRN: Peng et al. 2023, sec. 3, https://arxiv.org/abs/2309.00071. Their code,
         unlike their text, mixes frequencies linearly in the index of the pair.
+        Llama 3: Grattafiori et al. 2024, sec. 3.4.2, https://arxiv.org/abs/2407.21783, and
+        `apply_scaling` of the code that came with the weights.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ SCALED = {
     "ntk": {"scaling": "ntk", "factor": 3.0},
     "yarn": YARN,
     "yarn with turns": {**YARN, **TURNS},
+    "llama3": {**YARN, **TURNS, "scaling": "llama3"},
 }
 PLACES = np.array([[3, 0, 7, 100, 2, 9], [5, 5, -6, 1, 0, 40], [0, 1, 2, 3, 4, 5]])
 
@@ -212,6 +213,10 @@ BAD = {
     "length": (
         {"scaling": "yarn", "factor": 2.0},
         "needs an `original_length`.*original_length=None",
+    ),
+    "length of llama3": (
+        {"scaling": "llama3", "factor": 2.0},
+        "'llama3' needs an `original_length`.*original_length=None",
     ),
     "betas": (
         {**YARN, "beta_slow": 40.0},
