@@ -37,7 +37,9 @@ class BlockOptions:
     drop_path: float = 0.0
     use_bias: bool = True
     use_qkv_bias: bool | None = None
+    use_feed_forward_bias: bool | None = None
     use_qk_norm: bool = False
+    qk_norm_epsilon: float = 1e-6
     kernel_initializer: Any = None
     remat: bool = False
     seed: int | None = None
@@ -136,7 +138,7 @@ class BlockOptions:
             self.hidden_dim,
             self.activation,
             dropout=self.hidden_dropout,
-            use_bias=self.use_bias,
+            use_bias=self._bias_of(self.use_feed_forward_bias),
             seed=self.seed_of(i, 7),
             dtype=policy,
             **self._initializers(i, 7, connections),
@@ -156,19 +158,22 @@ class BlockOptions:
 
     def _attention(self, i, place, policy, connections):
         """The arguments that self-attention and cross-attention have in common."""
-        qkv_bias = self.use_bias if self.use_qkv_bias is None else self.use_qkv_bias
         return {
             "num_heads": self.num_heads,
             "key_dim": self.key_dim,
             "num_key_value_heads": self.num_key_value_heads,
             "use_qk_norm": self.use_qk_norm,
+            "qk_norm_epsilon": self.qk_norm_epsilon,
             "dropout": self.attention_dropout,
-            "use_bias": qkv_bias,
+            "use_bias": self._bias_of(self.use_qkv_bias),
             "use_output_bias": self.use_bias,
             "seed": self.seed_of(i, place),
             "dtype": policy,
             **self._initializers(i, place, connections),
         }
+
+    def _bias_of(self, choice):
+        return self.use_bias if choice is None else choice
 
     def _initializers(self, i, place, connections):
         """GPT-2's: what is added to the stream is smaller the more is added, in all blocks."""

@@ -53,7 +53,8 @@ class TransformerLM(TransformerModel):
         **kwargs: Arguments of the blocks, and `name`, `dtype` and `trainable`, as for any Keras
             layer. The arguments of the blocks are:
 
-            - `num_key_value_heads`, `key_dim`, `use_qk_norm`: as in `SelfAttention`.
+            - `num_key_value_heads`, `key_dim`, `use_qk_norm`, `qk_norm_epsilon`: as in
+              `SelfAttention`.
             - `hidden_dim`, `activation` ("gelu"): as in `FeedForward`.
             - `norm` ("layer"), `placement` ("pre"): as in `TransformerDecoderBlock`.
             - `window`: number of steps that a step attends to, itself included, or None; or a tuple
@@ -63,8 +64,8 @@ class TransformerLM(TransformerModel):
               `hidden_dropout` (0): fraction of the hidden channels of the feed-forward networks.
             - `drop_path` (0): fraction of the items for which the parts of the last block are
               skipped in training; it grows evenly from 0 in the first block.
-            - `use_bias` (True); `use_qkv_bias`: whether queries, keys and values have one, None
-              for `use_bias`.
+            - `use_bias` (True); `use_qkv_bias` and `use_feed_forward_bias`: whether queries, keys
+              and values have one, and the feed-forward networks. None for `use_bias`.
             - `kernel_initializer`: initializer of all matrices of the blocks. None for GPT-2's: a
               standard deviation of 0.02, for the last matrix of each part 0.02 / sqrt(2 L).
             - `remat` (False): whether blocks run again for the gradient, which saves memory.

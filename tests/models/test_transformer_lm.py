@@ -80,7 +80,9 @@ def full(**options):
         "drop_path": 0.2,
         "use_bias": False,
         "use_qkv_bias": True,
+        "use_feed_forward_bias": True,
         "use_qk_norm": True,
+        "qk_norm_epsilon": 1e-3,
         "tie_embeddings": False,
         "padding_token": 10,
         "kernel_initializer": "glorot_uniform",
@@ -119,12 +121,12 @@ def test_every_option_reaches_the_blocks():
         attention, feed_forward = block.attention.get_config(), block.feed_forward.get_config()
         wanted = {
             "num_heads": 2, "num_key_value_heads": 1, "key_dim": 6, "use_bias": True,
-            "use_output_bias": False, "use_qk_norm": True, "dropout": 0.2, "seed": 9 + 10 * i,
-            "window": (None, 3)[i], "causal": True,
+            "use_output_bias": False, "use_qk_norm": True, "qk_norm_epsilon": 1e-3,
+            "dropout": 0.2, "seed": 9 + 10 * i, "window": (None, 3)[i], "causal": True,
         }  # fmt: skip
         assert attention.items() >= wanted.items()
         assert block.attention.position is model.position
-        wanted = {"hidden_dim": 6, "activation": "swiglu", "dropout": 0.3, "use_bias": False}
+        wanted = {"hidden_dim": 6, "activation": "swiglu", "dropout": 0.3, "use_bias": True}
         assert feed_forward.items() >= wanted.items()
         joined = {"placement": "sandwich", "dropout": 0.1, "drop_path": 0.2 * i, "remat": True}
         assert block.get_config().items() >= {**joined, "norm": "rms", "seed": 3 + 10 * i}.items()

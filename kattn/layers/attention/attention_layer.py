@@ -19,6 +19,7 @@ ARGUMENTS = (
     "value_dim",
     "num_key_value_heads",
     "use_qk_norm",
+    "qk_norm_epsilon",
     "softcap",
     "use_sinks",
     "use_gate",
@@ -51,6 +52,7 @@ class AttentionLayer(MaskObjectLayer):
         check_heads(self.num_heads, self.key_dim, self.value_dim, self.num_key_value_heads)
         arguments.check_fractions(dropout=self.dropout)
         arguments.check_optional_positive(softcap=self.softcap)
+        arguments.check_positive(qk_norm_epsilon=self.qk_norm_epsilon)
         arguments.check_choice(("auto", *KERNELS), implementation=self.implementation)
         self.position = where.read_position(position)
         self._projections = projections
@@ -87,15 +89,15 @@ class AttentionLayer(MaskObjectLayer):
         if self.use_gate:
             self._gate = self._dense("gate", width, sizes.output_width)
         if self.use_qk_norm:
-            self._query_norm = self._norm("query_norm", sizes.key_dim)
-            self._key_norm = self._norm("key_norm", sizes.key_dim)
+            self._query_norm = self._norm("query_norm", sizes.key_dim, self.qk_norm_epsilon)
+            self._key_norm = self._norm("key_norm", sizes.key_dim, self.qk_norm_epsilon)
         if self.use_sinks:
             self._sinks = self.add_weight(name="sinks", shape=(sizes.heads,), initializer="zeros")
         where.attach(self.position, width, sizes)
         self.built = True
 
-    def _norm(self, name, width):
-        norm = RMSNorm(dtype=self.dtype_policy, name=name)
+    def _norm(self, name, width, epsilon=1e-6):
+        norm = RMSNorm(epsilon=epsilon, dtype=self.dtype_policy, name=name)
         norm.build((None, width))
         return norm
 

@@ -48,6 +48,7 @@ class SelfAttention(AttentionLayer):
             None for no positions.
         use_qk_norm: If True, queries and keys pass an RMS normalisation over the head width, with
             learned scales.
+        qk_norm_epsilon: Positive number that is added to the mean squares in this normalisation.
         softcap: Positive number c; the scores s become c * tanh(s / c). None for no cap.
         use_sinks: If True, each head learns a score that takes part in the softmax and has no
             value, so that a head can attend to nothing.
@@ -117,6 +118,7 @@ class SelfAttention(AttentionLayer):
         pattern=None,
         position=None,
         use_qk_norm=False,
+        qk_norm_epsilon=1e-6,
         softcap=None,
         use_sinks=False,
         use_gate=False,
@@ -139,6 +141,7 @@ class SelfAttention(AttentionLayer):
             num_key_value_heads=num_key_value_heads,
             position=position,
             use_qk_norm=use_qk_norm,
+            qk_norm_epsilon=qk_norm_epsilon,
             softcap=softcap,
             use_sinks=use_sinks,
             use_gate=use_gate,

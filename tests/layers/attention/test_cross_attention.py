@@ -20,6 +20,7 @@ FULL = {
     "value_dim": 3,
     "num_key_value_heads": 2,
     "use_qk_norm": True,
+    "qk_norm_epsilon": 0.3,
     "softcap": 2.0,
     "use_sinks": True,
     "position": RotaryEmbedding(base=50.0, name="rotary"),
@@ -71,8 +72,9 @@ def expected_output(layer, x, context, keep, options, positions=FROM_THE_FIRST):
     k, v = np.split(flat, [key_heads * width], axis=-1)
     k, v = k.reshape(3, 4, key_heads, width), v.reshape(3, 4, key_heads, value_width)
     if options.get("use_qk_norm"):
-        q = q / np.sqrt((q**2).mean(-1, keepdims=True) + 1e-6) * w["query_norm/scale"]
-        k = k / np.sqrt((k**2).mean(-1, keepdims=True) + 1e-6) * w["key_norm/scale"]
+        epsilon = options.get("qk_norm_epsilon", 1e-6)
+        q = q / np.sqrt((q**2).mean(-1, keepdims=True) + epsilon) * w["query_norm/scale"]
+        k = k / np.sqrt((k**2).mean(-1, keepdims=True) + epsilon) * w["key_norm/scale"]
     if "position" in options:
         turns = rotary_oracle.frequencies(q.shape[-1], base=50.0)[None]
         q = rotary_oracle.rotate(q, positions[0][..., None], turns)

@@ -19,6 +19,7 @@ FULL = {
     "causal": True,
     "window": 3,
     "use_qk_norm": True,
+    "qk_norm_epsilon": 0.3,
     "softcap": 2.0,
     "use_sinks": True,
     "pattern": masks.Window(4) | masks.Prefix(1),
@@ -55,8 +56,9 @@ def expected_output(layer, x, keep, options):
     q, k = q.reshape(3, 5, 2 * heads, width), k.reshape(3, 5, 2 * key_heads, width)
     v = v.reshape(3, 5, key_heads, value_width)
     if options.get("use_qk_norm"):
-        q = q / np.sqrt((q**2).mean(-1, keepdims=True) + 1e-6) * w["query_norm/scale"]
-        k = k / np.sqrt((k**2).mean(-1, keepdims=True) + 1e-6) * w["key_norm/scale"]
+        epsilon = options.get("qk_norm_epsilon", 1e-6)
+        q = q / np.sqrt((q**2).mean(-1, keepdims=True) + epsilon) * w["query_norm/scale"]
+        k = k / np.sqrt((k**2).mean(-1, keepdims=True) + epsilon) * w["key_norm/scale"]
     if "position" in options:
         turns = rotary_oracle.frequencies(width, base=50.0)[None]
         q, k = (rotary_oracle.rotate(part, np.arange(5)[:, None], turns) for part in (q, k))
