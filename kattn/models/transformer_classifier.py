@@ -144,17 +144,36 @@ class TransformerClassifier(TransformerModel):
         self.built = True
 
     def call(self, tokens, mask=None, token_types=None, training=None, mask_arrays=None):
+        h = self.encode(tokens, mask, token_types, training=training)  # (B, T, C)
+        h = self._pool(h, self._embedding.compute_mask(tokens, mask))  # (B, C)
+        h = h if self._pooler is None else self._pooler(h)
+        return self._head(self._dropout(h, training=training))  # (B, M)
+
+    def encode(self, tokens, mask=None, token_types=None, *, training=None):
+        """The vectors of all steps, of which the call makes its logits.
+
+        Args:
+            tokens: Tokens, integers in [0, V), shape `(B, T)`.
+            mask: Mask, bool, True = may attend, of any kind that the call takes.
+            token_types: Type of each token, integers in [0, `num_token_types`), shape `(B, T)`.
+                None for type 0.
+            training: Whether anything is dropped.
+
+        Returns:
+            `(B, T, C)`, with the padding of the tokens as its Keras mask; at padding steps they
+            mean nothing.
+
+        Raises:
+            ValueError: If there are types of tokens for a model without them.
+        """
         if token_types is not None and self.num_token_types is None:
             raise arguments.error(
                 "A model that is called with `token_types` must be made with `num_token_types`",
                 num_token_types=None,
             )
         given = {"mask": mask, "token_types": token_types}
-        h = self._embedding(tokens, **given, training=training)  # (B, T, C)
-        h = self._stack(h, mask=mask, training=training)
-        h = self._pool(h, self._embedding.compute_mask(tokens, mask))  # (B, C)
-        h = h if self._pooler is None else self._pooler(h)
-        return self._head(self._dropout(h, training=training))  # (B, M)
+        h = self._embedding(tokens, **given, training=training)
+        return self._stack(h, mask=mask, training=training)
 
     def compute_mask(self, tokens, previous_mask):
         return None  # there is one vector for all steps

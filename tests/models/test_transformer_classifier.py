@@ -39,8 +39,8 @@ def make(**options):
     )
 
 
-def expected_logits(model, tokens, keep, types=None):
-    """Devlin et al. 2018, sec. 3."""
+def expected_states(model, tokens, keep, types=None):
+    """Devlin et al. 2018, sec. 3: the vectors of all steps."""
     w, options = weights_of(model), model.options
     positions = np.maximum(np.arange(tokens.shape[1]) - keep.argmax(1)[:, None], 0)
     x = w["embedding/tokens/embeddings"][np.where(keep, tokens, 0)]
@@ -51,7 +51,12 @@ def expected_logits(model, tokens, keep, types=None):
         x = norm(w, "embedding/norm", x)
     see = keep[:, None, None] & keep[:, None, :, None]
     see = [np.repeat(see, 2, axis=1)] * 2
-    x = transformer_oracle.stack(under(w, "encoder"), x, see, 2, placement=options.placement)
+    return transformer_oracle.stack(under(w, "encoder"), x, see, 2, placement=options.placement)
+
+
+def expected_logits(model, tokens, keep, types=None):
+    """Sec. 3.2 and 3.3: of one vector."""
+    w, x = weights_of(model), expected_states(model, tokens, keep, types)
     steps = [np.flatnonzero(row)[: 1 if model.pooling == "first" else None] for row in keep]
     pooled = np.stack([x[b, seen].mean(axis=0) for b, seen in enumerate(steps)])
     if model.use_pooler:
@@ -69,6 +74,8 @@ def test_matches_oracle(options):
         given["token_types"] = types = TYPES
     found = run(model, np.where(KEEP, TOKENS, 99), **given)
     assert_close(found, expected_logits(model, TOKENS, KEEP, types))
+    states = run(model.encode, np.where(KEEP, TOKENS, 99), **given)
+    assert_close(states[KEEP], expected_states(model, TOKENS, KEEP, types)[KEEP])
 
 
 def full(**options):
