@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kattn import callbacks as callbacks
     from kattn import data as data
     from kattn import generation as generation
+    from kattn import presets as presets
     from kattn import profile as profile
     from kattn import schedules as schedules
     from kattn import text as text
@@ -26,8 +27,9 @@ __version__ = "0.2.0"
 
 # Imported when first asked for, as a model in use needs none of them.
 ON_DEMAND = (
-    "callbacks", "data", "generation", "profile", "schedules", "text", "visualize",
-)  # fmt: skip
+    *("callbacks", "data", "generation", "presets", "profile", "schedules", "text"),
+    "visualize",
+)
 
 
 def __getattr__(name):

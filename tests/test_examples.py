@@ -25,6 +25,7 @@ SPACES = (
     "masks",
     "models",
     "ops",
+    "presets",
     "profile",
     "schedules",
     "spans",

@@ -46,7 +46,7 @@ def test_code_runs(tmp_path, monkeypatch, capsys):
 
 SPACES = (
     *("callbacks", "data", "generation", "layers", "masks", "models", "ops"),
-    *("profile", "schedules", "text", "visualize"),
+    *("presets", "profile", "schedules", "text", "visualize"),
 )
 
 

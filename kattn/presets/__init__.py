@@ -1,1 +1,4 @@
 """Models as folders on disk: kattn's own, and those of other libraries, both ways."""
+
+from kattn.presets.huggingface import from_huggingface as from_huggingface
+from kattn.presets.huggingface import to_huggingface as to_huggingface
