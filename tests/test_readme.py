@@ -14,6 +14,7 @@ SMALLER = {  # each must be there, and is replaced to save time
     "steps=10 * len": "steps=1 * len",
     "load_digits(return_X_y=True)": "(part[:128] for part in load_digits(return_X_y=True))",
     '"\\n".join(topics.values())': '"\\n".join(topics.values())[:4000]',
+    '"Llama-3.2-1B"': repr(str(ROOT / "tests" / "fixtures" / "huggingface" / "llama")),
     "(1, 4096, 64)": "(1, 300, 64)",
     "(1, 4096, 8, 64)": "(1, 300, 2, 8)",
 }
@@ -35,10 +36,11 @@ def test_code_runs(tmp_path, monkeypatch, capsys):
     names = {}
     for number, block in enumerate(blocks()):
         exec(compile(block, f"README.md, block {number}", "exec"), names)
-    assert len(blocks()) == 6
+    assert len(blocks()) == 7
     assert names["written"].shape == (1, 150)
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "backups").is_dir()
+    assert (tmp_path / "Llama-3.2-1B-tuned" / "config.json").exists()
     assert tuple(names["maps"].shape) == (1, 4, 12, 12)
     assert tuple(names["h"].shape) == (1, 1, 64)
     assert "passed over" in capsys.readouterr().out
