@@ -275,6 +275,10 @@ BAD_TENSORS = {
         replaced(QUERY, np.ones((8, 9), "float32")),
         rf"misshapen='{QUERY[6:]} from \(8, 9\) to \(8, 8\)'",
     ),
+    "unasked": (  # for another vocabulary_size
+        replaced("model.embed_tokens.weight", np.ones((18, 8), "float32")),
+        r"misshapen='embed_tokens.weight from \(18, 8\) to \(17, 8\)'",
+    ),
     "integers": (replaced(QUERY, np.ones((8, 8), "int8")), rf"not_of_floats='{QUERY[6:]}'"),
 }
 
