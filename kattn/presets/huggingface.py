@@ -37,7 +37,7 @@ def from_huggingface(folder, *, print_fn=print, **options):
             in place of that of the folder, if there is one.
 
     Returns:
-        A model that is built.
+        A model that is built. The hidden states of a BERT are what `model.encode` gives.
 
     Raises:
         ValueError: If the architecture is unknown; if config.json asks for something that kattn's

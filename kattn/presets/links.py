@@ -56,8 +56,11 @@ class Link:
 
     def gather(self, weight, tensors):
         """The numbers of a weight: those of its tensors, and its own where these have no rows."""
-        whole = np.array(ops.convert_to_numpy(weight), dtype_of(weight))
-        for part, place, _ in self.pieces(whole.shape):
+        pieces = list(self.pieces(tuple(weight.shape)))
+        whole = np.empty(weight.shape, dtype_of(weight))
+        if any(tensors[part.name].shape != shape for part, _, shape in pieces):
+            whole[...] = ops.convert_to_numpy(weight)
+        for part, place, _ in pieces:
             piece = whole[..., place].T if part.transposed else whole[..., place]  # a view
             _fill(piece, tensors[part.name].read(), part.scale)
         return whole
