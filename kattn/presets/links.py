@@ -27,6 +27,13 @@ class Part:
     transposed: bool = False
     scale: float = 1.0
 
+    def laid_out(self, tensors):
+        """The tensor as it stands in the weight."""
+        tensor = tensors[self.name].read()
+        if self.scale != 1:
+            tensor = tensor.astype("float32") * self.scale
+        return tensor.T if self.transposed else tensor
+
 
 @dataclasses.dataclass(frozen=True)
 class Link:
@@ -57,12 +64,14 @@ class Link:
     def gather(self, weight, tensors):
         """The numbers of a weight: those of its tensors, and its own where these have no rows."""
         pieces = list(self.pieces(tuple(weight.shape)))
+        is_resized = any(tensors[part.name].shape != shape for part, _, shape in pieces)
+        if len(pieces) == 1 and not is_resized:  # without a copy, as the largest tables are
+            return self.parts[0].laid_out(tensors)
         whole = np.empty(weight.shape, dtype_of(weight))
-        if any(tensors[part.name].shape != shape for part, _, shape in pieces):
+        if is_resized:
             whole[...] = ops.convert_to_numpy(weight)
         for part, place, _ in pieces:
-            piece = whole[..., place].T if part.transposed else whole[..., place]  # a view
-            _fill(piece, tensors[part.name].read(), part.scale)
+            _fill(whole[..., place], part.laid_out(tensors))
         return whole
 
     def split(self, weight):
@@ -108,10 +117,10 @@ def norm(layer, tensor):
         yield equal(f"{layer}/{ours}", f"{tensor}.{theirs}")
 
 
-def _fill(piece, tensor, scale):
-    """Writes the rows that both have; a function, so that the tensor is gone before the next."""
-    rows = min(len(piece), len(tensor))
-    piece[:rows] = tensor[:rows] if scale == 1 else tensor[:rows].astype("float32") * scale
+def _fill(piece, array):
+    """Writes what both have; a function, so that the array is gone before the next is read."""
+    both = tuple(slice(min(sides)) for sides in zip(piece.shape, array.shape, strict=True))
+    piece[both] = array[both]
 
 
 def _piece(weight, part, place):

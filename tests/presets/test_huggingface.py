@@ -439,26 +439,29 @@ def test_quantised_weights_are_not_written(tmp_path, monkeypatch):
         to_huggingface(model, tmp_path)
 
 
+def watch(monkeypatch, module, name):
+    """How many arrays of a function are in memory at each of its calls, a list that grows."""
+    make, alive, counts = getattr(module, name), weakref.WeakSet(), []
+
+    def watched(*arguments):
+        array = Watched(make(*arguments))
+        alive.add(array)
+        counts.append(len(alive))
+        return array
+
+    monkeypatch.setattr(module, name, watched)
+    return counts
+
+
 def test_memory_is_the_model_and_a_tensor(tmp_path, monkeypatch):
     """When a tensor is read or made, the one before it is gone."""
-    alive, most = weakref.WeakSet(), []
-
-    def watch(module, name):
-        make = getattr(module, name)
-
-        def watched(*arguments):
-            array = Watched(make(*arguments))
-            alive.add(array)
-            most.append(len(alive))
-            return array
-
-        monkeypatch.setattr(module, name, watched)
-
-    watch(safetensors_file, "_read")
-    watch(links, "_piece")
-    model = from_huggingface(FIXTURES / "llama")
-    to_huggingface(model, tmp_path)
-    assert most == [1] * 2 * 21
+    read = watch(monkeypatch, safetensors_file, "_read")
+    made = watch(monkeypatch, links, "_piece")
+    to_huggingface(from_huggingface(FIXTURES / "llama"), tmp_path)
+    assert made == [1] * 21
+    assert len(read) == 21
+    if BACKEND != "jax":  # whose variables may be these arrays, without a copy
+        assert max(read) == 1
 
 
 def test_one_file_in_place_of_several(tmp_path):
