@@ -16,6 +16,9 @@ OF_MODELS = (
     "use_pooler",
     "num_token_types",
     "use_embedding_norm",
+    "image_size",
+    "patch_size",
+    "channels",
 )
 OF_BLOCKS = ("num_layers", "num_heads", "width", "placement", "use_bias", "use_qk_norm")
 BIASES = ("use_qkv_bias", "use_feed_forward_bias")  # None for `use_bias`
@@ -45,9 +48,13 @@ def facts(model):
         "norm": _norm(options.norm),
         "position": _position(model.position),
         "decoder_position": _position(getattr(model, "decoder_position", None)),
-        # For a language model of `transformers`, masks alone say what is padding.
-        "padding_token": None if isinstance(model, TransformerLM) else model.padding_token,
+        "padding_token": _padding_token(model),
     }
+
+
+def _padding_token(model):
+    """None for a language model, as masks alone say to `transformers` what is padding there."""
+    return None if isinstance(model, TransformerLM) else getattr(model, "padding_token", None)
 
 
 def hidden_width(feed_forward):

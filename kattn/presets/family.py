@@ -14,6 +14,10 @@ def _nothing(name, given):
     return False
 
 
+def _of_tokens(model):
+    return None, None
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """How the models of one architecture are read and written.
@@ -30,7 +34,7 @@ class Family:
             the model, which say what is dropped. It returns the settings that mean the same.
         links: Function of a model that is built, and of the `Config` of its folder. It returns an
             iterable of `Link`, among which may be some of weights that the model does not have.
-        input_shape: What the model is built with.
+        input_shape: Function of a model that returns what it is built with.
         prefix: What the names of the tensors of most folders begin with.
         unprefixed: Beginnings of names that stand beside `prefix`.
         table: Name of the vectors of the tokens.
@@ -49,7 +53,7 @@ class Family:
     arguments: Callable
     settings: Callable
     links: Callable
-    input_shape: tuple = (None, None)
+    input_shape: Callable = _of_tokens
     prefix: str = ""
     unprefixed: tuple[str, ...] = ()
     table: str = ""

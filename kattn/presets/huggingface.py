@@ -7,10 +7,13 @@ from kattn.presets.folder import Config, read_config, stored_tensors, write_fold
 from kattn.presets.gpt2 import GPT2
 from kattn.presets.llama import LLAMA
 from kattn.presets.t5 import T5
+from kattn.presets.vit import VIT
 from kattn.presets.weights import load_weights, weights_by_path
 
 FAMILIES = {
-    model_type: family for family in (GPT2, LLAMA, BERT, T5) for model_type in family.architectures
+    model_type: family
+    for family in (GPT2, LLAMA, BERT, T5, VIT)
+    for model_type in family.architectures
 }
 
 
@@ -23,7 +26,7 @@ def from_huggingface(folder, *, print_fn=print, **options):
 
     The `model_type` in config.json says what the model becomes: "gpt2", "llama", "mistral",
     "qwen2" and "qwen3" a `TransformerLM`, "bert" a `TransformerClassifier`, "t5" a
-    `TransformerSeq2Seq`.
+    `TransformerSeq2Seq`, "vit" a `VisionTransformer`.
 
     Args:
         folder: Path of the folder.
@@ -33,8 +36,8 @@ def from_huggingface(folder, *, print_fn=print, **options):
         **options: Arguments of the model that override those that config.json implies, such as
             `dropout=0.0` or `dtype="bfloat16"`. With another `vocabulary_size`, `position` or
             `num_token_types` than in the folder, a table keeps the rows that both have, and its
-            further rows are random. A BERT takes `num_classes`, for a new head with random weights
-            in place of that of the folder, if there is one.
+            further rows are random. A BERT or ViT takes `num_classes`, for a new head with random
+            weights in place of that of the folder, if there is one.
 
     Returns:
         A model that is built. The hidden states of a BERT are what `model.encode` gives.
@@ -66,7 +69,7 @@ def from_huggingface(folder, *, print_fn=print, **options):
     left_out = [name for name in tensors if family.leaves_out(name, options)]
     tensors = {name: x for name, x in tensors.items() if name not in left_out}
     model = family.model(**{**family.arguments(config, tensors, options), **options})
-    model.build(family.input_shape)
+    model.build(family.input_shape(model))
     load_weights(
         model,
         family.links(model, config),
@@ -85,8 +88,9 @@ def to_huggingface(model, folder, *, shard_bytes=5_000_000_000, **settings):
     The tensors are written one at a time, in the dtype of the weights.
 
     Args:
-        model: A `TransformerLM`, `TransformerClassifier` or `TransformerSeq2Seq` that is built, and
-            whose arguments are those of a GPT-2, Llama, Mistral, Qwen2, Qwen3, BERT or T5.
+        model: A `TransformerLM`, `TransformerClassifier`, `TransformerSeq2Seq` or
+            `VisionTransformer` that is built, and whose arguments are those of a GPT-2, Llama,
+            Mistral, Qwen2, Qwen3, BERT, T5 or ViT.
         folder: Path of the folder, which is made if there is none. A model in it is overwritten.
         shard_bytes: Number of bytes from which on a further file is begun.
         **settings: Further settings for config.json, which a model of kattn does not have, such as
@@ -157,7 +161,7 @@ def _described(model):
         if closest is None or len(differing) < len(closest):
             closest = differing
     raise error(
-        "A model must be a GPT-2, Llama, Mistral, Qwen2, Qwen3, BERT or T5 by its arguments to be "
-        "written for transformers, but this one differs from all",
+        "To be written for transformers, a model must be a GPT-2, Llama, Mistral, Qwen2, Qwen3, "
+        "BERT, T5 or ViT by its arguments, but this one differs from all",
         **(closest or {"model": type(model).__name__}),
     )

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 from keras import ops
 
+from kattn.presets.layouts import AS_IT_IS, TRANSPOSED, Layout
 from kattn.presets.safetensors_file import StoredTensor
 from kattn.presets.weights import dtype_of
 
@@ -17,14 +18,13 @@ class Part:
     Args:
         name: Name of the tensor.
         width: Number of those channels. None for all of them.
-        transposed: Whether the tensor is a matrix `(out, in)`, as PyTorch's are. Ours are
-            `(in, out)`.
+        layout: How the tensor lies in the weight.
         scale: Number that the tensor times it is what the weight holds.
     """
 
     name: str
     width: int | None = None
-    transposed: bool = False
+    layout: Layout = AS_IT_IS
     scale: float = 1.0
 
     def laid_out(self, tensors):
@@ -32,7 +32,7 @@ class Part:
         tensor = tensors[self.name].read()
         if self.scale != 1:
             tensor = tensor.astype("float32") * self.scale
-        return tensor.T if self.transposed else tensor
+        return self.layout.read(tensor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Link:
         start = 0
         for part in self.parts:
             width = shape[-1] if part.width is None else part.width
-            piece = (*shape[:-1], width)
-            yield part, slice(start, start + width), piece[::-1] if part.transposed else piece
+            place = slice(start, start + width)
+            yield part, place, part.layout.shape((*shape[:-1], width))
             start += width
 
     def gather(self, weight, tensors):
@@ -81,9 +81,9 @@ class Link:
             yield part.name, StoredTensor(dtype_of(weight), shape, make)
 
 
-def equal(weight, tensor, scale=1.0, resized_by=None):
-    """The link of a weight that is one tensor in the same layout."""
-    return Link(weight, (Part(tensor, scale=scale),), resized_by=resized_by)
+def equal(weight, tensor, scale=1.0, resized_by=None, layout=AS_IT_IS):
+    """The link of a weight that is one tensor."""
+    return Link(weight, (Part(tensor, layout=layout, scale=scale),), resized_by=resized_by)
 
 
 def dense(layer, tensors, *, widths=(None,), scales=None, transposed=True, **options):
@@ -103,10 +103,10 @@ def dense(layer, tensors, *, widths=(None,), scales=None, transposed=True, **opt
     scales = scales or (1.0,) * len(widths)
     for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
         parts = zip(tensors, widths, scales, strict=True)
-        is_matrix = transposed and ours == "kernel"
+        layout = TRANSPOSED if transposed and ours == "kernel" else AS_IT_IS
         yield Link(
             f"{layer}/{ours}",
-            tuple(Part(f"{name}.{theirs}", width, is_matrix, x) for name, width, x in parts),
+            tuple(Part(f"{name}.{theirs}", width, layout, x) for name, width, x in parts),
             **options,
         )
 
@@ -128,4 +128,4 @@ def _piece(weight, part, place):
     piece = ops.convert_to_numpy(weight)[..., place]
     if part.scale != 1:
         piece = piece.astype("float32") / part.scale
-    return piece.T if part.transposed else piece
+    return part.layout.write(piece)

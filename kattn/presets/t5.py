@@ -12,6 +12,7 @@ from kattn.layers import T5RelativeBias
 from kattn.models import TransformerSeq2Seq
 from kattn.presets.facts import hidden_width
 from kattn.presets.family import Family, word_for
+from kattn.presets.layouts import TRANSPOSED
 from kattn.presets.links import Link, Part, dense, equal, norm
 
 ACTIVATIONS = {
@@ -89,7 +90,7 @@ def _links(model, config):
             yield from _block(f"{stack}/block{i}", f"{stack}.block.{i}.layer", block)
         role = "position" if stack == "encoder" else "decoder_position"
         first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield Link(f"{stack}/block0/attention/{role}/table", (Part(first, transposed=True),))
+        yield Link(f"{stack}/block0/attention/{role}/table", (Part(first, layout=TRANSPOSED),))
         yield equal(f"{stack}/norm/scale", f"{stack}.final_layer_norm.weight", scales[stack])
     yield from dense("head", ["lm_head"], resized_by="vocabulary_size")
 
@@ -139,7 +140,7 @@ T5 = Family(
     arguments=_arguments,
     settings=_settings,
     links=_links,
-    input_shape=((None, None), (None, None)),
+    input_shape=lambda model: ((None, None), (None, None)),
     table="shared.weight",
     copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
     head="lm_head.weight",

@@ -10,6 +10,7 @@ defaults. The folders in `tests/fixtures/huggingface` were written from them, wi
 import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 
@@ -17,6 +18,7 @@ FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "huggingface"
 TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])  # of 17
 NEW = 5  # tokens that are chosen
 KEEP = np.array([[1] * 7, [1] * 4 + [0] * 3], bool)
+IMAGES = np.random.default_rng(0).normal(size=(2, 4, 6, 2)).astype("float32")
 TYPES = np.array([[0, 0, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0]])
 SIZES = {
     "vocab_size": 17,
@@ -92,6 +94,18 @@ ARCHITECTURES = {
         "BertForSequenceClassification",
         {**SIZES, "max_position_embeddings": 16, "num_labels": 3, "layer_norm_eps": 1e-3},
     ),
+    "vit": (
+        "ViTConfig",
+        "ViTForImageClassification",
+        {
+            **{name: SIZES[name] for name in SIZES if name != "vocab_size"},
+            "image_size": [4, 6],
+            "patch_size": [2, 3],
+            "num_channels": 2,
+            "num_labels": 3,
+            "layer_norm_eps": 1e-3,
+        },
+    ),
     "t5": ("T5Config", "T5ForConditionalGeneration", T5),
     "t5-gated-untied": (
         "T5Config",
@@ -126,15 +140,18 @@ def theirs(name):
 def expected(name, model):
     """Tokens, of which it chose those behind the prompt, and its logits for them.
 
-    Of a BERT and of the source of a T5, only `KEEP` are real.
+    Of a BERT and of the source of a T5, only `KEEP` are real. A ViT has images in their place.
     """
     import torch
 
+    if name == "vit":
+        with torch.no_grad():
+            return IMAGES, model(torch.tensor(IMAGES).permute(0, 3, 1, 2)).logits.numpy()
     tokens, keep, types = (torch.tensor(x.astype("int64")) for x in (TOKENS, KEEP, TYPES))
     with torch.no_grad():
         if name == "bert":
             given = {"attention_mask": keep, "token_type_ids": types}
-            return TOKENS, model(tokens, **given).logits.numpy()
+            return TOKENS.astype("int32"), model(tokens, **given).logits.numpy()
         greedy = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW}
         if name.startswith("t5"):
             given = {"attention_mask": keep, "decoder_start_token_id": 0, **greedy}
@@ -143,7 +160,7 @@ def expected(name, model):
         else:
             chosen = model.generate(tokens, attention_mask=torch.ones_like(tokens), **greedy)
             logits = model(chosen).logits
-    return chosen.numpy(), logits.numpy()
+    return chosen.numpy().astype("int32"), logits.numpy()
 
 
 def inputs_of_ours(name, tokens):
@@ -168,10 +185,10 @@ def write(name, folder):
     config.pop("transformers_version")
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     (folder / "generation_config.json").unlink(missing_ok=True)
-    np.savez(folder / "expected.npz", tokens=tokens.astype("int32"), logits=logits)
+    np.savez(folder / "expected.npz", tokens=tokens, logits=logits)
 
 
 if __name__ == "__main__":
-    shutil.rmtree(FIXTURES, ignore_errors=True)
-    for architecture in ARCHITECTURES:
+    for architecture in sys.argv[1:] or ARCHITECTURES:
+        shutil.rmtree(FIXTURES / architecture, ignore_errors=True)
         write(architecture, FIXTURES / architecture)

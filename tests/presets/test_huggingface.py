@@ -24,7 +24,8 @@ from tests.presets import architectures
 from tests.presets.architectures import ARCHITECTURES, FIXTURES, TOKENS
 
 BACKEND = keras.backend.backend()
-GENERATING = [name for name in ARCHITECTURES if name != "bert"]
+CLASSIFYING = ("bert", "vit")
+GENERATING = [name for name in ARCHITECTURES if name not in CLASSIFYING]
 TRANSFORMERS = pytest.mark.skipif(
     BACKEND != "torch" or importlib.util.find_spec("transformers") is None,
     reason="transformers needs PyTorch",
@@ -93,7 +94,7 @@ def test_logits_are_theirs(name, capsys):
     """For prompts and for what they write behind them, of which each token has the most."""
     found, (tokens, wanted) = logits(from_huggingface(FIXTURES / name), name), expected(name)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
-    if name != "bert":
+    if name in GENERATING:
         new = architectures.NEW
         np.testing.assert_array_equal(found[:, -new - 1 : -1].argmax(-1), tokens[:, -new:])
     assert not capsys.readouterr().out  # all was matched
@@ -223,6 +224,23 @@ def test_new_head(capsys):
         "Weights that stay random: head/bias, head/kernel",
     ]
     assert_close(values(model)["pooler/kernel"], values_of("bert")["pooler/kernel"], 0)
+
+
+def test_images_of_either_data_format(folder):
+    """With a new head in place of that of the folder, or where there is none."""
+    path = folder("vit")
+    images = expected("vit")[0]
+    first = from_huggingface(path, data_format="channels_first")
+    assert_close(run(first, images.transpose(0, 3, 1, 2)), expected("vit")[1], 1e-4)
+    model = from_huggingface(path, num_classes=5, print_fn=None)
+    assert values(model)["head/kernel"].shape == (8, 5)
+    name = "embedding/projection/kernel"
+    assert_close(values(model)[name], values_of("vit")[name], 0)
+    change_tensors(
+        path, lambda tensors: [tensors.pop(f"classifier.{x}") for x in ("weight", "bias")]
+    )
+    with pytest.raises(ValueError, match=r"holds no classifier.*num_classes=None"):
+        from_huggingface(path)
 
 
 def test_folder_of_another_task(folder, capsys):
