@@ -118,13 +118,13 @@ def make_ours(case: Case) -> Any:
 
 def run_ours(model: Any, case: Case) -> Callable[[], float]:
     """Trains it by `fit`, or lets it write."""
-    import kattn
+    from kattn import generation
 
     if case.task == "write":
         prompts = tokens(case.batch, PROMPT)
 
         def write() -> None:
-            kattn.generate(model, prompts, NEW)
+            generation.generate(model, prompts, NEW)
 
         return lambda: turns.milliseconds(write) / NEW
 
@@ -254,7 +254,7 @@ def make_keras_hub(case: Case) -> Any:
 def run_keras_hub(model: Any, case: Case) -> Callable[[], float]:
     """Lets it write."""
     total = PROMPT + NEW
-    prompts = np.zeros((case.batch, total), "int32")
+    prompts: np.ndarray = np.zeros((case.batch, total), "int32")
     prompts[:, :PROMPT] = tokens(case.batch, PROMPT)
     mask = np.arange(total) < PROMPT
     inputs = {"token_ids": prompts, "padding_mask": np.tile(mask, (case.batch, 1))}

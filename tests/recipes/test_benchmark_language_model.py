@@ -4,8 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-import kattn
-from kattn import models
+from kattn import generation, models
 from recipes.benchmarks import language_model
 from recipes.benchmarks.language_model import SIZES, Case, Settings, Size
 
@@ -85,7 +84,7 @@ def written(monkeypatch, owner, write):
 def test_ours_writes(tiny, monkeypatch):
     case = tiny("write", "keras-hub")
     write = language_model.run_ours(language_model.make_ours(case), case)
-    assert np.shape(written(monkeypatch, kattn, write)) == (2, 3)
+    assert np.shape(written(monkeypatch, generation, write)) == (2, 3)
 
 
 def test_keras_hub_writes_behind_the_prompts(tiny, monkeypatch):
