@@ -1,11 +1,15 @@
 """Parameters, floating-point operations and bytes of each layer of a model."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 
 import keras
+from keras import ops
 
 from kattn import arguments
+from kattn.layers import GatedLinearAttention, LinearAttention
+from kattn.ops.attention import observed
 
 FREE = {  # a few operations per number at most, which are not counted
     "Activation",
@@ -13,6 +17,7 @@ FREE = {  # a few operations per number at most, which are not counted
     "AveragePooling1D",
     "AveragePooling2D",
     "BatchNormalization",
+    "Concatenate",
     "Dropout",
     "Embedding",
     "Flatten",
@@ -22,9 +27,11 @@ FREE = {  # a few operations per number at most, which are not counted
     "LayerNormalization",
     "MaxPooling1D",
     "MaxPooling2D",
+    "RMSNormalization",
     "ReLU",
     "Reshape",
 }
+WRAPPERS = (keras.Model, keras.layers.Bidirectional)  # they cost what the layers in them cost
 
 
 @dataclass(frozen=True)
@@ -59,21 +66,24 @@ class LayerCost:
 def layer_costs(model):
     """Counts what each layer of a model costs for one example.
 
-    Convolutions, dense layers and `SelfAttention2D` are counted: 2 operations per multiply-add.
-    Their biases are not, and layers that need only a few operations per number (activations,
-    normalisation, pooling, dropout, embedding) count as 0. A training step takes about three times
-    the operations of the forward pass.
+    The model is run once, on zeros, and what its layers and the layers inside of them do is
+    counted: 2 operations per multiply-add of convolutions, dense and recurrent layers, of the
+    scores against a table of embeddings, and of attention. Linear attention counts as the
+    recurrence that it is. Biases, positions and layers that need only a few operations per number
+    (activations, normalisation, pooling, dropout, embedding) count as 0. A training step takes
+    about three times the operations of the forward pass.
 
     Args:
-        model: A built functional or sequential Keras model with one output per layer. All shapes
-            must be known, except for the size of the batch.
+        model: A Keras model: a functional or sequential one, or one that is built with shapes, such
+            as `model.build((None, 64))`. All sizes but that of the batch must be known.
 
     Returns:
-        A list with one `LayerCost` for each layer, in the order of `model.layers`.
+        A list with one `LayerCost` for each layer that is called, in the order of `model.layers`. A
+        weight that several layers share counts in the first of them.
 
     Raises:
-        ValueError: If there is no rule for the operations of a layer, or if the size of an axis
-            other than the batch is unknown.
+        ValueError: If there is no rule for the operations of a layer, if the model is not built, or
+            if the size of an axis other than the batch is unknown.
 
     Example:
         >>> x = inputs = keras.Input((8, 8, 3))
@@ -86,54 +96,194 @@ def layer_costs(model):
         Flatten 0 0 0
         Dense 10250 20480 41000
     """
-    return [_cost(layer) for layer in model.layers]
+    inputs = _zeros(model)
+    outputs: dict = {}  # by id of the layer, for those of `model.layers`
+    flops = dict.fromkeys(map(id, model.layers), 0)
+    running: list = []  # those of these layers whose call has begun, the innermost last
 
+    def count(number):
+        if running:
+            flops[running[-1]] += number
 
-def _cost(layer):
-    shape = tuple(layer.output.shape[1:])
-    if None in shape:
-        raise arguments.error(
-            "all axes of the output of a layer but the batch must have a known size",
-            layer=layer.name,
-            output_shape=shape,
+    with contextlib.ExitStack() as stack:
+        for layer, rule in _rules(model):
+            stack.enter_context(_counted(layer, rule, count))
+        for layer in model.layers:
+            stack.enter_context(_followed(layer, running, outputs))
+        stack.enter_context(observed(lambda call: count(_attention(call))))
+        model(*inputs, training=False)
+    costs, seen = [], set[int]()
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            outputs[id(layer)] = layer.output
+        if id(layer) not in outputs:
+            continue  # it serves other layers, as the positions of attention layers do
+        weights = [w for w in layer.weights if id(w) not in seen]
+        seen.update(map(id, weights))
+        output = outputs[id(layer)]
+        shape = tuple(output.shape[1:])
+        costs.append(
+            LayerCost(
+                layer=layer.name,
+                kind=type(layer).__name__,
+                output_shape=shape,
+                parameters=sum(math.prod(w.shape) for w in weights),
+                flops=flops[id(layer)],
+                weight_bytes=sum(math.prod(w.shape) * _width(w.dtype) for w in weights),
+                output_bytes=math.prod(shape) * _width(output.dtype),
+            )
         )
-    return LayerCost(
-        layer=layer.name,
-        kind=type(layer).__name__,
-        output_shape=shape,
-        parameters=layer.count_params(),
-        flops=_flops(layer),
-        weight_bytes=sum(math.prod(w.shape) * _width(w.dtype) for w in layer.weights),
-        output_bytes=math.prod(shape) * _width(layer.output.dtype),
-    )
+    return costs
 
 
-def _flops(layer):
-    kind = type(layer).__name__
-    if kind in FREE:
-        return 0
-    if kind == "Dense":
-        return 2 * math.prod(layer.input.shape[1:]) * layer.units
-    if kind in ("Conv1D", "Conv2D", "Conv3D"):
-        # Each output number is a product over the window and the channels in it.
-        return 2 * math.prod(layer.output.shape[1:]) * math.prod(layer.kernel.shape[:-1])
-    if kind == "SelfAttention2D":
-        return _self_attention_2d(layer)
-    raise arguments.error(
-        "`layer_costs` must have a rule for every layer of the model", layer=layer.name, kind=kind
-    )
+def _zeros(model):
+    """One example of zeros for each input of a model."""
+    if getattr(model, "inputs", None):
+        known = [(x.shape, x.dtype) for x in model.inputs]
+    elif model.built:
+        config = model.get_build_config()
+        shapes = config["shapes_dict"].values() if "shapes_dict" in config else config.values()
+        known = [(shape, None) for shape in shapes]
+    else:
+        raise arguments.error("`model` must be built: call its `build` first", model=model.name)
+    for shape, _ in known:
+        if None in shape[1:]:
+            raise arguments.error(
+                "all axes of the inputs of the model but the batch must have a known size",
+                model=model.name,
+                input_shape=tuple(shape),
+            )
+    zeros = [ops.zeros((1, *shape[1:]), dtype) for shape, dtype in known]
+    return [zeros] if getattr(model, "inputs", None) and len(zeros) > 1 else zeros
 
 
-def _self_attention_2d(layer):
-    shape = layer.input.shape
-    last = layer.data_format == "channels_last"
-    height, width, channels = shape[1:] if last else (*shape[2:], shape[1])
-    queries = height * width
-    keys = math.ceil(height / layer.key_stride) * math.ceil(width / layer.key_stride)
-    key_width, value_width = layer.head_sizes.query_width, layer.head_sizes.output_width
-    projections = queries * channels * 2 * (key_width + value_width)  # Q, K; V, output
-    products = queries * keys * (key_width + value_width)  # Q K^T; weights times V
-    return 2 * (projections + products)
+def _rules(model):
+    """The layers with operations of their own, at any depth, with the rule that counts them."""
+    layers = model._flatten_layers(include_self=False)
+    cells = {
+        id(cell)
+        for layer in layers
+        if isinstance(layer, keras.layers.RNN)
+        for cell in layer._flatten_layers(include_self=False)
+    }
+    for layer in layers:
+        rule = next((rule for kind, rule in RULES.items() if isinstance(layer, kind)), None)
+        if rule is not None:
+            yield layer, rule
+        elif id(layer) not in cells and not _is_free(layer):
+            raise arguments.error(
+                "`layer_costs` must have a rule for every layer of the model",
+                layer=layer.name,
+                kind=type(layer).__name__,
+            )
+
+
+def _is_free(layer):
+    """Whether all that a layer computes is done by the layers in it, or not worth counting."""
+    module = type(layer).__module__
+    if module.startswith("kattn.") or isinstance(layer, WRAPPERS):
+        return True
+    if module.startswith("keras."):
+        return type(layer).__name__ in FREE
+    return bool(layer._flatten_layers(include_self=False))
+
+
+@contextlib.contextmanager
+def _counted(layer, rule, count):
+    """Count what each call of a layer does, for the length of a block."""
+
+    def counting(call, x, *args, **kwargs):
+        y = call(x, *args, **kwargs)
+        count(rule(layer, x, y))
+        return y
+
+    with _replaced(layer, counting):
+        yield
+
+
+@contextlib.contextmanager
+def _followed(layer, running, outputs):
+    """Note when a layer is running and what it gives, for the length of a block."""
+
+    def following(call, *args, **kwargs):
+        running.append(id(layer))
+        try:
+            outputs[id(layer)] = call(*args, **kwargs)
+        finally:
+            running.pop()
+        return outputs[id(layer)]
+
+    with _replaced(layer, following):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(layer, function):
+    """Call function(call, ...) in place of the `call` of a layer, for the length of a block."""
+    call, own = layer.call, vars(layer).get("call")
+
+    def replacement(*args, **kwargs):
+        return function(call, *args, **kwargs)
+
+    object.__setattr__(layer, "call", replacement)
+    try:
+        yield
+    finally:
+        if own is None:
+            object.__delattr__(layer, "call")
+        else:
+            object.__setattr__(layer, "call", own)
+
+
+def _dense(layer, x, y):
+    return 2 * math.prod(x.shape) * layer.units
+
+
+def _einsum_dense(layer, x, y):
+    read, weights = layer.equation.split("->")[0].split(",")
+    sizes = zip(weights, layer.kernel.shape, strict=True)
+    return 2 * math.prod(x.shape) * math.prod(n for axis, n in sizes if axis not in read)
+
+
+def _convolution(layer, x, y):
+    # Each output number is a product over the window and the channels in it.
+    return 2 * math.prod(y.shape) * math.prod(layer.kernel.shape[:-1])
+
+
+def _recurrence(layer, x, y):
+    # A step multiplies input and state with the matrices of the cell.
+    matrices = [w for w in layer.weights if w.name.endswith("kernel")]
+    return 2 * x.shape[1] * sum(math.prod(w.shape) for w in matrices)
+
+
+def _table(layer, x, y):
+    scores = len(x.shape) == len(y.shape)  # against each vector; else tokens are looked up
+    return 2 * math.prod(x.shape) * layer.input_dim if scores else 0
+
+
+def _linear_attention(layer, x, y):
+    sizes = layer.head_sizes
+    features = getattr(layer, "_features", sizes.key_dim)
+    # Each step adds a product of features and values to the state, and reads it.
+    return 2 * x.shape[1] * (sizes.key_heads + sizes.heads) * features * sizes.value_dim
+
+
+def _attention(call):
+    scores = math.prod(call.query.shape[:3]) * call.key.shape[1]  # B * T * N * S
+    return 2 * scores * (call.query.shape[3] + call.value.shape[3])
+
+
+RULES = {
+    keras.layers.Dense: _dense,
+    keras.layers.EinsumDense: _einsum_dense,
+    keras.layers.Conv1D: _convolution,
+    keras.layers.Conv2D: _convolution,
+    keras.layers.Conv3D: _convolution,
+    keras.layers.RNN: _recurrence,
+    keras.layers.ReversibleEmbedding: _table,
+    LinearAttention: _linear_attention,
+    GatedLinearAttention: _linear_attention,
+}
 
 
 def _width(dtype):

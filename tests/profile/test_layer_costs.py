@@ -38,12 +38,16 @@ def test_layer_costs(data_format):
 
 def test_layer_costs_does_not_guess():
     inputs = keras.Input((4, 3))
-    model = keras.Model(inputs, keras.layers.LSTM(2, name="memory")(inputs))
-    with pytest.raises(
-        ValueError,
-        match="a rule for every layer of the model; received: layer='memory', kind='LSTM'",
-    ):
-        layer_costs(model)
+    for layer, count in ((keras.layers.MultiHeadAttention(1, 3), 2), (Doubled(), 1)):
+        model = keras.Model(inputs, layer(*[inputs] * count))
+        kind = type(layer).__name__
+        message = f"a rule for every layer of the model; received: layer='.*', kind='{kind}'"
+        with pytest.raises(ValueError, match=message):
+            layer_costs(model)
+
+
+# Queries and outputs of 7 steps, keys and values of 3; 10 channels of 2 heads; scores and sums.
+ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
 
 
 @pytest.mark.parametrize(
@@ -55,13 +59,74 @@ def test_layer_costs_does_not_guess():
         (keras.layers.Conv3D(2, 2), (3, 4, 5, 3), 2 * 3 * 4 * 2 * 8 * 3),
         (keras.layers.LayerNormalization(), (4, 3), 0),
         (keras.layers.Embedding(9, 4), (6,), 0),
+        (keras.layers.EinsumDense("abc,cde->abde", (None, 2, 5)), (4, 3), 4 * 3 * 2 * 5),
+        (keras.layers.EinsumDense("...bc,bcd->...bd", (3, 2)), (4, 3, 5), 4 * 3 * 5 * 2),
+        (keras.layers.LSTM(2), (7, 3), 7 * (3 + 2) * 8),
+        (keras.layers.Bidirectional(keras.layers.GRU(2)), (7, 3), 2 * 7 * (3 + 2) * 6),
+        (kattn.layers.LinearAttention(2), (7, 4), 7 * 4 * 4 * 4 + 2 * 7 * 2 * 2 * 2),
+        (kattn.layers.MultiHeadAttention(2, 5), [(7, 4), (3, 4)], ATTENTION),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_operations(layer, shape, multiply_adds):
-    inputs = keras.Input(shape)
-    model = keras.Model(inputs, layer(inputs))
+    inputs = [keras.Input(each) for each in (shape if isinstance(shape, list) else [shape])]
+    model = keras.Model(inputs, layer(*inputs))
     assert layer_costs(model)[-1].flops == 2 * multiply_adds
+    assert type(layer).call is layer.call.__func__  # as before
+
+
+class Doubled(keras.layers.Layer):
+    """A layer without a rule and without layers in it."""
+
+    def call(self, x):
+        return 2 * x
+
+
+class Cell(keras.layers.Layer):
+    """A layer of one's own costs what the layers in it cost."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(self.dense(x))
+
+
+def test_layers_within_layers_count_as_often_as_they_are_called():
+    inputs = keras.Input((4, 3))
+    inner = keras.Sequential([Cell()])
+    model = keras.Model(inputs, inner(inner(inputs)))
+    cost = layer_costs(model)[-1]
+    assert (cost.parameters, cost.flops) == (12, 4 * 2 * 4 * 3 * 3)
+
+
+def test_a_language_model():
+    """Each layer of a model that is no functional one; the tied table counts once."""
+    position = kattn.layers.RotaryEmbedding()
+    model = kattn.models.TransformerLM(11, 3, 2, 8, position=position, padding_token=0)
+    with pytest.raises(ValueError, match="`model` must be built"):
+        layer_costs(model)
+    model.build((None, 5))
+    costs = {cost.layer: cost for cost in layer_costs(model)}
+    blocks = 3 * (5 * (4 * 8**2 + 2 * 8 * 32) + 2 * 5 * 5 * 8)
+    counted = {name: cost.flops for name, cost in costs.items() if cost.flops}
+    assert counted == {"decoder": 2 * blocks, "tokens": 2 * 5 * 8 * 11}
+    assert sum(cost.parameters for cost in costs.values()) == model.count_params()
+    assert costs["decoder"].output_shape == (5, 8)
+
+
+def test_each_channel_of_a_forecast_passes_the_blocks():
+    sizes = {"input_length": 24, "num_layers": 2, "num_heads": 2, "width": 4, "hidden_dim": 6}
+    model = kattn.models.TimeSeriesTransformer(5, patch_length=8, stride=4, **sizes)
+    model.build((None, 24, 3))
+    costs = {cost.layer: cost.flops for cost in layer_costs(model) if cost.flops}
+    blocks = 2 * (6 * (4 * 4**2 + 2 * 4 * 6) + 2 * 6 * 6 * 4)
+    assert costs == {
+        "projection": 2 * 3 * 6 * 8 * 4,
+        "encoder": 2 * 3 * blocks,
+        "head": 2 * 3 * 6 * 4 * 5,
+    }
 
 
 def test_bytes():
@@ -79,7 +144,7 @@ def test_bytes():
 def test_unknown_shapes():
     inputs = keras.Input((None, 3))
     model = keras.Model(inputs, keras.layers.Dense(2, name="head")(inputs))
-    message = r"must have a known size; received: layer='.*', output_shape=\(None, 3\)"
+    message = r"must have a known size; received: model='.*', input_shape=\(None, None, 3\)"
     with pytest.raises(ValueError, match=message):
         layer_costs(model)
 
