@@ -175,8 +175,8 @@ def prepare(settings: Settings) -> harness.Job:
         titles=TITLES,
         scores=SCORES,
         build=functools.partial(build, splits, settings),
-        batches=functools.partial(
-            training_batches, splits, size, shift=settings.shift, flip=settings.flip
+        batches=lambda kind, seed: training_batches(
+            splits, size, seed, shift=settings.shift, flip=settings.flip
         ),
         validate=functools.partial(evaluate, splits.x_val, splits.y_val, size),
         test=functools.partial(evaluate, data.x_test, data.y_test, size),

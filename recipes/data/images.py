@@ -7,14 +7,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
+from recipes.data import sources
+
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-HELD_OUT = ("test", "val", "valid", "validation")  # the first that exists is the test split
-TEST_FRACTION = 0.2  # where a source has no splits of its own
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,7 @@ def load(
             "`dataset` must be digits, tfds:<name>, folder:<path> or zip:<path>; "
             f"received: dataset={dataset!r}"
         )
-    if len(data.classes) < 2:
-        raise ValueError(
-            "`dataset` must hold at least two classes; "
-            f"received: dataset={dataset!r}, classes={data.classes}"
-        )
+    sources.check_classes(dataset, data.classes)
     return data
 
 
@@ -102,33 +97,12 @@ def _digits(image_size: int | None) -> ImageData:
 
 def _tfds(name: str, data_dir: Path | None, image_size: int | None, seed: int) -> ImageData:
     dataset = f"tfds:{name}"
-    needed = ("tensorflow", "tensorflow_datasets", "importlib_resources")  # TFDS forgets the last
-    missing = [package for package in needed if find_spec(package) is None]
-    if missing:
-        raise ValueError(
-            "`dataset` needs packages that are not installed (pip install 'kattn[datasets]'); "
-            f"received: dataset={dataset!r}, missing={missing}"
-        )
-    # TensorFlow only reads files here: it must not take the GPU's memory from another backend.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    builder = sources.tfds_builder(name, data_dir, ("image", "label"))
     import tensorflow_datasets as tfds
 
-    try:
-        builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
-    except tfds.core.DatasetNotFoundError:
-        raise ValueError(
-            "`dataset` must name a set that TensorFlow Datasets knows; "
-            f"received: dataset={dataset!r}"
-        ) from None
     features = builder.info.features
-    if not {"image", "label"} <= set(features):
-        raise ValueError(
-            "`dataset` must have the features image and label; "
-            f"received: dataset={dataset!r}, features={sorted(features)}"
-        )
-    builder.download_and_prepare()
     classes = tuple(features["label"].names)
-    held_out = next((split for split in HELD_OUT if split in builder.info.splits), None)
+    held_out = sources.held_out_split(builder.info.splits)
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
         decoders = tfds.decode.PartialDecoding({"image": True, "label": True})
@@ -150,15 +124,10 @@ def _tfds(name: str, data_dir: Path | None, image_size: int | None, seed: int) -
 
 
 def _folder(root: Path, image_size: int | None, seed: int) -> ImageData:
-    dataset = f"folder:{root}"
-    if not root.exists():
-        raise FileNotFoundError(
-            f"`dataset` must name a folder that exists; received: dataset={dataset!r}"
-        )
-    if not root.is_dir():
-        raise ValueError(f"`dataset` must name a folder, not a file; received: dataset={dataset!r}")
-    names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-    return _from_files(dataset, names, lambda name: (root / name).read_bytes(), image_size, seed)
+    names = sources.files_in(root)
+    return _from_files(
+        f"folder:{root}", names, lambda name: (root / name).read_bytes(), image_size, seed
+    )
 
 
 def _zip(path: Path, image_size: int | None, seed: int) -> ImageData:
@@ -181,16 +150,10 @@ def _from_files(
     seed: int,
 ) -> ImageData:
     """Sort `names` into splits and classes by their folders, and decode them."""
-    splits = _splits(dataset, names)
+    splits = sources.splits_of_files(dataset, names, SUFFIXES, "image")
     classes = tuple(sorted({label for label, _ in splits["train"]}))
-    held_out = next((split for split in HELD_OUT if split in splits), None)
+    held_out = sources.held_out_split(splits)
     held_out_files = splits[held_out] if held_out else []
-    unknown = sorted({label for label, _ in held_out_files} - set(classes))
-    if unknown:
-        raise ValueError(
-            f"`dataset` must have a train folder for every class; received: dataset={dataset!r}, "
-            f"only in {held_out}={unknown}"
-        )
     used = splits["train"] + held_out_files
     x = _decode_all(dataset, [name for _, name in used], read, image_size)
     index = {label: number for number, label in enumerate(classes)}
@@ -200,39 +163,6 @@ def _from_files(
     cut = len(splits["train"])
     split = f"the source's own folders train and {held_out}"
     return ImageData(dataset, classes, x[:cut], y[:cut], x[cut:], y[cut:], split)
-
-
-def _splits(dataset: str, names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Map each split to its (class, file name) pairs; without split folders all of it is train."""
-    files = {name: PurePosixPath(name).parts for name in sorted(names)}
-    files = {
-        name: parts
-        for name, parts in files.items()
-        if PurePosixPath(name).suffix.lower() in SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in parts)
-    }
-    if not files:
-        raise ValueError(
-            f"`dataset` must hold images ({' '.join(sorted(SUFFIXES))}); "
-            f"received: dataset={dataset!r}, files={len(names)}, images=0"
-        )
-    while len({parts[0] for parts in files.values()}) == 1 and min(map(len, files.values())) > 2:
-        files = {name: parts[1:] for name, parts in files.items()}  # one folder around everything
-    top = {parts[0] for parts in files.values()}
-    has_splits = "train" in top and not top.isdisjoint(HELD_OUT)
-    depth = 3 if has_splits else 2
-    misplaced = [name for name, parts in files.items() if len(parts) < depth]
-    if misplaced or (has_splits and not top <= {"train", *HELD_OUT}):
-        raise ValueError(
-            "`dataset` must be laid out <split>/<class>/<image> or <class>/<image>; "
-            f"received: dataset={dataset!r}, top folders={sorted(top)[:8]}, "
-            f"misplaced={misplaced[:3]}"
-        )
-    splits: dict[str, list[tuple[str, str]]] = {}
-    for name, parts in files.items():
-        split = parts[0] if has_splits else "train"
-        splits.setdefault(split, []).append((parts[depth - 2], name))
-    return splits
 
 
 def _decode_all(
@@ -303,15 +233,5 @@ def _resize(image: np.ndarray, image_size: int | None) -> np.ndarray:
 def _seeded_split(
     dataset: str, classes: tuple[str, ...], x: np.ndarray, y: np.ndarray, seed: int
 ) -> ImageData:
-    test: np.ndarray = np.zeros(len(y), bool)
-    rng = np.random.default_rng(seed)
-    for label, name in enumerate(classes):
-        members = rng.permutation(np.flatnonzero(y == label))
-        if len(members) < 2:
-            raise ValueError(
-                "`dataset` must, without splits, hold at least two images of each class; "
-                f"received: dataset={dataset!r}, class={name!r}, images={len(members)}"
-            )
-        test[members[: max(round(TEST_FRACTION * len(members)), 1)]] = True
-    split = f"no splits in the source: {TEST_FRACTION:.0%} of each class, drawn with seed {seed}"
+    test, split = sources.draw_test(dataset, classes, y, seed, "image")
     return ImageData(dataset, classes, x[~test], y[~test], x[test], y[test], split)

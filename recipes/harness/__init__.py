@@ -10,6 +10,7 @@ from recipes.harness.cli import parse as parse
 from recipes.harness.cli import recorded as recorded
 from recipes.harness.comparison import Comparison as Comparison
 from recipes.harness.comparison import compare as compare
+from recipes.harness.comparison import compare_each as compare_each
 from recipes.harness.figures import COLOURS as COLOURS
 from recipes.harness.figures import curves as curves
 from recipes.harness.figures import panels as panels
@@ -31,6 +32,7 @@ from recipes.harness.learning_rate import rate_section as rate_section
 from recipes.harness.machine import machine as machine
 from recipes.harness.machine import versions as versions
 from recipes.harness.metrics import cross_entropy_and_accuracy as cross_entropy_and_accuracy
+from recipes.harness.metrics import next_token_loss as next_token_loss
 from recipes.harness.progress import Progress as Progress
 from recipes.harness.report import Results as Results
 from recipes.harness.report import bullets as bullets

@@ -1,20 +1,16 @@
 """The usual recipe: train a few kinds of model from several seeds, and report what differs."""
 
 import dataclasses
-import math
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.harness import report
 from recipes.harness.cli import Job
-from recipes.harness.figures import curves
-from recipes.harness.fitting import finish, fit, read_results, unfinished
+from recipes.harness.fitting import finish, fit, unfinished
 from recipes.harness.flags import TrainingFlags, make_callbacks, make_clipping
-from recipes.harness.learning_rate import find_rate, rate_section
+from recipes.harness.learning_rate import find_rate
 from recipes.harness.run_folder import RunFolder
-from recipes.harness.statistics import Score, one_difference
+from recipes.harness.statistics import Score
 from recipes.harness.timing import measure_steps
 
 
@@ -28,13 +24,20 @@ class Comparison:
         titles: Titles of the kinds of model by name. The first kind is the baseline.
         scores: What the test measures. Verdict, table by seed and figure show the first one.
         build: Function of the name of a kind and a seed that returns a compiled model.
-        batches: Function of a seed that returns the training data, a `kattn.data.EpochShuffled`.
-        validate: Function of a model that returns results by name, called after each epoch.
+        batches: Function of the name of a kind and a seed that returns the training data, a
+            `kattn.data.EpochShuffled`.
+        validate: Function of a model that returns results by name, "loss" among them, called after
+            each epoch.
         test: Function of a trained model that returns results by name, called once.
         tested: Number of examples in the test data.
+        references: Function that returns what the test gives for methods that are not trained by
+            `fit`: by title of the method, results by name.
+        rates: Highest learning rate by name of the kind, for kinds that need another one than
+            `--learning-rate`.
         learnt: Function of a trained model that returns what else to record of it: by name of a
             quantity, its value in each layer.
         notes: Remarks to print below the table of results.
+        test_note: The remark on how the test data were used.
         sections: Function of the models of seed 0 and the folder that returns further sections of
             the report by heading. It may write figures to the folder.
     """
@@ -44,31 +47,76 @@ class Comparison:
     titles: Mapping[str, str]
     scores: tuple[Score, ...]
     build: Callable[[str, int], Any]
-    batches: Callable[[int], Any]
+    batches: Callable[[str, int], Any]
     validate: Callable[[Any], Mapping[str, float]]
     test: Callable[[Any], Mapping[str, float]]
     tested: int
+    references: Callable[[], Mapping[str, Mapping[str, float]]] = dict
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     learnt: Callable[[Any], Mapping[str, Mapping[str, float]]] = lambda model: {}
     notes: tuple[str, ...] = ()
+    test_note: str = "The test data were used once per model and seed, after training."
     sections: Callable[[Mapping[str, Any], RunFolder], Mapping[str, str]] = lambda models, to: {}
 
 
 def compare(comparison: Comparison, settings: TrainingFlags) -> Job:
-    """The work of training what is not trained yet, and of reporting then."""
+    """The work of training what is not trained yet, and of reporting then.
+
+    Raises:
+        ValueError: If a learning rate is to be found, and each kind has a rate of its own.
+    """
+    without_rate = [kind for kind in comparison.titles if kind not in comparison.rates]
+    if settings.lr_find and not without_rate:
+        raise ValueError(
+            "`lr_find` must not be given where each kind of model has a learning rate of its own; "
+            f"received: lr_find=True, rates={comparison.rates}"
+        )
 
     def work(folder: RunFolder, backend: str) -> str:
+        from recipes.harness import comparison_report
+
         ready = settings
         if settings.lr_find:
-            model = comparison.build(next(iter(comparison.titles)), 0)
+            kind = without_rate[0]
             clipping = make_clipping(settings.clip)
             callbacks = [] if clipping is None else [clipping]
-            rate = find_rate(model, comparison.batches(0), folder, callbacks=callbacks)
+            model, data = comparison.build(kind, 0), comparison.batches(kind, 0)
+            rate = find_rate(model, data, folder, callbacks=callbacks)
             ready = dataclasses.replace(settings, learning_rate=rate)
         models = _train(comparison, ready, folder)
-        return _write_report(comparison, ready, folder, models, backend)
+        return comparison_report.write(comparison, ready, folder, models, backend)
 
-    runs = f"{settings.seeds} seed(s) x {settings.epochs} epochs"
-    return Job(f"{comparison.about}, {runs}", work)
+    return Job(f"{comparison.about}, {_budget(settings)}", work)
+
+
+def compare_each(title: str, comparisons: Mapping[str, Comparison], settings: TrainingFlags) -> Job:
+    """The work of several comparisons, each in a folder of its own, and of a report on all.
+
+    Args:
+        title: Heading of the report on all.
+        comparisons: The comparisons by name, which is also that of the folder.
+        settings: The flags.
+    """
+    jobs = {name: compare(comparison, settings) for name, comparison in comparisons.items()}
+
+    def work(folder: RunFolder, backend: str) -> str:
+        from recipes.harness import comparison_report
+
+        for name, job in jobs.items():
+            part = RunFolder(folder.path / name)
+            if not part.report.exists():
+                print(f"{name}:", flush=True)
+                part.path.mkdir(exist_ok=True)
+                job.work(part, backend)
+        return comparison_report.write_overview(title, comparisons, settings, folder, backend)
+
+    first = next(iter(comparisons.values()))
+    return Job(f"{first.about}, {', '.join(comparisons)}, {_budget(settings)}", work)
+
+
+def _budget(settings: TrainingFlags) -> str:
+    each = f"{settings.epochs} epochs" if settings.minutes is None else f"{settings.minutes:g} min"
+    return f"{settings.seeds} seed(s) x {each}"
 
 
 def _train(comparison: Comparison, settings: TrainingFlags, folder: RunFolder) -> dict[str, Any]:
@@ -76,9 +124,10 @@ def _train(comparison: Comparison, settings: TrainingFlags, folder: RunFolder) -
     import keras
 
     models = {}
+    epochs = _epochs(comparison, settings, folder)
     for kind, seed, name in unfinished(folder, list(comparison.titles), settings.seeds):
         model = comparison.build(kind, seed)
-        _fit_one(comparison, model, kind, seed, name, settings, folder)
+        _fit_one(comparison, model, kind, seed, name, epochs[kind], settings, folder)
         if seed == 0:
             models[kind] = model
     for kind in comparison.titles:
@@ -87,142 +136,59 @@ def _train(comparison: Comparison, settings: TrainingFlags, folder: RunFolder) -
     return {kind: models[kind] for kind in comparison.titles}
 
 
+def _epochs(comparison: Comparison, settings: TrainingFlags, folder: RunFolder) -> dict[str, int]:
+    """Number of epochs by kind: that of the flags, or as many as fit in the minutes.
+
+    The latter are kept in `epochs.json`; a run that goes on reads them and measures no more.
+    """
+    if settings.minutes is None:
+        return dict.fromkeys(comparison.titles, settings.epochs)
+    epochs = folder.read_json("epochs.json")
+    if epochs is None:
+        models = {kind: comparison.build(kind, 0) for kind in comparison.titles}
+        data = {kind: comparison.batches(kind, 0) for kind in comparison.titles}
+        steps = measure_steps(models, {kind: each[0] for kind, each in data.items()})
+        epochs = {
+            kind: max(round(60 * settings.minutes / (steps[kind] * len(data[kind]))), 1)
+            for kind in comparison.titles
+        }
+        folder.write_json("epochs.json", epochs)
+    return epochs
+
+
 def _fit_one(
     comparison: Comparison,
     model: Any,
     kind: str,
     seed: int,
     name: str,
+    epochs: int,
     settings: TrainingFlags,
     folder: RunFolder,
 ) -> None:
-    data = comparison.batches(seed)
-    total = len(data) * settings.epochs
+    data = comparison.batches(kind, seed)
+    total = len(data) * epochs
     warm_up = min(len(data), total // 4)
-    epochs = fit(
+    rate = comparison.rates.get(kind, settings.learning_rate)
+    history = fit(
         model,
         data,
-        make_callbacks(settings, settings.learning_rate, total, warm_up),
+        make_callbacks(settings, rate, total, warm_up),
         folder,
         name=name,
-        epochs=settings.epochs,
+        epochs=epochs,
         every=settings.checkpoint_every,
         label=f"{comparison.titles[kind]}, seed {seed} ({seed + 1} of {settings.seeds})",
         validate=comparison.validate,
+        keep=settings.keep,
     )
     result = {
         "model": kind,
         "seed": seed,
-        "epochs": epochs,
+        "epochs": history,
         "test": dict(comparison.test(model)),
         "learnt": dict(comparison.learnt(model)),
     }
     with folder.writing(f"checkpoints/{name}.keras") as path:
         model.save(path)
     finish(folder, name, result)
-
-
-def _write_report(
-    comparison: Comparison,
-    settings: TrainingFlags,
-    folder: RunFolder,
-    models: Mapping[str, Any],
-    backend: str,
-) -> str:
-    """Plots, and everything the run has to say in `report.md`; returns the verdict."""
-    from kattn.profile import layer_costs
-
-    titles, score = comparison.titles, comparison.scores[0]
-    results = read_results(folder, list(titles), settings.seeds)
-    finals = report.final_scores(results, score)
-    folder.write_figure("curves.png", _curves(comparison, results, finals))
-    sections = comparison.sections(models, folder)
-    costs = {kind: layer_costs(model) for kind, model in models.items()}
-    steps = measure_steps(models, comparison.batches(0)[0])
-    said = _verdict(comparison, finals)
-    notes = report.bullets((*_notes(comparison, settings, finals), *comparison.notes))
-    own = "".join(f"## {name}\n\n{body}\n\n" for name, body in sections.items())
-    last = list(titles)[-1]
-    text = f"""# {comparison.title}
-
-**{said}**
-
-{report.summary_table(titles, comparison.scores, results, costs, steps)}
-
-{notes}
-
-## By seed
-
-{report.by_seed_table(titles, score, results)}
-
-## Learning curves
-
-Lines show the mean over seeds, bands reach from the lowest to the highest seed. Nothing was chosen
-by the validation data.
-
-![Learning curves](curves.png)
-
-{rate_section(folder)}{own}## Layers of the model {titles[last]}
-
-{report.layers_table(costs[last])}
-
-{report.closing_sections(settings, backend)}"""
-    folder.write_text("report.md", text)
-    return said
-
-
-def _verdict(comparison: Comparison, finals: Mapping[str, list[float]]) -> str:
-    score = comparison.scores[0]
-    (first, baseline), *others = finals.items()
-    titles = comparison.titles
-    return " ".join(
-        one_difference(
-            f"{titles[kind]} against {titles[first]}: the {score.title}",
-            values,
-            baseline,
-            unit="points" if score.is_percentage else "",
-            digits=score.digits,
-        )
-        for kind, values in others
-    )
-
-
-def _curves(comparison: Comparison, results: report.Results, finals: Any) -> Any:
-    score, titles = comparison.scores[0], comparison.titles
-    short = score.title.removeprefix("test ")
-    shown = {"loss": "training loss", "val_loss": "validation loss"}
-    if score.key != "loss":
-        shown[f"val_{score.key}"] = f"validation {short}"
-    return curves(
-        {titles[kind]: [run["epochs"] for run in runs] for kind, runs in results.items()},
-        shown,
-        {titles[kind]: values for kind, values in finals.items()},
-        f"{score.title}{', %' if score.is_percentage else ''}, one line per seed",
-    )
-
-
-def _notes(
-    comparison: Comparison, settings: TrainingFlags, finals: Mapping[str, list[float]]
-) -> list[str]:
-    notes = [
-        f"Scores: mean ± standard deviation over seeds ({settings.seeds}), with the weights of the "
-        "last epoch. The test data were used once per model and seed, after training.",
-        "All models of a seed see the same examples in the same order, for "
-        f"{settings.epochs} epochs.",
-        "MFLOPs: one example forward, counted from shapes by `kattn.profile.layer_costs`: 2 per "
-        "multiply-add of convolutions, dense layers and attention; normalisation, activations, "
-        "pooling and softmax are not counted. A training step is about three times that per "
-        "example.",
-        f"Step: one training step of {settings.batch_size} examples, median over 5 turns of 10 "
-        "steps, the models measured in turns after a warm-up. Fit: mean over seeds, with "
-        "compilation.",
-    ]
-    score = comparison.scores[0]
-    if score.is_percentage:
-        right = statistics.fmean(next(iter(finals.values()))) / 100
-        error = 100 * math.sqrt(right * (1 - right) / comparison.tested)
-        notes.append(
-            f"That there are only {comparison.tested:,} test examples gives any one {score.title} "
-            f"a standard error of about {error:.2f} points. Differences by seed are in points."
-        )
-    return notes

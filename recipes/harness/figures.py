@@ -1,6 +1,7 @@
 """Figures that many reports need: learning curves, final results, grids of small panels."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from recipes.harness.statistics import PairedDifference
 
 COLOURS = GREY, RED, BLUE, YELLOW = ("#7f7f7f", "#d1495b", "#00798c", "#edae49")  # baseline: grey
+MORE_COLOURS = ("#8f5d9d", "#6a994e", "#f3722c", "#7f5539")
 
 
 def curves(
@@ -32,7 +34,7 @@ def curves(
         figure = Figure(figsize=(3.6 * (len(panels) + 1), 3.4), layout="constrained")
         *axes, last = figure.subplots(1, len(panels) + 1)
     for panel, (key, title) in zip(axes, panels.items(), strict=True):
-        for colour, (label, runs) in zip(COLOURS, histories.items(), strict=False):
+        for colour, (label, runs) in _coloured(histories):
             _band(panel, np.array([[epoch[key] for epoch in run] for run in runs]), colour, label)
         if key.endswith("loss"):
             panel.set_yscale("log")
@@ -46,14 +48,22 @@ def curves(
         panel.grid(alpha=0.25)
     axes[0].legend(frameon=False, fontsize=8)
     last.plot(np.array(list(finals.values())), color="black", linewidth=0.8, alpha=0.4)
-    for x, (colour, values) in enumerate(zip(COLOURS, finals.values(), strict=False)):
+    for x, (colour, (_, values)) in enumerate(_coloured(finals)):
         last.plot([x] * len(values), values, "o", color=colour, alpha=0.7)
         last.plot([x - 0.15, x + 0.15], [np.mean(values)] * 2, color=colour, linewidth=2.5)
-    last.set_xticks(range(len(finals)), [label.replace(" + ", "\n+ ") for label in finals])
+    labels = [label.replace(" + ", "\n+ ") for label in finals]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    rotation = 90 if longest * len(finals) > 36 else 0  # characters that fit side by side
+    last.set_xticks(range(len(finals)), labels, rotation=rotation)
     last.set_xlim(-0.5, len(finals) - 0.5)
     last.set_title(finals_title, fontsize=10)
     last.grid(axis="y", alpha=0.25)
     return figure
+
+
+def _coloured(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Any]]]:
+    """A colour for each item, the first ones again where there are many."""
+    return zip(itertools.cycle((*COLOURS, *MORE_COLOURS)), values.items(), strict=False)
 
 
 def _band(axes: Any, values: np.ndarray, colour: str, label: str) -> None:

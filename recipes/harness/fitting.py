@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ def fit(
     every: int,
     label: str | None = None,
     validate: Callable[[Any], Mapping[str, float]] | None = None,
+    keep: str = "last",
 ) -> list[dict[str, float]]:
     """Train a compiled model, from the last backup of this fit if there is one.
 
@@ -34,19 +36,22 @@ def fit(
         every: Number of steps between two backups.
         label: Shown with the progress. None shows the name.
         validate: Function of the model, called after each epoch, that returns results by name.
+        keep: Which weights the model ends with: "last", or "best" for those of the epoch with the
+            lowest validation loss.
 
     Returns:
         One dict for each epoch: its number from 1, loss, metrics, validation and seconds.
     """
     from kattn.callbacks import ExactResume
-    from recipes.harness.watching import Watching
+    from recipes.harness.watching import BestWeights, Watching
 
     watching = Watching(label or name, epochs, len(data), validate)
+    best = [BestWeights(_best_weights(folder, name))] if keep == "best" else []
     backups = folder.path / "backups" / name
-    resume = ExactResume(backups, every=every, keep=1, callbacks=callbacks, data=data)
-    history = model.fit(
-        data, epochs=epochs, shuffle=False, verbose=0, callbacks=[*callbacks, watching, resume]
-    )
+    resume = ExactResume(backups, every=every, keep=1, callbacks=[*callbacks, *best], data=data)
+    # The best weights are chosen by what `watching` adds to the logs.
+    ordered = [*callbacks, watching, *best, resume]
+    history = model.fit(data, epochs=epochs, shuffle=False, verbose=0, callbacks=ordered)
     return [
         {"epoch": epoch + 1, **{key: values[i] for key, values in history.history.items()}}
         for i, epoch in enumerate(history.epoch)
@@ -58,9 +63,14 @@ def finish(folder: RunFolder, name: str, result: Mapping[str, Any]) -> None:
     folder.write_json(f"history/{name}.json", result)
     backups = folder.path / "backups"
     shutil.rmtree(backups / name, ignore_errors=True)
+    _best_weights(folder, name).unlink(missing_ok=True)
     if backups.is_dir() and not any(backups.iterdir()):
         backups.rmdir()
     print(f"{name}: {in_words(result['test'])}", flush=True)
+
+
+def _best_weights(folder: RunFolder, name: str) -> Path:
+    return folder.path / "backups" / f"{name}.weights.h5"
 
 
 def unfinished(
@@ -84,11 +94,11 @@ def read_results(
     }
 
 
-def adamw(learning_rate: float, weight_decay: float) -> Any:
+def adamw(learning_rate: float, weight_decay: float, **options: Any) -> Any:
     """AdamW, in which biases and the gains and offsets of normalisations do not decay."""
     import keras
 
-    optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay)
+    optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay, **options)
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     return optimizer
 

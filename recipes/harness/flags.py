@@ -30,6 +30,8 @@ class TrainingFlags(RunFlags):
     """How to train one model, whatever the task."""
 
     epochs: int = 10  # passes over the training data
+    minutes: float | None = None  # train each model for about so long, whatever its epochs
+    keep: Literal["last", "best"] = "last"  # weights to test; best: by the validation loss
     batch_size: int = 64  # examples in one training step
     learning_rate: float = 1e-3  # highest rate, reached after the warm-up; AdamW
     weight_decay: float = 0.01  # of AdamW; biases and gains do not decay
@@ -45,6 +47,7 @@ class TrainingFlags(RunFlags):
 
         super().check()
         arguments.check_integers(1, epochs=self.epochs, batch_size=self.batch_size)
+        arguments.check_optional_positive(minutes=self.minutes)
         make_clipping(self.clip)
 
 

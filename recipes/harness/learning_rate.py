@@ -28,14 +28,19 @@ def find_rate(
     return float(suggestions["valley"])
 
 
-def rate_section(folder: RunFolder) -> str:
-    """Section of a report on the range test; empty if there was none."""
+def rate_section(folder: RunFolder, trained: str = "All") -> str:
+    """Section of a report on the range test; empty if there was none.
+
+    Args:
+        folder: Folder of the run.
+        trained: Which models were trained with the rate that was found, in words.
+    """
     suggestions = folder.read_json("lr_find.json")
     if suggestions is None:
         return ""
     return f"""## The learning rate
 
-All trained with a peak of {suggestions["valley"]:.3g}, which a range test of the baseline
+{trained} trained with a peak of {suggestions["valley"]:.3g}, which a range test of the first one
 suggested: {_in_words(suggestions)}; the valley of its curve was taken.
 
 ![Loss over learning rate](lr_find.png)

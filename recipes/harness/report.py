@@ -39,17 +39,37 @@ def final_scores(results: Results, score: Score) -> dict[str, list[float]]:
     }
 
 
+def reference_scores(references: Mapping[str, Mapping[str, float]], score: Score) -> dict[str, str]:
+    """The results of methods that were not trained, by title, as they are shown."""
+    return {
+        title: f"{score.scale * result[score.key]:.{score.digits}f}"
+        for title, result in references.items()
+        if score.key in result
+    }
+
+
 def summary_table(
     titles: Mapping[str, str],
     scores: Sequence[Score],
     results: Results,
     costs: Mapping[str, Sequence["LayerCost"]],
     steps: Mapping[str, float],
+    references: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """A row for each kind of model: scores, parameters, FLOPs, and times of a step and a fit."""
+    """A row for each kind of model: scores, parameters, FLOPs, and times of a step and a fit.
+
+    Args:
+        titles: Titles of the kinds by name.
+        scores: The scores to show.
+        results: Results by kind and seed.
+        costs: What the layers of each kind cost.
+        steps: Seconds of a step of each kind.
+        references: Results of methods that were not trained, by title. They come first.
+    """
     header = ["Model", *(score.heading for score in scores)]
     header += ["Parameters", "MFLOPs", "Step, ms", "Fit, s"]
-    rows = []
+    known = [reference_scores(references, score) for score in scores]
+    rows = [[title, *(each.get(title, "") for each in known), *[""] * 4] for title in references]
     for kind, runs in results.items():
         seconds = [sum(epoch["seconds"] for epoch in run["epochs"]) for run in runs]
         shown = [with_spread(final_scores(results, each)[kind], each.digits) for each in scores]

@@ -1,5 +1,6 @@
 """Times that can be compared: everything is measured in turns after a warm-up."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,13 +22,13 @@ def measure_in_turns(
 
 
 def measure_steps(
-    models: Mapping[str, Any], batch: tuple[Any, ...], *, steps: int = 10
+    models: Mapping[str, Any], batches: Mapping[str, tuple[Any, ...]], *, steps: int = 10
 ) -> dict[str, float]:
     """Seconds of one training step of each compiled model, measured in turns.
 
     Args:
         models: The models by name. They are trained on, so measure last.
-        batch: What `fit` takes as one batch, for example `(x, y)`.
+        batches: For each model what `fit` takes as one batch, for example `(x, y)`.
         steps: Number of steps in each turn.
 
     Returns:
@@ -35,7 +36,7 @@ def measure_steps(
     """
     import keras
 
-    def seconds_per_step(model: Any) -> float:
+    def seconds_per_step(model: Any, batch: tuple[Any, ...]) -> float:
         stamps: list[float] = []
 
         def stamp(*_: Any, **__: Any) -> None:
@@ -47,5 +48,8 @@ def measure_steps(
         model.fit(same, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[stamping])
         return (stamps[-1] - stamps[0]) / steps
 
-    cases = {name: lambda model=model: seconds_per_step(model) for name, model in models.items()}
+    cases = {
+        name: functools.partial(seconds_per_step, model, batches[name])
+        for name, model in models.items()
+    }
     return measure_in_turns(cases, turns=5)

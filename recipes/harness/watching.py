@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -54,6 +55,36 @@ class Watching(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         if self.progress is not None:
             self.progress.close()
+
+
+class BestWeights(keras.callbacks.Callback):
+    """Ends a fit with the weights of the epoch that had the lowest validation loss.
+
+    Args:
+        path: Name of a file for these weights, which ends with ".weights.h5".
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path, self.best = path, math.inf
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs["val_loss"] < self.best:
+            self.best = logs["val_loss"]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.model.save_weights(self.path, overwrite=True)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.best < math.inf:
+            self.model.load_weights(self.path)
+
+    def get_state(self) -> dict[str, Any]:
+        """Give what a training that goes on needs, beside the file."""
+        return {"best": self.best}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of a training that was stopped."""
+        self.best = state["best"]
 
 
 class StepLosses(keras.callbacks.Callback):

@@ -114,6 +114,7 @@ class Stop:
         monkeypatch.setattr(harness.Progress, "epoch", stop)
 
 
+@pytest.mark.usefixtures("steps_are_not_timed")
 def test_resumed_run_equals_an_unbroken_one(command, tmp_path, monkeypatch, capsys):
     command = [*command, "--seeds", "1"]
     assert image_classification.main(command) == 0
@@ -185,6 +186,7 @@ TRAINING = {
 }
 
 
+@pytest.mark.usefixtures("steps_are_not_timed")
 @pytest.mark.parametrize("case", TRAINING)
 def test_ways_to_train(command, tmp_path, case):
     assert image_classification.main([*command, "--seeds", "1", *TRAINING[case]]) == 0

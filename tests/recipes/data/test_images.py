@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.data import images
+from recipes.data import images, sources
 
 
 def picture(value, *, size=(6, 4), mode="RGB", file_format="PNG"):
@@ -200,7 +200,7 @@ def test_image_size_below_one():
 
 
 def test_missing_extra(monkeypatch):
-    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
     rule = r"'kattn\[datasets\]'\); received: dataset='tfds:mnist', missing=\['tensorflow', "
     with pytest.raises(ValueError, match=rule):
         images.load("tfds:mnist")

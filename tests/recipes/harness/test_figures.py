@@ -21,3 +21,14 @@ def test_curves(tmp_path, runs):
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [1, 1 / 2, 1 / 3, 1 / 4])
     harness.RunFolder(tmp_path).write_figure("curves.png", figure)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_many_models_each_have_a_curve():
+    histories = {f"model {i}": [[{"loss": float(i + 1)}]] for i in range(10)}
+    finals = {name: [float(i)] for i, name in enumerate(histories)}
+    figure = harness.curves(histories, {"loss": "training loss"}, finals, "final")
+    curves, final = figure.axes
+    assert [line.get_ydata()[0] for line in curves.lines] == [i + 1 for i in range(10)]
+    assert len(final.get_xticklabels()) == 10
+    colours = [line.get_color() for line in curves.lines]
+    assert len(set(colours[:8])) == 8

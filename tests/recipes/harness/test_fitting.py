@@ -44,6 +44,35 @@ def test_epochs_are_validated_and_timed(tmp_path, capsys):
     assert folder.read_json("history/x.json") == {"test": {"loss": 0.25}}
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_best_weights_are_kept(tmp_path, stopped):
+    """Also where the fit was stopped behind the best epoch, and goes on."""
+    folder = harness.RunFolder(tmp_path)
+    losses, seen = [3.0, 1.0, 2.0, 1.5], []
+
+    def validate(model):
+        seen.append(model.get_weights()[0].copy())
+        if stopped and len(seen) == 4:
+            raise KeyboardInterrupt
+        return {"loss": losses[min(len(seen), 4) - 1]}
+
+    def fit():
+        model, data = model_and_data()
+        options = {"name": "x", "epochs": 4, "every": 2, "validate": validate, "keep": "best"}
+        harness.fit(model, data, [], folder, **options)
+        return model
+
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            fit()
+        assert (tmp_path / "backups/x.weights.h5").is_file()
+    model = fit()
+    np.testing.assert_array_equal(model.get_weights()[0], seen[1])
+    assert not np.array_equal(seen[1], seen[-1])
+    harness.finish(folder, "x", {"test": {}})
+    assert not (tmp_path / "backups").exists()
+
+
 def test_unfinished_fits(tmp_path):
     folder = harness.RunFolder(tmp_path)
     for name in ("a-seed0", "b-seed1"):

@@ -43,11 +43,13 @@ def test_summary():
     costs = {"a": [cost], "b": [cost, cost]}
     scores = (ACCURACY, harness.Score("loss", "test loss", digits=2))
     steps = {"a": 0.01, "b": 0.0205}
-    text = report.summary_table({"a": "A", "b": "B"}, scores, results(), costs, steps)
+    known = {"guessing": {"accuracy": 0.125}}
+    text = report.summary_table({"a": "A", "b": "B"}, scores, results(), costs, steps, known)
     assert text.splitlines()[0] == (
         "| Model | Test accuracy, % | Test loss | Parameters | MFLOPs | Step, ms | Fit, s |"
     )
     assert text.splitlines()[2:] == [
+        "| guessing | 12.5 |  |  |  |  |  |",
         "| A | 55.0 ± 7.1 | 0.50 ± 0.00 | 1,500 | 2.50 | 10.0 | 3.5 |",
         "| B | 80.0 ± 7.1 | 0.50 ± 0.00 | 3,000 | 5.00 | 20.5 | 3.5 |",
     ]

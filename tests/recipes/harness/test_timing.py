@@ -26,7 +26,7 @@ def test_measure_steps():
         models[name].compile("sgd", "mse")
     before = models["small"].get_weights()[0]
     batch = (np.ones((5, 4), "float32"), np.ones((5, 1), "float32"))
-    times = harness.measure_steps(models, batch, steps=2)
+    times = harness.measure_steps(models, dict.fromkeys(models, batch), steps=2)
     assert list(times) == ["small", "large"]
     assert all(0 < seconds < 60 for seconds in times.values())
     assert not np.array_equal(before, models["small"].get_weights()[0])  # they were real steps
