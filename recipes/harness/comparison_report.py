@@ -51,7 +51,7 @@ def write(
     last = list(titles)[-1]
     sections = {**sections, f"Layers of the model {titles[last]}": report.layers_table(costs[last])}
     own = "".join(f"## {name}\n\n{body}\n\n" for name, body in sections.items())
-    chosen = "The epoch whose weights were tested" if settings.keep == "best" else "Nothing"
+    chosen = "the epoch whose weights were tested" if settings.keep == "best" else "nothing"
     rated = "All"
     if comparison.rates:
         rated = ", ".join(titles[kind] for kind in titles if kind not in comparison.rates)
@@ -65,8 +65,8 @@ def write(
 
 ## Learning curves
 
-Lines show the mean over seeds, bands reach from the lowest to the highest seed. {chosen} was chosen
-by the validation data.
+Lines show the mean over seeds, bands reach from the lowest to the highest seed. The validation data
+chose {chosen}.
 
 ![Learning curves](curves.png)
 

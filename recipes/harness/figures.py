@@ -1,6 +1,7 @@
 """Figures that many reports need: learning curves, final results, grids of small panels."""
 
 import itertools
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def curves(
     for x, (colour, (_, values)) in enumerate(_coloured(finals)):
         last.plot([x] * len(values), values, "o", color=colour, alpha=0.7)
         last.plot([x - 0.15, x + 0.15], [np.mean(values)] * 2, color=colour, linewidth=2.5)
-    labels = [label.replace(" + ", "\n+ ") for label in finals]
+    labels = [_in_lines(label) for label in finals]
     longest = max(len(line) for label in labels for line in label.split("\n"))
     rotation = 90 if longest * len(finals) > 36 else 0  # characters that fit side by side
     last.set_xticks(range(len(finals)), labels, rotation=rotation)
@@ -59,6 +60,12 @@ def curves(
     last.set_title(finals_title, fontsize=10)
     last.grid(axis="y", alpha=0.25)
     return figure
+
+
+def _in_lines(label: str) -> str:
+    if " + " in label:
+        return label.replace(" + ", "\n+ ")
+    return textwrap.fill(label, 12, break_long_words=False)
 
 
 def _coloured(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Any]]]:
