@@ -1,0 +1,124 @@
+"""The recipe from the command line, on a handful of texts: result, grid, pretrained, bad input."""
+
+import json
+
+import keras
+import pytest
+
+from recipes import harness, text_classification
+
+pytest.importorskip("tokenizers")
+pytestmark = pytest.mark.usefixtures("steps_are_not_timed")
+
+TINY = [
+    *("--seeds", "1"),
+    *("--epochs", "2"),
+    *("--batch-size", "4"),
+    *("--length", "6"),
+    *("--vocabulary-size", "300"),
+    *("--num-layers", "1"),
+    *("--num-heads", "2"),
+    *("--width", "8"),
+]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Forty texts, in which one word tells the class."""
+    root = tmp_path_factory.mktemp("texts")
+    for label, word in (("good", "lovely"), ("bad", "awful")):
+        (root / label).mkdir()
+        for i in range(20):
+            (root / label / f"{i}.txt").write_text(f"{word} film no {i}", encoding="utf-8")
+    return f"folder:{root}"
+
+
+def run(dataset, output, *arguments):
+    command = [*TINY, "--dataset", dataset, "--output", str(output), *arguments]
+    assert text_classification.main(command) == 0
+    return (output / "report.md").read_text()
+
+
+def result(path):
+    return json.loads(path.read_text())
+
+
+def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path):
+    output = tmp_path / "run"
+    report = run(dataset, output)
+    words = " ".join(report.split())
+    assert "27 texts to fit, 5 to validate and 8 to test, 2 classes" in words
+    for kind, title in (("lstm", "LSTM"), ("transformer", "Transformer")):
+        test = result(output / f"history/{kind}-seed0.json")["test"]
+        row = f"| {title} | {100 * test['accuracy']:.2f} | {test['loss']:.3f} |"
+        assert row in report
+    assert "| bag of words | 100.00 |" in report
+    assert "The test texts were used once per model and seed" in words
+
+
+def test_grid(dataset, tmp_path):
+    """Each combination of dropout, batch size and learning rate, on the validation texts."""
+    output = tmp_path / "run"
+    options = ["--dropouts", "0.5", "--batch-sizes", "5", "--learning-rates", "1e-2"]
+    report = run(dataset, output, "--grid", *options, "--epochs", "1")
+    name = "dropout0.5-batch5-rate0.01"
+    found = result(output / f"history/{name}-seed0.json")
+    model = keras.saving.load_model(output / f"checkpoints/{name}-seed0.keras")
+    assert (model.options.dropout, int(model.optimizer.iterations)) == (0.5, 27 // 5)
+    (epoch,) = found["epochs"]
+    assert found["test"]["accuracy"] == epoch["val_accuracy"]
+    assert f"| dropout0.5, batch5, rate0.01 | {100 * epoch['val_accuracy']:.2f} |" in report
+    assert "| Model | Validation accuracy, % | Validation loss |" in report
+    assert "The test texts were not used." in " ".join(report.split())
+    settings = text_classification.Settings(dropouts=(0, 0.1), batch_sizes=(8, 9, 10))
+    variants = text_classification.grid(settings)
+    assert len(variants) == 2 * 3 * 3
+    chosen = variants["dropout0.1-batch9-rate0.003"]
+    assert (chosen.dropout, chosen.batch_size, chosen.learning_rate) == (0.1, 9, 3e-3)
+
+
+def test_defaults_follow_the_data_set():
+    def parse(*arguments):
+        settings = text_classification.Settings
+        return harness.parse("x", settings, arguments, text_classification.presets)
+
+    assert parse() == text_classification.Settings()
+    assert (parse("--dataset", "tfds:imdb_reviews").length, parse("--grid").length) == (256, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "folder:/no/such/folder"], "`dataset` must name a folder that exists"),
+        (["--dataset", "imdb"], "`dataset` must be scipy, tfds:"),
+        (["--length", "0"], "`length` must be an integer >= 1; received: length=0"),
+        (["--grid", "--dropouts"], "`dropouts` must not be empty"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert text_classification.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert message in error
+    assert "\n" not in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--width", "9"], "`width` must be divisible by `num_heads`"),
+        (
+            ["--grid", "--lr-find", "--batch-sizes", "4"],
+            "`lr_find` must not be given where each kind",
+        ),
+        (["--batch-size", "500"], "must fill at least one batch"),
+        (["--vocabulary-size", "100"], "`vocabulary_size` must be an integer >= 258"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_at_once(dataset, tmp_path, capsys, arguments, message):
+    command = [*TINY, "--dataset", dataset, "--output", str(tmp_path / "run"), *arguments]
+    assert text_classification.main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
