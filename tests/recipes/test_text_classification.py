@@ -3,6 +3,7 @@
 import json
 
 import keras
+import numpy as np
 import pytest
 
 from recipes import harness, text_classification
@@ -77,6 +78,59 @@ def test_grid(dataset, tmp_path):
     assert (chosen.dropout, chosen.batch_size, chosen.learning_rate) == (0.1, 9, 3e-3)
 
 
+@pytest.fixture
+def bert(dataset, tmp_path):
+    """A folder as Hugging Face's libraries write it: settings, weights and a tokenizer."""
+    presets = pytest.importorskip("kattn.presets")
+    from kattn.layers import LearnedPositions
+    from kattn.models import TransformerClassifier
+    from kattn.text import Subwords
+
+    keras.utils.set_random_seed(1)
+    model = TransformerClassifier(
+        300,
+        3,
+        1,
+        2,
+        8,
+        position=LearnedPositions(16),
+        padding_token=0,
+        placement="post",
+        pooling="first",
+        use_pooler=True,
+        num_token_types=2,
+        use_embedding_norm=True,
+    )
+    model.build((None, None))
+    folder = tmp_path / "bert"
+    presets.to_huggingface(model, folder)
+    Subwords.train(["lovely film", "awful film"], 300).save(folder / "tokenizer.json")
+    return model, folder
+
+
+def test_pretrained(bert, dataset, tmp_path):
+    model, folder = bert
+    output = tmp_path / "run"
+    options = ["--pretrained", str(folder), "--labels", "2", "5", "--epoch-texts", "8"]
+    report = run(dataset, output, *options, "--epochs", "1")
+    head = "|  | labels-2: test accuracy, % | labels-2: test loss | labels-5: test accuracy, % |"
+    assert head in report
+    assert "labels-5: pretrained against from scratch: the test accuracy is" in report
+    part = (output / "labels-2/report.md").read_text()
+    assert "4 texts to fit, 5 to validate" in " ".join(part.split())
+    settings = text_classification.Settings(dataset=dataset, pretrained=folder, length=6)
+    task = text_classification.read(settings)
+    variants = dict.fromkeys(text_classification.STARTS, settings)
+    scratch, pretrained = (text_classification.build(task, variants, kind, 0) for kind in variants)
+    for one, other in zip(pretrained.get_weights(), scratch.get_weights(), strict=True):
+        if one.ndim == 2 and one.shape[-1] != 2:  # a matrix or table, not the head
+            is_loaded = [
+                any(np.array_equal(array, weight) for weight in model.get_weights())
+                for array in (one, other)
+            ]
+            assert is_loaded == [True, False]
+
+
 def test_defaults_follow_the_data_set():
     def parse(*arguments):
         settings = text_classification.Settings
@@ -84,6 +138,8 @@ def test_defaults_follow_the_data_set():
 
     assert parse() == text_classification.Settings()
     assert (parse("--dataset", "tfds:imdb_reviews").length, parse("--grid").length) == (256, 64)
+    both = parse("--dataset", "folder:x", "--pretrained", "y", "--epochs", "9")
+    assert (both.length, both.epochs, both.dropout) == (128, 9, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +149,8 @@ def test_defaults_follow_the_data_set():
         (["--dataset", "imdb"], "`dataset` must be scipy, tfds:"),
         (["--length", "0"], "`length` must be an integer >= 1; received: length=0"),
         (["--grid", "--dropouts"], "`dropouts` must not be empty"),
+        (["--labels", "0"], "`labels` must be an integer >= 1; received: labels=0"),
+        (["--grid", "--pretrained", "x"], "`grid` and `pretrained` must not be given together"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
