@@ -22,6 +22,7 @@ import pytest
 from keras import ops
 from keras.src.backend import set_keras_mask
 
+from kattn import backend
 from tests.compute import as_input, assert_close, compiled, no_gradients, quick, result, run
 
 
@@ -58,7 +59,7 @@ class CalledOtherwise:
     """A model that decodes as layers do, and takes the whole in another form."""
 
     def __init__(self, layer, call):
-        self.layer = layer
+        self.layer, self.variables = layer, layer.variables
         self.init_cache, self.decode = layer.init_cache, layer.decode
         self._call = call
 
@@ -208,19 +209,28 @@ def check_one_trace(layer, inputs, full):
 
 
 def check_loop(layer, inputs, full):
-    """Inside `keras.ops.while_loop`."""
-    x = inputs[0]
+    """Inside `keras.ops.while_loop`, as generation has it: PyTorch traces one step."""
+    x, calls = inputs[0], []
     batch, steps, *width = x.shape
+
+    def decode(x, cache):
+        calls.append(1)
+        return layer.decode(x, cache)
+
+    step = backend.step_maker(decode, layer.variables)()
 
     def body(t, cache, output):
         start = (0, t, *(0 for _ in width))
         now = ops.slice(ops.convert_to_tensor(x), start, (batch, 1, *width))
-        y, cache = layer.decode(now, cache)
+        y, cache = step(now, cache)
         return t + 1, cache, ops.slice_update(output, (0, t, 0), y)
 
     first = ops.convert_to_tensor(0), start(layer, inputs), ops.zeros(full.shape)
-    looped = ops.while_loop(lambda t, *_: t < steps, body, first)
+    with no_gradients():
+        looped = ops.while_loop(lambda t, *_: t < steps, body, first)
     assert_close(run(ops.stop_gradient, looped[2]), full)
+    if keras.backend.backend() == "torch":
+        assert len(calls) == 1, f"{len(calls)} traces, or none that was possible"
 
 
 def check_context_masks(layer, inputs):

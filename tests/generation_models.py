@@ -1,5 +1,7 @@
 """Small models that generate, and generation without a cache: the oracle."""
 
+import collections
+
 import keras
 import numpy as np
 from keras import ops
@@ -11,15 +13,19 @@ from tests.compute import quick, run
 VOCABULARY, WIDTH = 11, 8
 
 
+class Traces(collections.UserList):
+    """A list that Keras leaves as it is."""
+
+
 class Decoder(keras.Model):
-    """A decoder with the methods of what decodes; `traces` counts the calls of `decode`."""
+    """A model that decodes; `traces` has the number of steps of each call of `decode`."""
 
     def __init__(self, position=None, **options):
         super().__init__()
         self.embedding = keras.layers.Embedding(VOCABULARY, WIDTH)
         self.attention = SelfAttention(2, causal=True, position=position, **options)
         self.head = keras.layers.Dense(VOCABULARY)
-        self.traces = 0
+        self.traces = Traces()
 
     def call(self, tokens):
         h = self.embedding(tokens)
@@ -29,7 +35,7 @@ class Decoder(keras.Model):
         return (self.attention.init_cache(batch_size, length, context, context_mask),)
 
     def decode(self, tokens, cache, mask=None):
-        self.traces += 1
+        self.traces.append(tokens.shape[1])
         h = self.embedding(tokens)
         y, cache = self.attention.decode(h, cache[0], mask=mask)
         return self.head(h + y), (cache,)
@@ -38,14 +44,14 @@ class Decoder(keras.Model):
 class Recurrent(keras.Model):
     """h_t = h_{t-1} / 2 + x_t, from which the logits are made; `h_0` sums up a context.
 
-    It is compiled in no time. `traces` counts the calls of `decode`.
+    It is compiled in no time. `traces` has the number of steps of each call of `decode`.
     """
 
     def __init__(self):
         super().__init__()
         self.embedding = keras.layers.Embedding(VOCABULARY, WIDTH)
         self.head = keras.layers.Dense(VOCABULARY)
-        self.traces = 0
+        self.traces = Traces()
 
     def call(self, tokens, context=None):
         cache = self.init_cache(tokens.shape[0], 1, context)
@@ -60,7 +66,7 @@ class Recurrent(keras.Model):
         return (ops.sum(summed, axis=1),)
 
     def decode(self, tokens, cache, mask=None):
-        self.traces += 1
+        self.traces.append(tokens.shape[1])
         return self._outputs(tokens, *cache, mask)
 
     def _outputs(self, tokens, h, mask=None):

@@ -5,6 +5,9 @@
     compiled(function)            function(plan, *tensors), compiled once per hashable plan
     program(function, variables)  function(*tensors), compiled once per shapes, whatever the values
                                   of the variables that it reads
+    step_maker(function, variables)
+                                  a function that gives `function` as a loop repeats it: PyTorch,
+                                  which compiles no loop, has it traced once per shapes
     uniform(seed, step, shape)    numbers in [0, 1) that two integers, maybe traced, determine
     matmul(a, b)                  float32 product; transpose_a, transpose_b
     by_row(f, x)                  f(x), which acts along the last axis of x only
@@ -75,6 +78,7 @@ else:
 
 compiled = _framework.compiled
 program = _framework.program
+step_maker = _framework.step_maker
 uniform = _framework.uniform
 matmul = _framework.matmul
 by_row = _framework.by_row

@@ -27,6 +27,11 @@ def program(function, variables):
     return lambda *tensors: run([v.value for v in variables], tensors)
 
 
+def step_maker(function, variables):
+    """A function that gives `function` as it is: it is compiled with its loop."""
+    return lambda: function
+
+
 def uniform(seed, step, shape):
     """Numbers in [0, 1) that two integers determine."""
     return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step), shape)

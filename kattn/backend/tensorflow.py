@@ -20,6 +20,11 @@ def program(function, variables):
     return tf.function(functools.partial(function), autograph=False)
 
 
+def step_maker(function, variables):
+    """A function that gives `function` as it is: it is compiled with its loop."""
+    return lambda: function
+
+
 def uniform(seed, step, shape):
     """Numbers in [0, 1) that two integers determine."""
     return tf.random.stateless_uniform(shape, tf.stack([seed, step]))

@@ -8,6 +8,7 @@ import torch
 import torch.utils.checkpoint
 
 from kattn.backend.plain import are_operations_plain, plain_function, plain_operations, replaced
+from kattn.backend.torch_trace import Traced
 
 
 def compiled(function):
@@ -18,6 +19,11 @@ def compiled(function):
 def program(function, variables):
     """`function` as it is, without gradients."""
     return torch.no_grad()(function)
+
+
+def step_maker(function, variables):
+    """A function that gives `function`, traced, with the values that the variables have now."""
+    return Traced(function, variables).at_present
 
 
 def uniform(seed, step, shape):
@@ -135,7 +141,8 @@ def constant(numbers, like):
 
 def concrete(x):
     """X as NumPy, or None where it is traced or lies on an accelerator."""
-    return None if torch.compiler.is_compiling() or not x.is_cpu else x.numpy()
+    is_traced = torch.compiler.is_compiling() or type(x) is not torch.Tensor
+    return None if is_traced or not x.is_cpu else x.numpy()
 
 
 def is_made_up(x):

@@ -96,7 +96,7 @@ class BeamLoop:
         def body(*state):
             state = BeamState(*state)
             last = ops.take(state.tokens, state.step - 1, axis=2)  # (B, M)
-            logits, cache = decoder.decode(ops.reshape(last, (-1, 1)), state.cache)
+            logits, cache = decoder.step(ops.reshape(last, (-1, 1)), state.cache)
             return tuple(self._expand(state._replace(cache=cache), logits[:, 0]))
 
         state = BeamState(*ops.while_loop(goes_on, body, tuple(state)))

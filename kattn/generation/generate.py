@@ -43,7 +43,10 @@ def generate(
     decodes it, until all sequences have ended or have `max_new_tokens`. Keys, values and other
     states of the steps before are kept, so that no step is computed twice. On JAX and TensorFlow
     there is one compilation for each shape of the prompts, number of tokens and sampler; new
-    weights, prompts and seeds need no other.
+    weights, prompts and seeds need no other. On PyTorch the model's `decode` of one step is traced
+    once for each shape of its cache, or called for each step if numbers decide what it computes;
+    samplers and their rules are called for each step. What a model changes from step to step must
+    be in its cache or in variables.
 
     Args:
         model: Model of tokens that gives logits: one with the methods `init_cache` and `decode`; or

@@ -1,10 +1,12 @@
 """The loop that generates: choose a token of each sequence, decode it, and so on."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 from keras import ops
 
+from kattn import backend
 from kattn.generation.cache_policies import FullCache
 from kattn.generation.prefill import Prefix, prefill
 
@@ -89,18 +91,31 @@ class SamplingLoop:
     def _decode(self, decoder, state):
         # Sequences that have ended go along with padding, which may stay in a cache that is left.
         mask = state.is_new[:, None] if self.keeps_cache else None
-        return decoder.decode(state.last[:, None], state.cache, mask=mask)
+        return decoder.step(state.last[:, None], state.cache, mask)
 
     def _choose(self, state, logits, seed):
         """The state with one more token of each sequence that has not ended."""
-        history, is_new = state.history, ops.logical_not(state.done)
         logits = ops.cast(logits, "float32")
-        last, sampler_state = self.sampler.next_tokens(
-            logits, history, seed, state.step, state.sampler
+        tokens, sampler_state = self.sampler.next_tokens(
+            logits, state.history, seed, state.step, state.sampler
         )
-        last = ops.where(is_new, last, ops.full_like(last, self.pad_token))
-        done = state.done
-        for token in self.end_tokens:
-            done = ops.logical_or(done, last == token)
-        history = history.extend(last[:, None], ops.cast(is_new, "int32"))
-        return State(state.cache, history, last, is_new, done, state.step + 1, sampler_state)
+        extended = _extension(self.end_tokens, self.pad_token)
+        return State(
+            state.cache, *extended(tokens, state.history, state.done, state.step), sampler_state
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _extension(end_tokens, pad_token):
+    """`_extended` with these tokens, traced: of plain operations it has as many as a layer."""
+    return backend.step_maker(functools.partial(_extended, end_tokens, pad_token), [])()
+
+
+def _extended(end_tokens, pad_token, tokens, history, done, step):
+    """What a `State` has between cache and sampler, with these tokens `(B,)`."""
+    is_new = ops.logical_not(done)
+    last = ops.where(is_new, tokens, ops.full_like(tokens, pad_token))
+    for token in end_tokens:
+        done = ops.logical_or(done, last == token)
+    history = history.extend(last[:, None], ops.cast(is_new, "int32"))
+    return history, last, is_new, done, step + 1

@@ -1,11 +1,26 @@
 """The compiled functions of each model, which are found again as long as the model lives."""
 
 import weakref
+from typing import Any, NamedTuple
 
 from kattn import backend
 from kattn.generation.functional_decoder import FunctionalDecoder, decodes
 
 MOST = 16  # programs that a model keeps: each new function among the rules of a sampler makes more
+
+
+class Decoder(NamedTuple):
+    """What decodes, as a plan gets it.
+
+    Args:
+        init_cache: Method of the model.
+        decode: Method of the model.
+        step: The same as `decode`, for the steps of a loop, whose shapes do not change.
+    """
+
+    init_cache: Any
+    decode: Any
+    step: Any
 
 
 class Programs:
@@ -22,6 +37,7 @@ class Programs:
         decoder = None if decodes(model) else FunctionalDecoder(model)
         self._decoder = weakref.ref(model) if decoder is None else lambda: decoder
         self._compiled = {}
+        self._steps = {}
 
     def run(self, variables, plan, name, *tensors):
         """The result of a method of a plan, compiled once for each plan and shapes of tensors.
@@ -36,13 +52,24 @@ class Programs:
         if key not in self._compiled:
             if len(self._compiled) == MOST:
                 del self._compiled[next(iter(self._compiled))]
-            decoder = self._decoder
+            decoder, step = self._decoder, self._step_maker(variables)
 
             def function(*tensors):
-                return getattr(plan, name)(decoder(), *tensors)
+                model = decoder()
+                return getattr(plan, name)(
+                    Decoder(model.init_cache, model.decode, step()), *tensors
+                )
 
             self._compiled[key] = backend.program(function, variables)
         return self._compiled[key](*tensors)
+
+    def _step_maker(self, variables):
+        """That of all plans: none of them changes what the model decodes."""
+        key = tuple(map(id, variables))
+        if key not in self._steps:
+            decoder = self._decoder
+            self._steps = {key: backend.step_maker(lambda *x: decoder().decode(*x), variables)}
+        return self._steps[key]
 
 
 _OF_MODELS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

@@ -110,7 +110,9 @@ def decode_maps(calls, cache, *, real, mask, queries_at=None):
     _check_cache(calls, cache)
     steps = calls[0].query.shape[1]
     queries = Places(next_positions(cache, steps, real))
-    key = ops.concatenate([call.key for call in calls], axis=-1)
+    key = calls[0].key
+    if len(calls) > 1:
+        key = ops.concatenate([call.key for call in calls], axis=-1)
     key, value = (ops.swapaxes(x, 1, 2) for x in (key, calls[0].value))
     cache, keys, values, places = extend(cache, key, value, real)
     index = places.along(-1)
@@ -127,7 +129,7 @@ def decode_maps(calls, cache, *, real, mask, queries_at=None):
         within = ops.minimum(queries.index, first + window - 1)
         moved = [call.query for call in calls] if queries_at is None else queries_at(within)
         near = [kernel.FirstKeys(first, query, Places(within)) for query in moved]
-    parts = ops.split(keys, len(calls), axis=-1)
+    parts = ops.split(keys, len(calls), axis=-1) if len(calls) > 1 else [keys]
     outputs = [
         kernel.attend(call, k, values, queries, places, keep, of_first)
         for call, k, of_first in zip(calls, parts, near, strict=True)
