@@ -44,6 +44,9 @@
     fused_masks_pay(call)         whether its kernel with a T x S mask is faster than bands
     fused_attention(call, mask, rules)
                                   the framework's own attention under an array, and under rules
+    step_attention(query, key, value, keep, scale)
+                                  the framework's own on heads-first tensors, for few queries; where
+                                  a row of the mask is empty, its output means nothing; or None
     FUSED_RULES                   those that it knows, see `kattn.ops.kernels.fused.native_rules`
     devices()                     names of the devices that `keras.device` takes here
     dense_gradient(g)             a gradient as a tensor
@@ -113,6 +116,7 @@ fused_unsupported = _framework.fused_unsupported
 fused_unprofitable = _framework.fused_unprofitable
 fused_masks_pay = _framework.fused_masks_pay
 fused_attention = _framework.fused_attention
+step_attention = _framework.step_attention
 FUSED_RULES = _framework.FUSED_RULES
 devices = _framework.devices
 dense_gradient = _framework.dense_gradient

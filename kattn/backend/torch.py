@@ -344,6 +344,17 @@ def fused_attention(call, mask, rules):
     return output.transpose(1, 2)
 
 
+def step_attention(query, key, value, keep, scale):
+    """`scaled_dot_product_attention` without gradients: one call in place of eight."""
+    tensors = query, key, value
+    kinds = {(x.dtype, x.shape[1]) for x in tensors}  # it would copy the keys of grouped heads
+    if len(kinds) > 1 or is_exported_to_onnx():
+        return None
+    if _is_recorded(*tensors) or in_forward_mode(*tensors):  # NaN, where a row of the mask is empty
+        return None
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, keep, scale=scale)
+
+
 def _explain_second_derivatives(output):
     """Lets a second derivative through the output of a fused kernel raise an error that helps."""
     # Where no kernel serves, as for values of another width than keys, PyTorch computes by plain

@@ -12,9 +12,9 @@ from tests.compute import assert_close, run
 SIZES = {"heads": 2, "key_dim": 6, "value_dim": 3, "dtype": "float32"}
 
 
-def inputs(rng, steps=7):
+def inputs(rng, steps=7, key_heads=2):
     """B=2, N=4, K=2, D=6, Dv=3."""
-    sizes = (2, steps, 4, 6), (2, steps, 2, 6), (2, steps, 2, 3)
+    sizes = (2, steps, 4, 6), (2, steps, key_heads, 6), (2, steps, key_heads, 3)
     return [rng.normal(size=size).astype("float32") for size in sizes]
 
 
@@ -42,21 +42,22 @@ def test_matches_oracle(rng, kind, cuts):
     assert_close(np.concatenate(found, axis=1), expected)
 
 
-def test_causal_where_no_mask_is_given(rng):
-    q, k, v = map(ops.convert_to_tensor, inputs(rng, 4))
-    y, cache = decode(q, k, v, empty_cache(KVCache, 2, 4, **SIZES))
+@pytest.mark.parametrize("key_heads", [2, 4])  # PyTorch's own kernel takes it without groups
+def test_causal_where_no_mask_is_given(rng, key_heads):
+    q, k, v = map(ops.convert_to_tensor, inputs(rng, 4, key_heads))
+    y, cache = decode(q, k, v, empty_cache(KVCache, 2, 4, **{**SIZES, "heads": key_heads}))
     keep = np.broadcast_to(oracle.causal(4, 4), (2, 4, 4, 4))
     arrays = [run(ops.copy, x) for x in (q, k, v)]
     assert_close(run(ops.copy, y), oracle.attention(*arrays, keep=keep)[0])
     assert run(ops.copy, cache.length).tolist() == [4, 4]
 
 
-def test_padding_gives_zero(rng):
-    q, k, v = map(ops.convert_to_tensor, inputs(rng, 3))
+@pytest.mark.parametrize("key_heads", [2, 4])
+def test_padding_gives_zero(rng, key_heads):
+    q, k, v = map(ops.convert_to_tensor, inputs(rng, 3, key_heads))
     real = np.array([[0, 1, 1], [0, 0, 0]], bool)
-    y, cache = decode(
-        q, k, v, empty_cache(KVCache, 2, 4, **SIZES), real=ops.convert_to_tensor(real)
-    )
+    cache = empty_cache(KVCache, 2, 4, **{**SIZES, "heads": key_heads})
+    y, cache = decode(q, k, v, cache, real=ops.convert_to_tensor(real))
     y = run(ops.copy, y)
     assert not y[~real].any()
     assert np.abs(y[real]).min() > 0

@@ -35,6 +35,10 @@ def attend(call, keys, values, queries, places, keep, first=None):
         keep: bool, broadcasts to `(B, N, t, S)`.
         first: `FirstKeys`, or None.
     """
+    if first is None and call.bias is None and call.softcap is None and call.sinks is None:
+        o = _attend_natively(call, keys, values, keep)
+        if o is not None:
+            return o
     k, v = (ops.cast(x, "float32") for x in (keys, values))
     z = _logits(call, call.query, k, queries, places, keep)
     if first is not None:
@@ -54,6 +58,16 @@ def attend(call, keys, values, queries, places, keep, first=None):
     o = block.weights_by_values(p, v)
     o = ops.where(seen, o, 0.0)
     return block.merge_heads(o, call.query.dtype)
+
+
+def _attend_natively(call, keys, values, keep):
+    """`(B, t, N, Dv)` by the framework's own kernel, or None."""
+    query = ops.swapaxes(call.query, 1, 2)
+    o = backend.step_attention(query, keys, values, keep, call.scale)
+    if o is None:
+        return None
+    o = ops.where(ops.any(keep, axis=-1, keepdims=True), o, 0.0)
+    return ops.swapaxes(o, 1, 2)
 
 
 def _logits(call, query, k, queries, places, keep):
