@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from kattn import arguments
-from kattn.generation.prefill import prefill, repeated
+from kattn.generation.prefill import check_in_vocabulary, prefill, repeated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,7 @@ class BeamLoop:
         logits, (cache, _) = prefill(
             decoder, inputs, self.length, self.pad_token, self.policy.new_cache
         )
+        check_in_vocabulary(logits, self.pad_token, self.end_tokens)
         start = self._start(repeated(cache, self.search.num_beams), logits.shape[0])
         state = self._expand(start, repeated(logits, self.search.num_beams))
 

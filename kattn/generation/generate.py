@@ -61,7 +61,7 @@ def generate(
             of KerasHub (`keras_nlp`).
         end_token: Token that ends a sequence, or several in a list. None to end none before
             `max_new_tokens`.
-        pad_token: Token that stands behind an end.
+        pad_token: Token that stands behind an end, one that the model has.
         mask: Padding of `prompts`, bool, shape `(B, T)`, True = token, False = padding, at either
             side. None if all are tokens. Lists of different lengths need no mask.
         context: Sequence that the model attends to, such as the input of a translation, for models

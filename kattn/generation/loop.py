@@ -8,7 +8,7 @@ from keras import ops
 
 from kattn import backend
 from kattn.generation.cache_policies import FullCache
-from kattn.generation.prefill import Prefix, prefill
+from kattn.generation.prefill import Prefix, check_in_vocabulary, prefill
 
 
 class State(NamedTuple):
@@ -60,6 +60,7 @@ class SamplingLoop:
     def begin(self, decoder, inputs, sampler_state, seed):
         """The `State` with the first tokens."""
         logits, (cache, history) = self._prefill(decoder, inputs)
+        check_in_vocabulary(logits, self.pad_token, self.end_tokens)
         batch = inputs.tokens.shape[0]
         nothing, no = ops.zeros((batch,), "int32"), ops.zeros((batch,), "bool")
         step = ops.zeros((), "int32")

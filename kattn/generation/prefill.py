@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from kattn import arguments
 from kattn.generation.history import empty_history
 
 
@@ -60,7 +61,8 @@ def prefill(decoder, inputs, length, pad_token, new_cache):
     else:
         # Not the prefix itself: PyTorch's is written in place, and it may be used again.
         cache, history = repeated(prefix, batch // prefix.history.length.shape[0])
-    logits, cache = decoder.decode(tokens, cache, mask=real)  # (B, T, V)
+    known = tokens if real is None else ops.where(real, tokens, 0)  # whatever stands for padding
+    logits, cache = decoder.decode(known, cache, mask=real)  # (B, T, V)
     if real is None:
         count = ops.full((batch,), steps, "int32")
         logits = logits[:, -1]
@@ -68,6 +70,18 @@ def prefill(decoder, inputs, length, pad_token, new_cache):
         count = ops.sum(ops.cast(real, "int32"), axis=1)
         logits = ops.take_along_axis(logits, (count - 1)[:, None, None], axis=1)[:, 0]
     return logits, Prefix(cache, history.extend(tokens, count))
+
+
+def check_in_vocabulary(logits, pad_token, end_tokens):
+    """Raises ValueError unless there is a logit, `(B, V)`, of each token; `pad_token` is read."""
+    size = logits.shape[-1]
+    for name, tokens in (("pad_token", [pad_token]), ("end_token", end_tokens)):
+        for token in tokens:
+            if not 0 <= token < size:
+                raise arguments.error(
+                    f"`{name}` must be a token of the model, an integer in [0, {size})",
+                    **{name: token},
+                )
 
 
 def repeated(tree, times):

@@ -170,6 +170,17 @@ def test_bad_arguments(name):
         generate(Decoder(), **{"prompts": [[3, 1]], "max_new_tokens": 3, **options})
 
 
+@pytest.mark.parametrize("sampler", [None, BeamSearch(2)])
+@pytest.mark.parametrize("name", ["pad_token", "end_token"])
+def test_tokens_that_the_model_does_not_have(model, name, sampler):
+    """Also where the prompts are padded with one."""
+    message = (
+        rf"`{name}` must be a token of the model.* in \[0, {VOCABULARY}\).*{name}={VOCABULARY}"
+    )
+    with pytest.raises(ValueError, match=message):
+        generate(model, PROMPTS, 2, sampler=sampler, **{name: VOCABULARY})
+
+
 def test_a_model_that_cannot_decode():
     class Model(keras.Model):
         pass
