@@ -159,7 +159,8 @@ def _does_nothing(node):
 
 def _take_out_constants(module):
     """Makes inputs of all that depends on no input, computed once; returns these."""
-    graph, constants = module.graph, []
+    graph = module.graph
+    constants: list[torch.Tensor] = []
     values = _fixed_values(module)
     start = next(node for node in graph.nodes if node.op != "placeholder")
     for node, value in values.items():
@@ -215,4 +216,4 @@ def _may_share(user, node):
     given = {**dict(enumerate(user.args)), **user.kwargs}
     arguments = enumerate(user.target._schema.arguments)
     shared = [given.get(i, given.get(x.name)) for i, x in arguments if x.alias_info is not None]
-    return any(x is node for x in optree.tree_leaves(shared))
+    return node in keras.tree.flatten(shared)

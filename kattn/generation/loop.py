@@ -101,9 +101,8 @@ class SamplingLoop:
             logits, state.history, seed, state.step, state.sampler
         )
         extended = _extension(self.end_tokens, self.pad_token)
-        return State(
-            state.cache, *extended(tokens, state.history, state.done, state.step), sampler_state
-        )
+        changed = extended(tokens, state.history, state.done, state.step)
+        return State._make((state.cache, *changed, sampler_state))
 
 
 @functools.lru_cache(maxsize=16)

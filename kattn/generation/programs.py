@@ -35,7 +35,7 @@ class Programs:
 
     def __init__(self, model):
         decoder = None if decodes(model) else FunctionalDecoder(model)
-        self._decoder = weakref.ref(model) if decoder is None else lambda: decoder
+        self._decoder: Any = weakref.ref(model) if decoder is None else lambda: decoder
         self._compiled = {}
         self._steps = {}
 
