@@ -166,6 +166,7 @@ def test_killed_in_an_epoch(dataset, tmp_path):
 
 KILLED = """
 import os, signal, sys
+import tests.conftest  # so that it is compiled as here, and rounds alike
 import kattn.callbacks.backup.files as files
 write = files.write
 
