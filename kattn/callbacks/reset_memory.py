@@ -46,13 +46,20 @@ class ResetMemory(keras.callbacks.Callback):
         self._reset()
 
     def on_test_end(self, logs=None):
-        assign(self._memory(), self._kept)
+        if self._kept:
+            assign(self._memory(), self._kept)
+        else:  # the model had to be built for this
+            self._reset()
 
     on_predict_begin, on_predict_end = on_test_begin, on_test_end
 
     def _with_memory(self):
-        """The parts of the model that have a memory."""
-        return [x for x in self.model._flatten_layers() if getattr(x, "memory", None)]
+        """The parts of the model that have a memory, be it not built yet."""
+        return [
+            part
+            for part in self.model._flatten_layers()
+            if hasattr(part, "memory") and getattr(part, "memory_length", None) is not None
+        ]
 
     def _memory(self):
         return [variable for part in self._with_memory() for variable in part.memory]

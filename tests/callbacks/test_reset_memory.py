@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from kattn import callbacks, text
+from kattn import callbacks, layers, models, text
 from tests.compute import assert_close
 from tests.models.test_segment_memory import TOKENS, make, memory_of, without_memory
 
@@ -31,6 +31,14 @@ def test_fit_begins_each_epoch_and_validation_without_a_memory():
     model.reset_memory()
     loss = model.evaluate(*validation, batch_size=2, verbose=0)
     assert_close(history["val_loss"][-1], loss)
+
+
+def test_a_model_that_is_built_by_its_first_batch():
+    """Which it forgets."""
+    model = models.TransformerLM(11, 1, 2, 8, position=layers.RotaryEmbedding(), memory_length=3)
+    model.predict(TOKENS, batch_size=2, callbacks=[callbacks.ResetMemory()], verbose=0)
+    assert len(memory_of(model)) == 2
+    assert not any(np.any(part) for part in memory_of(model))
 
 
 def test_a_model_without_a_memory():
