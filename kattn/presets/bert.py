@@ -5,21 +5,14 @@ import keras
 from kattn.arguments import error
 from kattn.layers import LearnedPositions
 from kattn.models import TransformerClassifier
+from kattn.presets.classifiers import class_count, encoder_links, label_settings
 from kattn.presets.family import Family, word_for
 from kattn.presets.gpt2 import ACTIVATIONS
 from kattn.presets.links import dense, equal, norm
 
-HEAD = "classifier.weight"
-
 
 def _arguments(config, tensors, given):
     config.check(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-    if HEAD not in tensors and "num_classes" not in given:
-        raise error(
-            "The folder holds no classifier, so say how many classes a new one shall have: "
-            "from_huggingface(folder, num_classes=2)",
-            num_classes=None,
-        )
     dtype = given.get("dtype")
     rate = config.same(given, "dropout", "hidden_dropout_prob", default=0.1)
     if config.get("classifier_dropout") is not None:
@@ -29,7 +22,7 @@ def _arguments(config, tensors, given):
     epsilon = config.get("layer_norm_eps", 1e-12)
     return {
         "vocabulary_size": config["vocab_size"],
-        "num_classes": tensors[HEAD].shape[0] if HEAD in tensors else None,
+        "num_classes": class_count(tensors, given),
         "num_layers": config["num_hidden_layers"],
         "num_heads": config["num_attention_heads"],
         "width": config["hidden_size"],
@@ -51,7 +44,6 @@ def _arguments(config, tensors, given):
 def _settings(model_type, facts, options):
     if not facts["use_pooler"]:
         raise error("A classifier must have a pooler to be written as a BERT", use_pooler=False)
-    labels = [f"LABEL_{i}" for i in range(facts["num_classes"])]
     return {
         "vocab_size": facts["vocabulary_size"],
         "num_hidden_layers": facts["num_layers"],
@@ -63,8 +55,7 @@ def _settings(model_type, facts, options):
         "max_position_embeddings": facts["position"]["length"],
         "type_vocab_size": facts["num_token_types"],
         "pad_token_id": facts["padding_token"],
-        "id2label": {str(i): label for i, label in enumerate(labels)},
-        "label2id": {label: i for i, label in enumerate(labels)},
+        **label_settings(facts["num_classes"]),
         "hidden_dropout_prob": options.dropout,
         "attention_probs_dropout_prob": options.attention_dropout,
     }
@@ -78,22 +69,8 @@ def _links(model, config):
     ):
         yield equal(f"embedding/{ours}", f"embeddings.{theirs}.weight", resized_by=argument)
     yield from norm("embedding/norm", "embeddings.LayerNorm")
-    for i, block in enumerate(model.blocks):
-        ours, theirs = f"encoder/block{i}", f"encoder.layer.{i}"
-        sizes = block.attention.head_sizes
-        yield from dense(
-            f"{ours}/attention/qkv",
-            [f"{theirs}.attention.self.{x}" for x in ("query", "key", "value")],
-            widths=(sizes.query_width, sizes.key_width, sizes.value_width),
-        )
-        for layer, name in (
-            ("attention/output", "attention.output.dense"),
-            ("feed_forward/hidden", "intermediate.dense"),
-            ("feed_forward/output", "output.dense"),
-        ):
-            yield from dense(f"{ours}/{layer}", [f"{theirs}.{name}"])
-        yield from norm(f"{ours}/attention_residual/norm", f"{theirs}.attention.output.LayerNorm")
-        yield from norm(f"{ours}/feed_forward_residual/norm", f"{theirs}.output.LayerNorm")
+    norms = "attention.output.LayerNorm", "output.LayerNorm"
+    yield from encoder_links(model, attention="attention.self", norms=norms)
     yield from dense("pooler", ["pooler.dense"], optional=True)
     yield from dense("head", ["classifier"], optional=True)
 

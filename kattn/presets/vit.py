@@ -2,30 +2,22 @@
 
 import keras
 
-from kattn.arguments import error
 from kattn.layers import LearnedPositions
 from kattn.models import VisionTransformer
+from kattn.presets.classifiers import class_count, encoder_links, label_settings
 from kattn.presets.family import Family, word_for
 from kattn.presets.gpt2 import ACTIVATIONS
 from kattn.presets.layouts import ONE_ITEM, Patches
 from kattn.presets.links import dense, equal, norm
 
-HEAD = "classifier.weight"
-
 
 def _arguments(config, tensors, given):
-    if HEAD not in tensors and "num_classes" not in given:
-        raise error(
-            "The folder holds no classifier, so say how many classes a new one shall have: "
-            "from_huggingface(folder, num_classes=2)",
-            num_classes=None,
-        )
     epsilon = config.get("layer_norm_eps", 1e-12)
     return {
         "image_size": config.get("image_size", 224),
         "patch_size": config.get("patch_size", 16),
         "channels": config.get("num_channels", 3),
-        "num_classes": tensors[HEAD].shape[0] if HEAD in tensors else None,
+        "num_classes": class_count(tensors, given),
         "num_layers": config["num_hidden_layers"],
         "num_heads": config["num_attention_heads"],
         "width": config["hidden_size"],
@@ -39,7 +31,6 @@ def _arguments(config, tensors, given):
 
 
 def _settings(model_type, facts, options):
-    labels = [f"LABEL_{i}" for i in range(facts["num_classes"])]
     return {
         **{name: _one_if_equal(facts[name]) for name in ("image_size", "patch_size")},
         "num_channels": facts["channels"],
@@ -50,8 +41,7 @@ def _settings(model_type, facts, options):
         "hidden_act": word_for(facts["activation"], ACTIVATIONS),
         "layer_norm_eps": facts["norm"].get("epsilon"),
         "qkv_bias": facts["use_qkv_bias"],
-        "id2label": {str(i): label for i, label in enumerate(labels)},
-        "label2id": {label: i for i, label in enumerate(labels)},
+        **label_settings(facts["num_classes"]),
         "hidden_dropout_prob": options.dropout,
         "attention_probs_dropout_prob": options.attention_dropout,
     }
@@ -64,22 +54,8 @@ def _links(model, config):
     yield equal("embedding/projection/bias", f"{patches}.bias")
     yield equal("embedding/class_token", "embeddings.cls_token")
     yield equal("embedding/position/table", "embeddings.position_embeddings", layout=ONE_ITEM)
-    for i, block in enumerate(model.blocks):
-        ours, theirs = f"encoder/block{i}", f"encoder.layer.{i}"
-        sizes = block.attention.head_sizes
-        yield from dense(
-            f"{ours}/attention/qkv",
-            [f"{theirs}.attention.attention.{x}" for x in ("query", "key", "value")],
-            widths=(sizes.query_width, sizes.key_width, sizes.value_width),
-        )
-        for layer, name in (
-            ("attention/output", "attention.output.dense"),
-            ("feed_forward/hidden", "intermediate.dense"),
-            ("feed_forward/output", "output.dense"),
-        ):
-            yield from dense(f"{ours}/{layer}", [f"{theirs}.{name}"])
-        yield from norm(f"{ours}/attention_residual/norm", f"{theirs}.layernorm_before")
-        yield from norm(f"{ours}/feed_forward_residual/norm", f"{theirs}.layernorm_after")
+    norms = "layernorm_before", "layernorm_after"
+    yield from encoder_links(model, attention="attention.attention", norms=norms)
     yield from norm("encoder/norm", "layernorm")
     yield from dense("head", ["classifier"], optional=True)
 
