@@ -8,6 +8,7 @@ import optree
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+MOST = 64  # graphs that a function keeps: each length of a cache makes another
 aten = torch.ops.aten
 # They may give their input as it is.
 _CHANGES_OF_FORM = {
@@ -70,6 +71,8 @@ class Traced:
             leaves, form = _flatten(trees)
             key = form, tuple(map(_kind, leaves)), kinds
             if key not in self._graphs:
+                if len(self._graphs) == MOST:
+                    del self._graphs[next(iter(self._graphs))]
                 self._graphs[key] = self._trace(values, leaves, form)
             graph = self._graphs[key]
             return self._function(*trees) if graph is None else graph(values, leaves)

@@ -15,6 +15,8 @@ if keras.backend.backend() != "torch":
 
 import torch
 
+from kattn.backend import torch_trace
+
 PROMPTS = [[3, 1, 4], [1], [5, 9]]
 
 
@@ -70,6 +72,14 @@ def test_a_trace_for_each_form_shape_and_dtype():
             assert type(found) is type(tree)
         assert found[0].tolist() == [2, 3]
     assert len(calls) == 5
+
+
+def test_graphs_are_not_kept_without_end(monkeypatch):
+    monkeypatch.setattr(torch_trace, "MOST", 2)
+    traced = torch_trace.Traced(lambda x: x + 1, [])
+    for steps in (1, 2, 3, 1):
+        assert traced.at_present()(tensor(*range(steps))).tolist() == [*range(1, steps + 1)]
+    assert len(traced._graphs) == 2
 
 
 def test_leaves_that_are_one_at_first():
