@@ -89,10 +89,14 @@ class BlockStack(keras.layers.Layer):
                 batch_size=None,
                 memory_length=self.memory_length,
             )
-        shape, policy = (batch, self.memory_length), self.compute_dtype
-        for i in range(len(self.blocks)):
-            self.memory.append(self._variable(f"memory{i}", (*shape, width), policy))
-        self.memory.append(self._variable("memory_is_real", shape, "bool"))
+        shape, dtype = (batch, self.memory_length), self.compute_dtype
+        self.memory = [
+            *(
+                self._variable(f"memory{i}", (*shape, width), dtype)
+                for i in range(len(self.blocks))
+            ),
+            self._variable("memory_is_real", shape, "bool"),
+        ]
 
     def _variable(self, name, shape, dtype):
         return self.add_weight(
