@@ -29,6 +29,7 @@ from recipes.harness.figures import BLUE, GREY, RED
 
 RECIPE = "forecasting"
 TITLES = {"patchtst": "PatchTST", "deviations": "PatchTST + mean season"}
+COLOURS = {"patchtst": RED, "deviations": BLUE}
 SCORES = (harness.Score("mse", "test MSE"), harness.Score("mae", "test MAE"))
 
 
@@ -118,8 +119,8 @@ def sections(
     steps = np.arange(-x.shape[1], y.shape[1])
     for i, panel in enumerate(panels):
         panel.plot(steps, np.concatenate([x[i], y[i]])[:, -1], color=GREY, linewidth=0.8)
-        for kind, colour in zip(models, (RED, BLUE), strict=True):
-            panel.plot(steps[x.shape[1] :], found[kind][i, :, -1], color=colour)
+        for kind in models:
+            panel.plot(steps[x.shape[1] :], found[kind][i, :, -1], color=COLOURS[kind])
     figure.supxlabel("step", fontsize=8)
     folder.write_figure("forecasts.png", figure)
     text = "Grey: the last series; red: PatchTST; blue: PatchTST + mean season. Models of seed 0."

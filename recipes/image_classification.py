@@ -77,14 +77,9 @@ class Settings(harness.TrainingFlags):
             )
 
 
-PHOTOS: dict[str, Any] = {  # for a data set that is not named below
-    "seeds": 1,
-    "batch_size": 128,
-    "filters": (32, 64, 128),
-    "attention_after": (1,),
-    "key_stride": 2,
-    "shift": 4,
-}
+# For a data set that is not named below.
+PHOTOS: dict[str, Any] = {"seeds": 1, "batch_size": 128, "filters": (32, 64, 128)}
+PHOTOS |= {"attention_after": (1,), "key_stride": 2, "shift": 4}
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
     "tfds:mnist": {
@@ -146,6 +141,8 @@ def sections(splits: Splits, models: Mapping[str, Any], folder: Any) -> dict[str
     """Where one test image of each of eight classes looks, and which images were used."""
     from kattn.visualize import attention_figure
 
+    if "sa_cnn" not in models:
+        return {"Data": splits.section}
     data, model = splits.data, models["sa_cnn"]
     chosen = data.one_of_each_class(8)
     x, truths = scale(data.x_test[chosen]), [data.classes[label] for label in data.y_test[chosen]]

@@ -63,8 +63,10 @@ def compare(comparison: Comparison, settings: TrainingFlags) -> Job:
     """The work of training what is not trained yet, and of reporting then.
 
     Raises:
-        ValueError: If a learning rate is to be found, and each kind has a rate of its own.
+        ValueError: If the flags name a kind of model that there is not, or if a learning rate is to
+            be found, and each kind has a rate of its own.
     """
+    comparison = _of_chosen_models(comparison, settings)
     without_rate = [kind for kind in comparison.titles if kind not in comparison.rates]
     if settings.lr_find and not without_rate:
         raise ValueError(
@@ -97,6 +99,9 @@ def compare_each(title: str, comparisons: Mapping[str, Comparison], settings: Tr
         comparisons: The comparisons by name, which is also that of the folder.
         settings: The flags.
     """
+    comparisons = {
+        name: _of_chosen_models(comparison, settings) for name, comparison in comparisons.items()
+    }
     jobs = {name: compare(comparison, settings) for name, comparison in comparisons.items()}
 
     def work(folder: RunFolder, backend: str) -> str:
@@ -112,6 +117,19 @@ def compare_each(title: str, comparisons: Mapping[str, Comparison], settings: Tr
 
     first = next(iter(comparisons.values()))
     return Job(f"{first.about}, {', '.join(comparisons)}, {_budget(settings)}", work)
+
+
+def _of_chosen_models(comparison: Comparison, settings: TrainingFlags) -> Comparison:
+    """The comparison of the kinds of model that `--models` names, in the order of the recipe."""
+    from kattn import arguments
+
+    titles = comparison.titles
+    if not set(settings.models) <= set(titles):
+        raise arguments.error(
+            f"`models` must name some of {', '.join(titles)}", models=settings.models
+        )
+    chosen = {kind: titles[kind] for kind in titles if kind in (settings.models or titles)}
+    return dataclasses.replace(comparison, titles=chosen)
 
 
 def _budget(settings: TrainingFlags) -> str:

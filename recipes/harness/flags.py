@@ -29,6 +29,7 @@ class RunFlags:
 class TrainingFlags(RunFlags):
     """How to train one model, whatever the task."""
 
+    models: tuple[str, ...] = ()  # kinds of model to train, of those of the recipe; empty: all
     epochs: int = 10  # passes over the training data
     minutes: float | None = None  # train each model for about so long, whatever its epochs
     keep: Literal["last", "best"] = "last"  # weights to test; best: by the validation loss

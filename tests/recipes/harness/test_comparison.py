@@ -110,6 +110,28 @@ def test_equal_minutes(tmp_path, monkeypatch):
     assert len(harness.read_results(folder, ["two"], 1)["two"][0]["epochs"]) == 2
 
 
+def test_some_of_the_models(tmp_path):
+    """`--models` trains what it names, alone or in each of several comparisons."""
+    backend, settings = keras.backend.backend(), Settings(epochs=1, models=("two",))
+    harness.compare(comparison(), settings).work(harness.RunFolder(tmp_path), backend)
+    assert [path.stem for path in (tmp_path / "history").iterdir()] == ["two-seed0"]
+    folder = harness.RunFolder(tmp_path / "each")
+    folder.path.mkdir()
+    harness.compare_each("All", {"part": comparison()}, settings).work(folder, backend)
+    assert [path.stem for path in folder.path.glob("part/history/*")] == ["two-seed0"]
+    assert "One layer" not in folder.report.read_text()
+
+
+@pytest.mark.parametrize(
+    "compare", [harness.compare, lambda c, s: harness.compare_each("", {"": c}, s)]
+)
+def test_models_that_are_none(compare):
+    with pytest.raises(
+        ValueError, match=r"`models` must name some of one, two; .*\('two', 'three'\)"
+    ):
+        compare(comparison(), Settings(models=("two", "three")))
+
+
 @pytest.mark.parametrize("minutes", [0, -1.0, float("inf"), float("nan")])
 def test_minutes_that_are_none(minutes):
     with pytest.raises(
