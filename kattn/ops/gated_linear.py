@@ -165,16 +165,30 @@ def decode_gated_linear_attention(
     chunks.check_same_steps(query, key)
     state = GatedLinearState(*map(ops.convert_to_tensor, state))
     log_decay = _check_decay(ops.convert_to_tensor(log_decay), key)
+    plan = _Plan(implementation, chunk)
+    output, after = _attend(plan, query, key, value, log_decay, mask, state.state)
+    return output, GatedLinearState(after, state.length + chunks.real_steps(query, mask))
+
+
+class _Plan(NamedTuple):
+    """What is known before the tensors are."""
+
+    implementation: str
+    chunk: int | None
+
+
+@backend.compiled
+def _attend(plan, query, key, value, log_decay, mask, first):
+    """What the queries read from the states, and the state after the new steps."""
     steps, by_channel = ops.shape(query)[1], len(log_decay.shape) == 4
-    size = _size(steps, implementation, chunk, by_channel=by_channel)
+    size = _size(steps, *plan, by_channel=by_channel)
     q = chunks.of_queries(query, key.shape[2], size)
     k, v = chunks.of_keys(_silence(key, mask), size), chunks.of_keys(value, size)
     g = _decays(log_decay, mask, steps, size)
     mixed, q, k, total = (_mix_by_channel if by_channel else _mix_by_head)(q, k, v, g)
-    before, after = _carry(total, backend.matmul(k, v, transpose_a=True), state.state)
+    before, after = _carry(total, backend.matmul(k, v, transpose_a=True), first)
     mixed = mixed + block.weights_by_values(q, before)
-    output = ops.cast(chunks.joined(mixed, steps), query.dtype)
-    return output, GatedLinearState(after, state.length + chunks.real_steps(query, mask))
+    return ops.cast(chunks.joined(mixed, steps), query.dtype), after
 
 
 def _size(steps, implementation, chunk, *, by_channel):

@@ -117,15 +117,12 @@ def linear_attention(
     """
     query, key, value = (ops.convert_to_tensor(x) for x in (query, key, value))
     mask = chunks.check(query, key, value, mask, implementation, chunk)
-    features = _features(query, key, feature_map, rotation, mask)
-    state = None if state is None else LinearState(*map(ops.convert_to_tensor, state))
     if causal:
         chunks.check_same_steps(query, key)
-        size = _size(ops.shape(query)[1], implementation, chunk)
-        mixed, total, _, _ = _mix_causal(*features, value, state, size)
-    else:
-        mixed, total = _mix(*features, value, state, implementation)
-    return ops.cast(chunks.joined(_divide(mixed, total), ops.shape(query)[1]), query.dtype)
+    features = _features(query, key, feature_map, rotation, mask)
+    state = None if state is None else LinearState(*map(ops.convert_to_tensor, state))
+    plan = _Plan("causal" if causal else "all", implementation, chunk, query.dtype)
+    return _attend(plan, *features, value, state)[0]
 
 
 def decode_linear_attention(
@@ -188,10 +185,8 @@ def decode_linear_attention(
     chunks.check_same_steps(query, key)
     state = LinearState(*map(ops.convert_to_tensor, state))
     features = _features(query, key, feature_map, rotation, mask)
-    steps = ops.shape(query)[1]
-    size = _size(steps, implementation, chunk)
-    mixed, total, sums, normalizer = _mix_causal(*features, value, state, size)
-    output = ops.cast(chunks.joined(_divide(mixed, total), steps), query.dtype)
+    plan = _Plan("causal", implementation, chunk, query.dtype)
+    output, sums, normalizer = _attend(plan, *features, value, state)
     return output, LinearState(sums, normalizer, state.length + chunks.real_steps(query, mask))
 
 
@@ -237,23 +232,45 @@ def linear_attention_weights(query, key, *, feature_map, rotation=None, mask=Non
         chunks.check_same_steps(query, key)
     phi, turned = _features(query, key, feature_map, rotation, mask)
     batch, queries, heads = ops.shape(query)[:3]
-    scores = _scores(*_in_chunks(turned, None), causal=causal)
-    plain = scores if phi is turned else _scores(*_in_chunks(phi, None), causal=causal)
+    plain = scores = _scores(*_in_chunks(phi, None), causal=causal)
+    if turned is not None:
+        scores = _scores(*_in_chunks(turned, None), causal=causal)
     weights = _divide(scores, ops.sum(plain, axis=-1, keepdims=True))
     keys = ops.shape(key)[1]
     return ops.reshape(weights[..., :queries, :keys], (batch, heads, queries, keys))
 
 
 def _features(query, key, feature_map, rotation, mask) -> tuple[Any, Any]:
-    """phi(q) and phi(k) in float32, phi(k) = 0 where `mask` is False; and the same turned."""
+    """phi(q), phi(k) in float32, phi(k) = 0 where `mask` is False; and the same turned, or None."""
     maps = feature_map if isinstance(feature_map, tuple) else (feature_map, feature_map)
     phi_q, phi_k = (f(ops.cast(x, "float32")) for f, x in zip(maps, (query, key), strict=True))
     if mask is not None:
         phi_k = ops.where(mask[:, :, None, None], phi_k, 0.0)
     phi = (phi_q, phi_k)
-    return phi, phi if rotation is None else tuple(
-        turn(x) for turn, x in zip(rotation, phi, strict=True)
-    )
+    if rotation is None:
+        return phi, None
+    return phi, tuple(turn(x) for turn, x in zip(rotation, phi, strict=True))
+
+
+class _Plan(NamedTuple):
+    """What is known before the tensors are."""
+
+    keys: str  # those that a query sees: "all", or "causal" for the first up to its own
+    implementation: str
+    chunk: int | None
+    dtype: Any  # of the output
+
+
+@backend.compiled
+def _attend(plan, phi, turned, value, state):
+    """The attended values; in the causal form also the sums over keys after the last step."""
+    turned, steps = phi if turned is None else turned, ops.shape(phi[0])[1]
+    if plan.keys == "causal":
+        size = _size(steps, plan.implementation, plan.chunk)
+        mixed, total, *sums = _mix_causal(phi, turned, value, state, size)
+    else:
+        mixed, total, *sums = _mix(phi, turned, value, state, plan.implementation)
+    return ops.cast(chunks.joined(_divide(mixed, total), steps), plan.dtype), *sums
 
 
 def _size(steps, implementation, chunk):
