@@ -68,7 +68,7 @@ def from_huggingface(folder, *, print_fn=print, **options):
     tensors = family.tensors(config, stored_tensors(folder))
     left_out = [name for name in tensors if family.leaves_out(name, options)]
     tensors = {name: x for name, x in tensors.items() if name not in left_out}
-    model = family.model(**{**family.arguments(config, tensors, options), **options})
+    model = family.model(**{**_arguments(family, config, tensors, options), **options})
     model.build(family.input_shape(model))
     load_weights(
         model,
@@ -130,6 +130,17 @@ def to_huggingface(model, folder, *, shard_bytes=5_000_000_000, **settings):
     }
     tensors = {family.name_in_folder(name): tensor for name, tensor in tensors.items()}
     write_folder(folder, written, tensors, shard_bytes)
+
+
+def _arguments(family, config, tensors, options):
+    """The arguments that the settings give; ValueError for a setting of a wrong type."""
+    try:
+        return family.arguments(config, tensors, options)
+    except (TypeError, AttributeError) as cause:
+        raise error(
+            f"Each setting must have the type that `transformers` gives it: {cause}",
+            file=config.source,
+        ) from cause
 
 
 def _described(model):
