@@ -3,12 +3,12 @@
 `tensorflow.py`, `jax.py` and `torch.py` each define
 
     compiled(function)            function(plan, *tensors), compiled once per hashable plan
-    program(function, variables)  function(*tensors), compiled once per shapes, whatever the values
-                                  of the variables that it reads
+    program(function, variables, jit_compile)
+                                  function(*tensors), compiled once per shapes, whatever the values
+                                  of the variables that it reads; on TensorFlow by XLA if asked to
     step_maker(function, variables)
                                   a function that gives `function` as a loop repeats it: PyTorch,
                                   which compiles no loop, has it traced once per shapes
-    uniform(seed, step, shape)    numbers in [0, 1) that two integers, maybe traced, determine
     matmul(a, b)                  float32 product; transpose_a, transpose_b
     by_row(f, x)                  f(x), which acts along the last axis of x only
     softmax(x)                    over the last axis; Keras's warns where it has size 1
@@ -56,6 +56,7 @@
     attribute(x)                  a scalar as what an optimizer may hold as one of its numbers
     can_trace(function)           of a float32 scalar, in compiled code
     dry_run(optimizer)            trace an update, where a fault in one would cost the weights
+    try_shapes(function)          function() for what it raises, without computing anything
     random_state()                of the framework's generator for all, as NumPy arrays in a list
     set_random_state(state)       what random_state() has returned
     shuffling_seed()              of the order in which arrays are shuffled, if there is one
@@ -82,7 +83,6 @@ else:
 compiled = _framework.compiled
 program = _framework.program
 step_maker = _framework.step_maker
-uniform = _framework.uniform
 matmul = _framework.matmul
 by_row = _framework.by_row
 softmax = _framework.softmax
@@ -126,6 +126,7 @@ update_if = _framework.update_if
 attribute = _framework.attribute
 can_trace = _framework.can_trace
 dry_run = _framework.dry_run
+try_shapes = _framework.try_shapes
 random_state = _framework.random_state
 set_random_state = _framework.set_random_state
 shuffling_seed = _framework.shuffling_seed

@@ -16,7 +16,7 @@ def compiled(function):
     return jax.jit(function, static_argnums=0)
 
 
-def program(function, variables):
+def program(function, variables, jit_compile):
     """`function(*tensors)`, compiled once per shapes, whatever the values of `variables`."""
 
     @jax.jit
@@ -30,11 +30,6 @@ def program(function, variables):
 def step_maker(function, variables):
     """A function that gives `function` as it is: it is compiled with its loop."""
     return lambda: function
-
-
-def uniform(seed, step, shape):
-    """Numbers in [0, 1) that two integers determine."""
-    return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step), shape)
 
 
 def matmul(a, b, *, transpose_a=False, transpose_b=False):
@@ -394,6 +389,11 @@ def dry_run(optimizer):
 
     weights = shapes(optimizer._trainable_variables)
     jax.eval_shape(optimizer.stateless_apply, shapes(optimizer.variables), weights, weights)
+
+
+def try_shapes(function):
+    """Run `function()` for what it raises: nothing is computed or allocated."""
+    jax.eval_shape(function)
 
 
 def random_state():

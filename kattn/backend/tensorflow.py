@@ -13,21 +13,38 @@ def compiled(function):
     return function
 
 
-def program(function, variables):
-    """`function(*tensors)`, traced once per shapes, whatever the values of `variables`."""
-    # TensorFlow counts traces by the code of a function, and would take all programs for one that
-    # is traced over and over, and warn. A partial has no code.
-    return tf.function(functools.partial(function), autograph=False)
+def program(function, variables, jit_compile):
+    """`function(*tensors)`, compiled once per shapes, whatever the values of `variables`.
+
+    If `jit_compile`, it is by XLA, where XLA can: it has no Python functions in a graph.
+    """
+
+    def traced(**options):
+        # TensorFlow counts traces by the code of a function, and would take all programs for one
+        # that is traced over and over, and warn. A partial has no code.
+        return tf.function(functools.partial(function), autograph=False, **options)
+
+    ways = [traced(jit_compile=True), traced()] if jit_compile else [traced()]
+
+    def run(*tensors):
+        try:
+            return ways[0](*tensors)
+        except (
+            tf.errors.InvalidArgumentError,
+            tf.errors.UnimplementedError,
+            tf.errors.NotFoundError,
+        ):
+            if len(ways) == 1:
+                raise
+            del ways[0]
+            return run(*tensors)
+
+    return run
 
 
 def step_maker(function, variables):
     """A function that gives `function` as it is: it is compiled with its loop."""
     return lambda: function
-
-
-def uniform(seed, step, shape):
-    """Numbers in [0, 1) that two integers determine."""
-    return tf.random.stateless_uniform(shape, tf.stack([seed, step]))
 
 
 def matmul(a, b, *, transpose_a=False, transpose_b=False):
@@ -335,6 +352,11 @@ def can_trace(function):
 
 def dry_run(optimizer):
     """Nothing: a fault in an update leaves the weights as they are."""
+
+
+def try_shapes(function):
+    """Run `function()` for what it raises: nothing is computed or allocated."""
+    tf.function(function, autograph=False).get_concrete_function()
 
 
 def random_state():

@@ -3,9 +3,9 @@
 import functools
 
 import keras
-import numpy as np
 import torch
 import torch.utils.checkpoint
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kattn.backend.plain import are_operations_plain, plain_function, plain_operations, replaced
 from kattn.backend.torch_trace import Traced
@@ -16,7 +16,7 @@ def compiled(function):
     return function
 
 
-def program(function, variables):
+def program(function, variables, jit_compile):
     """`function` as it is, without gradients."""
     return torch.no_grad()(function)
 
@@ -24,14 +24,6 @@ def program(function, variables):
 def step_maker(function, variables):
     """A function that gives `function`, traced, with the values that the variables have now."""
     return Traced(function, variables).at_present
-
-
-def uniform(seed, step, shape):
-    """Numbers in [0, 1) that two integers determine."""
-    # PyTorch's generator on CPU reads 32 bits of a seed, in which those two must be well mixed.
-    mixed = np.random.SeedSequence([int(seed), int(step)]).generate_state(1)[0]
-    generator = torch.Generator(seed.device).manual_seed(int(mixed))
-    return torch.rand(shape, generator=generator, device=seed.device)
 
 
 def matmul(a, b, *, transpose_a=False, transpose_b=False):
@@ -440,6 +432,12 @@ def can_trace(function):
 
 def dry_run(optimizer):
     """Nothing: a fault in an update leaves the weights as they are."""
+
+
+def try_shapes(function):
+    """Run `function()` for what it raises: nothing is computed or allocated."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        function()
 
 
 def random_state():

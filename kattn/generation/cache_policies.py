@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from kattn import arguments
+from kattn import arguments, backend
 from kattn.ops.cache import KVCache, RingCache
 from kattn.ops.quantized_cache import quantized_cache
 from kattn.ops.sink_cache import SinkCache, sink_cache
@@ -59,7 +59,7 @@ class WindowCache:
     def new_cache(self, decoder, batch_size, length, context=None, context_mask=None):
         """The cache of a model, without steps; for the arguments see `FullCache`."""
         size = min(self.window, length)
-        cache = FullCache().new_cache(decoder, batch_size, size, context, context_mask)
+        cache = _shorter_cache(decoder, size, batch_size, length, context, context_mask)
         return _replaced(cache, KVCache, lambda full: RingCache(*full))
 
 
@@ -95,7 +95,7 @@ class StreamingCache:
         size = self.first + self.window
         if length <= size:
             return FullCache().new_cache(decoder, batch_size, length, context, context_mask)
-        cache = FullCache().new_cache(decoder, batch_size, size, context, context_mask)
+        cache = _shorter_cache(decoder, size, batch_size, length, context, context_mask)
         return _replaced(cache, KVCache, lambda full: sink_cache(full, self.first))
 
 
@@ -122,6 +122,15 @@ class Int8Cache:
         """The cache of a model, without steps; for the arguments see `FullCache`."""
         cache = self.policy.new_cache(decoder, batch_size, length, context, context_mask)
         return _replaced(cache, (SinkCache, KVCache, RingCache), quantized_cache)
+
+
+def _shorter_cache(decoder, size, batch_size, length, context, context_mask):
+    """A cache with room for `size` steps; ValueError if the decoder cannot decode `length`."""
+    new_cache = FullCache().new_cache
+    if size < length:
+        args = decoder, batch_size, length, context, context_mask
+        backend.try_shapes(lambda: new_cache(*args))
+    return new_cache(decoder, batch_size, size, context, context_mask)
 
 
 def _replaced(cache, kinds, function):

@@ -18,6 +18,7 @@ from kattn.generation.prompts import read_prompts
 from kattn.generation.samplers import GreedySampler, Sampler
 
 REPORTS = 50  # times that a progress bar moves
+LONG = 64  # new tokens from which on XLA, which TensorFlow can do without, pays for its seconds
 
 
 def generate(
@@ -43,10 +44,12 @@ def generate(
     decodes it, until all sequences have ended or have `max_new_tokens`. Keys, values and other
     states of the steps before are kept, so that no step is computed twice. On JAX and TensorFlow
     there is one compilation for each shape of the prompts, number of tokens and sampler; new
-    weights, prompts and seeds need no other. On PyTorch the model's `decode` of one step is traced
-    once for each shape of its cache, or called for each step if numbers decide what it computes;
-    samplers and their rules are called for each step. What a model changes from step to step must
-    be in its cache or in variables.
+    weights, prompts and seeds need no other. TensorFlow compiles with XLA, which takes seconds more
+    and decodes several times as fast, for 64 new tokens or more, or if the model was compiled with
+    `jit_compile=True`. On PyTorch the model's `decode` of one step is traced once for each shape of
+    its cache, or called for each step if numbers decide what it computes; samplers and their rules
+    are called for each step. What a model changes from step to step must be in its cache or in
+    variables.
 
     Args:
         model: Model of tokens that gives logits: one with the methods `init_cache` and `decode`; or
@@ -108,7 +111,7 @@ def generate(
         "policy": policy,
     }
     inputs = _inputs(read, None if cache is None else cache.prefix, context, context_mask)
-    run = functools.partial(programs_of(model).run, model.variables)
+    run = functools.partial(programs_of(model).run, model, max_new_tokens >= LONG)
     if isinstance(sampler, BeamSearch):
         _check_search(sampler, max_new_tokens, cache, on_tokens, progress)
         search = BeamLoop(sampler, max_new_tokens, **options)

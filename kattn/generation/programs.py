@@ -39,16 +39,19 @@ class Programs:
         self._compiled = {}
         self._steps = {}
 
-    def run(self, variables, plan, name, *tensors):
+    def run(self, model, is_long, plan, name, *tensors):
         """The result of a method of a plan, compiled once for each plan and shapes of tensors.
 
         Args:
-            variables: Variables of the model, whose values may change between calls.
+            model: The model, whose variables may have other values than before.
+            is_long: Whether it pays to compile for seconds what then runs in less time.
             plan: Object with the method, which must be hashable.
             name: Name of the method, which takes what decodes and then the tensors.
             *tensors: Arguments of the method: trees of tensors and None.
         """
-        key = plan, name, tuple(map(id, variables))  # LoRA and quantisation bring new ones
+        variables, jit_compile = model.variables, is_long or getattr(model, "jit_compile", False)
+        # LoRA and quantisation bring new variables.
+        key = plan, name, jit_compile, tuple(map(id, variables))
         if key not in self._compiled:
             if len(self._compiled) == MOST:
                 del self._compiled[next(iter(self._compiled))]
@@ -60,7 +63,7 @@ class Programs:
                     Decoder(model.init_cache, model.decode, step()), *tensors
                 )
 
-            self._compiled[key] = backend.program(function, variables)
+            self._compiled[key] = backend.program(function, variables, jit_compile)
         return self._compiled[key](*tensors)
 
     def _step_maker(self, variables):

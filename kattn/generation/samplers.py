@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 from keras import ops
 
-from kattn import arguments, backend
+from kattn import arguments
+from kattn.ops.random_numbers import uniform
 
 SMALLEST = 1e-30  # a draw of 0 has no logarithm
 
@@ -101,6 +102,6 @@ class RandomSampler(_Rules):
     def next_tokens(self, logits, history, seed, step, state):
         """Tokens that are drawn; for the arguments see `Sampler`."""
         logits = self._apply(logits, history)
-        draws = backend.uniform(seed, step, tuple(logits.shape))
+        draws = uniform(seed, step, tuple(logits.shape))
         noise = -ops.log(-ops.log(ops.maximum(draws, SMALLEST)))
         return ops.cast(ops.argmax(logits + noise, axis=-1), "int32"), state

@@ -11,7 +11,7 @@ from kattn.generation import (
     WindowCache,
     generate,
 )
-from kattn.layers import RotaryEmbedding
+from kattn.layers import LearnedPositions, RotaryEmbedding, SelfAttention
 from tests.compute import quick, run
 from tests.generation_models import Decoder, ready, uncached
 
@@ -85,6 +85,23 @@ def test_a_policy_goes_with_a_cache_that_is_kept(model):
     found = generate(model, [[2], [7]], 3, cache=cache, cache_policy=policy)
     whole = [[*p, b] for p, b in zip(PROMPTS, (2, 7), strict=True)]
     np.testing.assert_array_equal(found, generate(model, whole, 3, cache_policy=policy))
+
+
+@pytest.mark.parametrize(
+    "policy", [WindowCache(3), StreamingCache(2, 3), Int8Cache(WindowCache(3))]
+)
+def test_a_table_of_positions_must_have_all_steps(policy):
+    """However few of them are kept: positions that are added to inputs go on."""
+
+    def model(length):
+        tokens = keras.Input((None,), dtype="int32")
+        h = LearnedPositions(length)(keras.layers.Embedding(10, 8)(tokens))
+        h = SelfAttention(2, causal=True)(h)
+        return keras.Model(tokens, keras.layers.Dense(10)(h))
+
+    assert generate(model(11), PROMPTS, 6, cache_policy=policy).shape == (2, 6)
+    with pytest.raises(ValueError, match=r"length=11, length of the table=10"):
+        generate(model(10), PROMPTS, 6, cache_policy=policy)
 
 
 def test_full_is_the_default(model, full):

@@ -16,6 +16,8 @@ class Plan:
 
 
 class Model:
+    variables = ()
+
     def init_cache(self):
         pass
 
@@ -27,10 +29,10 @@ def test_found_again_and_not_without_end():
     model, x = Model(), keras.ops.ones(())
     mine = programs.programs_of(model)
     assert programs.programs_of(model) is mine
-    assert [float(mine.run([], Plan(i), "run", x)) for i in (1, 2, 1)] == [3, 4, 3]
+    assert [float(mine.run(model, i == 2, Plan(i), "run", x)) for i in (1, 2, 1)] == [3, 4, 3]
     assert len(mine._compiled) == 2
     for i in range(programs.MOST):
-        mine.run([], Plan(10 + i), "run", x)
+        mine.run(model, False, Plan(10 + i), "run", x)
     assert len(mine._compiled) == programs.MOST
 
 

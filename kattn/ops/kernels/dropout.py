@@ -6,10 +6,8 @@ below a threshold, or not. So the mask of any block can be made again from two s
 forward and gradient agree by construction, and the mask depends neither on the kernel nor on how
 it cuts the scores.
 
-Reference: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405 (random numbers by counter);
-Dietzfelbinger et al. 1997, https://doi.org/10.1006/jagm.1997.0873 (the high bits of a product with
-a random odd factor); the hash is `lowbias32` of Wellons 2018,
-https://nullprogram.com/blog/2018/07/31/
+Reference: Dietzfelbinger et al. 1997, https://doi.org/10.1006/jagm.1997.0873 (the high bits of a
+product with a random odd factor); for the hash see `kattn.ops.random_numbers`.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ import keras
 from keras import ops
 
 from kattn import backend
+from kattn.ops.random_numbers import mix, mix_indices
 
 
 def draw_seed(seed):
@@ -31,7 +30,7 @@ def draw_seed(seed):
         # `torch.Generator` and the other adds a NumPy array, and neither the compiler nor
         # `torch.func` can trace that.
         state = ops.convert_to_tensor(seed.state)  # the seed, and the number of draws so far
-        numbers = _mix(ops.cast(state, "int32"))  # layers may have the seeds 1, 2, 3
+        numbers = mix(ops.cast(state, "int32"))  # layers may have the seeds 1, 2, 3
         seed.state.assign(state + ops.arange(2, dtype=state.dtype))
         return numbers
     return keras.random.randint((2,), 0, 2**31 - 1, dtype="int32", seed=seed)
@@ -49,13 +48,12 @@ def counters(call):
     batch, queries, heads = ops.shape(call.query)[:3]
     keys = ops.shape(call.key)[1]
     index = ops.arange(batch * heads, dtype="int32")
-    head = _mix(ops.bitwise_xor(_mix(index + seed[0]), seed[1]))
+    head = mix(ops.bitwise_xor(mix(index + seed[0]), seed[1]))
     head = ops.reshape(head, (batch, call.key_heads, call.groups, 1, 1))
     # Even numbers count queries and odd numbers keys, so that none is hashed like another.
     steps = [2 * ops.arange(queries, dtype="int32"), 2 * ops.arange(keys, dtype="int32") + 1]
     index = ops.concatenate(steps)[:, None]
-    # Mixed twice: else two heads could have the same numbers a few steps apart.
-    numbers = ops.bitwise_or(_mix(_mix(index + head) + head), 1)
+    numbers = ops.bitwise_or(mix_indices(index, head), 1)
     return numbers[..., :queries, :], numbers[..., queries:, :]
 
 
@@ -123,15 +121,3 @@ def kept(rate):
 def _threshold(rate):
     """Products below it are dropped. They are signed numbers, of which the smallest is -2^31."""
     return min(round(rate * 2**32), 2**32 - 1) - 2**31
-
-
-def _mix(x):
-    """`lowbias32`: each bit of an int32 number changes each bit of the result half of the time."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
-        x = ops.bitwise_xor(x, _shift_right(x, shift)) * factor
-    return ops.bitwise_xor(x, _shift_right(x, 16))
-
-
-def _shift_right(x, bits):
-    """A logical shift: the sign bit of an int32 number is moved like the others."""
-    return ops.bitwise_and(ops.right_shift(x, bits), 2 ** (32 - bits) - 1)
