@@ -111,16 +111,18 @@ def evaluate(windows: tuple[np.ndarray, np.ndarray], model: Any) -> dict[str, fl
 def sections(
     windows: tuple[np.ndarray, np.ndarray], models: Mapping[str, Any], folder: harness.RunFolder
 ) -> dict[str, str]:
-    """Six windows of the last series: what was read, what came, and what was forecast."""
+    """Six windows of the last series: the end of what was read, what came, and the forecasts."""
     chosen = np.linspace(0, len(windows[0]) - 1, 6).astype(int)
     x, y = (part[chosen] for part in windows)
     found = {kind: harness.predict(model, x, len(x)) for kind, model in models.items()}
     figure, panels = harness.panels(6, 3, 3.6, 2.0)
-    steps = np.arange(-x.shape[1], y.shape[1])
+    ahead = np.arange(y.shape[1])
+    read = x[:, -2 * len(ahead) :]
+    steps = np.arange(-read.shape[1], len(ahead))
     for i, panel in enumerate(panels):
-        panel.plot(steps, np.concatenate([x[i], y[i]])[:, -1], color=GREY, linewidth=0.8)
+        panel.plot(steps, np.concatenate([read[i], y[i]])[:, -1], color=GREY, linewidth=0.8)
         for kind in models:
-            panel.plot(steps[x.shape[1] :], found[kind][i, :, -1], color=COLOURS[kind])
+            panel.plot(ahead, found[kind][i, :, -1], color=COLOURS[kind])
     figure.supxlabel("step", fontsize=8)
     folder.write_figure("forecasts.png", figure)
     text = "Grey: the last series; red: PatchTST; blue: PatchTST + mean season. Models of seed 0."

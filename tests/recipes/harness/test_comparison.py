@@ -126,9 +126,7 @@ def test_some_of_the_models(tmp_path):
     "compare", [harness.compare, lambda c, s: harness.compare_each("", {"": c}, s)]
 )
 def test_models_that_are_none(compare):
-    with pytest.raises(
-        ValueError, match=r"`models` must name some of one, two; .*\('two', 'three'\)"
-    ):
+    with pytest.raises(ValueError, match=r"`models` must name some of one, two; .*'three'"):
         compare(comparison(), Settings(models=("two", "three")))
 
 
