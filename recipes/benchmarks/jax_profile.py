@@ -106,12 +106,12 @@ def profile(name: str, folder: Path) -> tuple[float, collections.Counter]:
 
 def rows(spent: Mapping[tuple[str, str], float]) -> list[dict[str, Any]]:
     """A record of each part, with milliseconds of one step; the part that takes most is first."""
-    totals: collections.Counter = collections.Counter()
+    totals: dict[str, float] = collections.defaultdict(float)
     for (part, _), value in spent.items():
         totals[part] += value
     return [
         {"part": part, **{kind: round(spent.get((part, kind), 0.0) / STEPS, 1) for kind in KINDS}}
-        for part, _ in totals.most_common()
+        for part in sorted(totals, key=totals.__getitem__, reverse=True)
     ]
 
 
