@@ -121,7 +121,7 @@ def linear_attention(
         chunks.check_same_steps(query, key)
     features = _features(query, key, feature_map, rotation, mask)
     state = None if state is None else LinearState(*map(ops.convert_to_tensor, state))
-    plan = _Plan("causal" if causal else "all", implementation, chunk, query.dtype)
+    plan = _Plan(implementation, chunk, query.dtype, causal=causal)
     return _attend(plan, *features, value, state)[0]
 
 
@@ -185,7 +185,7 @@ def decode_linear_attention(
     chunks.check_same_steps(query, key)
     state = LinearState(*map(ops.convert_to_tensor, state))
     features = _features(query, key, feature_map, rotation, mask)
-    plan = _Plan("causal", implementation, chunk, query.dtype)
+    plan = _Plan(implementation, chunk, query.dtype, causal=True)
     output, sums, normalizer = _attend(plan, *features, value, state)
     return output, LinearState(sums, normalizer, state.length + chunks.real_steps(query, mask))
 
@@ -255,17 +255,17 @@ def _features(query, key, feature_map, rotation, mask) -> tuple[Any, Any]:
 class _Plan(NamedTuple):
     """What is known before the tensors are."""
 
-    keys: str  # those that a query sees: "all", or "causal" for the first up to its own
     implementation: str
     chunk: int | None
     dtype: Any  # of the output
+    causal: bool
 
 
 @backend.compiled
 def _attend(plan, phi, turned, value, state):
     """The attended values; in the causal form also the sums over keys after the last step."""
     turned, steps = phi if turned is None else turned, ops.shape(phi[0])[1]
-    if plan.keys == "causal":
+    if plan.causal:
         size = _size(steps, plan.implementation, plan.chunk)
         mixed, total, *sums = _mix_causal(phi, turned, value, state, size)
     else:

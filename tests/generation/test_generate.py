@@ -1,6 +1,4 @@
-import dataclasses
 import gc
-import sys
 import weakref
 
 import keras
@@ -61,29 +59,6 @@ def test_many_tokens_begin_as_few(model):
     np.testing.assert_array_equal(
         found[:, :9], generate(model, PROMPTS, 9, sampler=SAMPLER, seed=3)
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class PythonRule:
-    """Forbids token 5, by a function that no compiler can have."""
-
-    def __call__(self, logits, history):
-        def without(x):
-            x = np.array(x)
-            x[:, 5] = -np.inf
-            return x
-
-        return sys.modules["tensorflow"].ensure_shape(
-            sys.modules["tensorflow"].numpy_function(without, [logits], "float32"), logits.shape
-        )
-
-
-def test_what_xla_cannot_compile(model):
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("XLA is TensorFlow's second way, and the only one of JAX")
-    found = generate(model, PROMPTS, LONG, sampler=RandomSampler([PythonRule()]), seed=3)
-    assert (found != 5).all()
-    assert (generate(model, PROMPTS, LONG, sampler=RandomSampler(), seed=3) == 5).any()
 
 
 def compilations(model):

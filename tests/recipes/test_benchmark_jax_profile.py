@@ -2,7 +2,6 @@
 
 import pytest
 
-from recipes.benchmarks import jax_profile
 from recipes.benchmarks.jax_profile import STEPS, operations, part_of, rows
 
 STEP = "jit(train_step)/transpose(jvp(decoder))/block0/"
@@ -47,7 +46,3 @@ def test_rows():
         {"part": "a", "products": 2.0, "others": 1.0},
         {"part": "b", "products": 1.5, "others": 0.0},
     ]
-
-
-def test_every_part_has_a_pattern_of_its_own():
-    assert len(set(jax_profile.PARTS.values())) == len(jax_profile.PARTS)
