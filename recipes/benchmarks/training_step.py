@@ -13,7 +13,8 @@ Remat   With --remat instead: one step at T=4096, batch 1, with the layers made 
         TransformerDecoderBlock stands there besides, whose `remat=True` is the same.
 Method  The two sides in turns in one process, each run once before; medians and quartiles over the
         turns, and those of the turns' ratios. A case takes three turns at least, and no more once
-        it has taken 3 s. Memory: as in attention.py, of the second step of a process of its own.
+        it has taken 3 s. Memory: as in attention.py, of the first two steps of a process of its
+        own, what compiles them included: TensorFlow keeps what a step has freed for the next one.
 Run     python -m recipes.benchmarks.training_step --backend jax
         python -m recipes.benchmarks.training_step --backend jax --remat
         python -m recipes.benchmarks.training_step --backend jax --only "^SelfAttention, T=64"
@@ -189,10 +190,9 @@ def sides(case: Case) -> dict[str, Callable[[Case], Callable[[Any, Any], Any]]]:
 
 
 def extra_memory(side: str, case: Case) -> float:
-    """MiB that one step needs beyond what stood there before it."""
+    """MiB that two steps need beyond the model that stood there before them."""
     step = trainer(build(sides(case)[side], case), case, batches=1)
-    step()  # which compiles, and makes the optimizer's variables
-    return memory.extra(step)
+    return memory.extra(lambda: [step(), step()])
 
 
 def measure(case: Case, models: dict[str, Any], settings: Settings, backend: str) -> dict[str, Any]:
