@@ -7,7 +7,8 @@ Task    Tell the class of a text. Transformer and LSTM see the same subwords. --
 Data    scipy (default; no network): what the functions and classes of SciPy say of themselves,
         without signatures, names of modules and sections, by part of the library. The texts depend
         on the version of SciPy. tfds:imdb_reviews and others with text and label; folder:<path>,
-        one folder a class.
+        one folder a class, with folders such as train and test above these or not. --classes-from
+        says which are classes where that is not clear.
 Score   Test accuracy. Of the training texts 15 % validate.
 Run     python -m recipes.text_classification
         python -m recipes.text_classification --grid --seeds 1
@@ -42,6 +43,7 @@ class Settings(harness.TrainingFlags):
 
     dataset: str = "scipy"  # scipy, tfds:<name> or folder:<path>
     data_dir: Path | None = None  # where TensorFlow Datasets keeps its files
+    classes_from: int | None = None  # level of the folders that are classes, 1 at the top
     split_seed: int = 0  # draws the test texts, where the source has no split of its own
 
     grid: bool = False  # compare Transformers with each of the next three instead
@@ -99,8 +101,13 @@ def read(settings: Settings) -> EncodedTexts:
     """Read the texts, and encode them by the tokenizer of the folder or by one that they train."""
     from kattn.text import Subwords
 
-    name, place = settings.dataset, settings.data_dir
-    data = labelled_texts.load(name, data_dir=place, seed=settings.split_seed)
+    data = labelled_texts.load(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        seed=settings.split_seed,
+        classes_from=settings.classes_from,
+    )
+    print(f"{data.name}: {data.split}", flush=True)
     if settings.pretrained:
         subwords = Subwords.load(settings.pretrained)
     else:

@@ -1,17 +1,16 @@
 """Labelled images as NumPy arrays: an embedded set, TensorFlow Datasets, a folder or a zip file."""
 
-import io
 import os
+import stat
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from recipes.data import sources
+from recipes.data import class_folders, pixels, sources
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -40,39 +39,48 @@ class ImageData:
 
 
 def load(
-    dataset: str, *, data_dir: Path | None = None, image_size: int | None = None, seed: int = 0
+    dataset: str,
+    *,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    classes_from: int | None = None,
 ) -> ImageData:
     """Read the images that `dataset` names.
 
     Args:
         dataset: `digits`, `tfds:<name>`, `folder:<path>` or `zip:<path>`. The last two are laid out
-            `<split>/<class>/<image>` or `<class>/<image>`; without splits, a fifth of each
-            class, drawn with `seed`, becomes the test split.
+            `<split>/<class>/<image>` or `<class>/<image>`, see `class_folders.read`; without
+            splits, a fifth of each class, drawn with `seed`, becomes the test split.
         data_dir: Where TensorFlow Datasets keeps its files. None: its own default.
         image_size: If given, every image is resized to `image_size` x `image_size` pixels.
         seed: Of the split, where one is drawn.
+        classes_from: Level of the folders that name the classes, from 1; None finds it.
 
     Returns:
-        An `ImageData`; images are grey (C = 1) where every one of them is, else RGB (C = 3).
+        An `ImageData`; images are grey (C = 1) where every one of them is, else RGB (C = 3). How
+        files become pixels of 8 bits without transparency is said at `pixels.decode`.
 
     Raises:
-        ValueError: For an unknown `dataset`, a missing extra, a corrupt image, images of different
-            sizes without `image_size`, no images, or fewer than two classes.
+        ValueError: For an unknown `dataset`, a missing extra, an image that cannot be read, images
+            of different sizes without `image_size`, no images, fewer than two classes, or folders
+            that cannot be told to be splits or classes.
         FileNotFoundError: If the path does not exist.
     """
     if image_size is not None and image_size < 1:
         raise ValueError(
             f"`image_size` must be at least 1 pixel; received: image_size={image_size}"
         )
+    sources.check_classes_from(dataset, classes_from)
     scheme, _, rest = dataset.partition(":")
     if dataset == "digits":
         data = _digits(image_size)
     elif scheme == "tfds" and rest:
         data = _tfds(rest, data_dir, image_size, seed)
     elif scheme == "folder" and rest:
-        data = _folder(Path(rest).expanduser(), image_size, seed)
+        data = _folder(Path(rest).expanduser(), image_size, seed, classes_from)
     elif scheme == "zip" and rest:
-        data = _zip(Path(rest).expanduser(), image_size, seed)
+        data = _zip(Path(rest).expanduser(), image_size, seed, classes_from)
     else:
         raise ValueError(
             "`dataset` must be digits, tfds:<name>, folder:<path> or zip:<path>; "
@@ -123,72 +131,65 @@ def _tfds(name: str, data_dir: Path | None, image_size: int | None, seed: int) -
     return ImageData(dataset, classes, x, y, *read(held_out), f"the set's own train and {held_out}")
 
 
-def _folder(root: Path, image_size: int | None, seed: int) -> ImageData:
-    names = sources.files_in(root)
-    return _from_files(
-        f"folder:{root}", names, lambda name: (root / name).read_bytes(), image_size, seed
-    )
+def _folder(root: Path, image_size: int | None, seed: int, classes_from: int | None) -> ImageData:
+    dataset, names = f"folder:{root}", class_folders.names_in(root)
+    found = class_folders.read(dataset, names, SUFFIXES, "image", classes_from)
+    return _decoded(dataset, found, lambda name: (root / name).read_bytes(), image_size, seed)
 
 
-def _zip(path: Path, image_size: int | None, seed: int) -> ImageData:
+def _zip(path: Path, image_size: int | None, seed: int, classes_from: int | None) -> ImageData:
     dataset = f"zip:{path}"
     if not path.exists():
         raise FileNotFoundError(
             f"`dataset` must name a zip file that exists; received: dataset={dataset!r}"
         )
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        raise ValueError(f"`dataset` must name a zip file; received: dataset={dataset!r}")
-    with zipfile.ZipFile(path) as archive:
-        return _from_files(dataset, archive.namelist(), archive.read, image_size, seed)
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # of many types, where the index is damaged
+        raise ValueError(
+            "`dataset` must name a zip file that can be read; "
+            f"received: dataset={dataset!r}, reason={pixels.reason(error)!r}"
+        ) from error
+    with archive:
+        names = [_name(info) for info in archive.infolist()]
+        found = class_folders.read(dataset, names, SUFFIXES, "image", classes_from)
+        return _decoded(dataset, found, archive.read, image_size, seed)
 
 
-def _from_files(
+def _name(info: zipfile.ZipInfo) -> str:
+    is_link = stat.S_ISLNK(info.external_attr >> 16)
+    return class_folders.lost_link(info.filename) if is_link else info.filename
+
+
+def _decoded(
     dataset: str,
-    names: Sequence[str],
+    found: class_folders.ClassFolders,
     read: Callable[[str], bytes],
     image_size: int | None,
     seed: int,
 ) -> ImageData:
-    """Sort `names` into splits and classes by their folders, and decode them."""
-    splits = sources.splits_of_files(dataset, names, SUFFIXES, "image")
-    classes = tuple(sorted({label for label, _ in splits["train"]}))
-    held_out = sources.held_out_split(splits)
-    held_out_files = splits[held_out] if held_out else []
-    used = splits["train"] + held_out_files
+    used = found.train + found.test
     x = _decode_all(dataset, [name for _, name in used], read, image_size)
-    index = {label: number for number, label in enumerate(classes)}
-    y = np.array([index[label] for label, _ in used], "int32")
-    if held_out is None:
-        return _seeded_split(dataset, classes, x, y, seed)
-    cut = len(splits["train"])
-    split = f"the source's own folders train and {held_out}"
-    return ImageData(dataset, classes, x[:cut], y[:cut], x[cut:], y[cut:], split)
+    y = found.numbers(used)
+    if not found.test:
+        data = _seeded_split(dataset, found.classes, x, y, seed)
+        return replace(data, split=f"{data.split}; {found.about}")
+    cut = len(found.train)
+    return ImageData(dataset, found.classes, x[:cut], y[:cut], x[cut:], y[cut:], found.about)
 
 
 def _decode_all(
     dataset: str, names: Sequence[str], read: Callable[[str], bytes], image_size: int | None
 ) -> np.ndarray:
-    from PIL import Image, ImageOps
-
     def decode(name: str) -> np.ndarray:
         try:
-            with Image.open(io.BytesIO(read(name))) as file:
-                image = ImageOps.exif_transpose(file)
-                grey = image.mode in ("1", "L", "LA")
-                return _resize(np.asarray(image.convert("L" if grey else "RGB")), image_size)
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            image = pixels.decode(read(name))
+        except Exception as error:  # of many types, as files can be damaged in many ways
             raise ValueError(
                 f"`dataset` must hold readable images only; received: dataset={dataset!r}, "
-                f"image={name!r}, reason={reason!r}"
+                f"image={name!r}, reason={pixels.reason(error)!r}"
             ) from error
+        return _resize(image, image_size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the GIL
         arrays = list(pool.map(decode, names))

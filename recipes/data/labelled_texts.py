@@ -3,13 +3,13 @@
 import importlib
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from recipes.data import sources
+from recipes.data import class_folders, sources
 
 SUFFIXES = {".md", ".rst", ".txt"}
 SCIPY_PARTS = (
@@ -56,29 +56,34 @@ class TextData:
         return fit, validate
 
 
-def load(dataset: str, *, data_dir: Path | None = None, seed: int = 0) -> TextData:
+def load(
+    dataset: str, *, data_dir: Path | None = None, seed: int = 0, classes_from: int | None = None
+) -> TextData:
     """Read the texts that a flag names.
 
     Args:
         dataset: `scipy`, what its functions say of themselves, by part of the library;
             `tfds:<name>`, a set with the features text and label; or `folder:<path>`, laid out
-            `<split>/<class>/<text>` or `<class>/<text>`. Without splits, a fifth of each class,
-            drawn with `seed`, becomes the test split.
+            `<split>/<class>/<text>` or `<class>/<text>`, see `class_folders.read`. Without splits,
+            a fifth of each class, drawn with `seed`, becomes the test split.
         data_dir: Where TensorFlow Datasets keeps its files. None: its own default.
         seed: Of the split, where one is drawn.
+        classes_from: Level of the folders that name the classes, from 1; None finds it.
 
     Raises:
-        ValueError: For an unknown `dataset`, a missing extra, a file that is not in UTF-8, no
-            texts, or fewer than two classes.
+        ValueError: For an unknown `dataset`, a missing extra, a file that cannot be read or is
+            not in UTF-8, no texts, fewer than two classes, or folders that cannot be told to be
+            splits or classes.
         FileNotFoundError: If the path does not exist.
     """
+    sources.check_classes_from(dataset, classes_from)
     scheme, _, rest = dataset.partition(":")
     if dataset == "scipy":
         data = _scipy(seed)
     elif scheme == "tfds" and rest:
         data = _tfds(rest, data_dir, seed)
     elif scheme == "folder" and rest:
-        data = _folder(Path(rest).expanduser(), seed)
+        data = _folder(Path(rest).expanduser(), seed, classes_from)
     else:
         raise ValueError(
             f"`dataset` must be scipy, tfds:<name> or folder:<path>; received: dataset={dataset!r}"
@@ -135,22 +140,19 @@ def _tfds(name: str, data_dir: Path | None, seed: int) -> TextData:
     return TextData(dataset, classes, texts, y, *read(held_out), split)
 
 
-def _folder(root: Path, seed: int) -> TextData:
+def _folder(root: Path, seed: int, classes_from: int | None) -> TextData:
     dataset = f"folder:{root}"
-    names = sources.files_in(root)
-    splits = sources.splits_of_files(dataset, names, SUFFIXES, "text")
-    classes = tuple(sorted({label for label, _ in splits["train"]}))
-    held_out = sources.held_out_split(splits)
+    names = class_folders.names_in(root)
+    found = class_folders.read(dataset, names, SUFFIXES, "text", classes_from)
 
-    def read(split: str) -> tuple[tuple[str, ...], np.ndarray]:
-        texts = tuple(_file(dataset, root, name) for _, name in splits[split])
-        return texts, np.array([classes.index(label) for label, _ in splits[split]], "int32")
+    def read(files: class_folders.Labelled) -> tuple[tuple[str, ...], np.ndarray]:
+        return tuple(_file(dataset, root, name) for _, name in files), found.numbers(files)
 
-    texts, y = read("train")
-    if held_out is None:
-        return _drawn(dataset, classes, texts, y, seed)
-    split = f"the source's own folders train and {held_out}"
-    return TextData(dataset, classes, texts, y, *read(held_out), split)
+    texts, y = read(found.train)
+    if found.test:
+        return TextData(dataset, found.classes, texts, y, *read(found.test), found.about)
+    data = _drawn(dataset, found.classes, texts, y, seed)
+    return replace(data, split=f"{data.split}; {found.about}")
 
 
 def _file(dataset: str, root: Path, name: str) -> str:
@@ -160,6 +162,11 @@ def _file(dataset: str, root: Path, name: str) -> str:
         raise ValueError(
             f"`dataset` must hold texts in UTF-8; received: dataset={dataset!r}, text={name!r}"
         ) from None
+    except OSError as error:
+        raise ValueError(
+            f"`dataset` must hold readable texts only; received: dataset={dataset!r}, "
+            f"text={name!r}, reason={error.strerror!r}"
+        ) from error
 
 
 def _drawn(

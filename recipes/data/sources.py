@@ -1,14 +1,19 @@
-"""Where data sets come from: TensorFlow Datasets, and files in folders that name their classes."""
+"""Where data sets come from: TensorFlow Datasets, and the names of splits everywhere."""
 
 import os
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-HELD_OUT = ("test", "val", "valid", "validation")  # the first that exists is the test split
+SPLITS = {  # by kind, what they are called
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("val", "valid", "validation", "dev", "development", "eval", "evaluation"),
+}
 TEST_FRACTION = 0.2  # where a source has no splits of its own
 
 
@@ -52,83 +57,21 @@ def tfds_builder(name: str, data_dir: Path | None, needed: Sequence[str]) -> Any
     return builder
 
 
+def kind_of_split(name: str) -> str | None:
+    """Whether a split of this name is to train, to test or for validation; None for other names."""
+    word = re.sub(r"[ _-]?(data|set|split)$", "", name.casefold())
+    return next((kind for kind, words in SPLITS.items() if word in words), None)
+
+
+def splits_of_kind(names: Iterable[str], kind: str) -> list[str]:
+    """The names that are of a kind, sorted."""
+    return sorted(name for name in names if kind_of_split(name) == kind)
+
+
 def held_out_split(splits: Collection[str]) -> str | None:
     """The name of the split to test on; None if there is none."""
-    return next((split for split in HELD_OUT if split in splits), None)
-
-
-def files_in(root: Path) -> list[str]:
-    """Names of all files below a folder, as POSIX paths relative to it.
-
-    Raises:
-        FileNotFoundError: If there is nothing of this name.
-        ValueError: If it is not a folder.
-    """
-    dataset = f"folder:{root}"
-    if not root.exists():
-        raise FileNotFoundError(
-            f"`dataset` must name a folder that exists; received: dataset={dataset!r}"
-        )
-    if not root.is_dir():
-        raise ValueError(f"`dataset` must name a folder, not a file; received: dataset={dataset!r}")
-    return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-
-
-def splits_of_files(
-    dataset: str, names: Sequence[str], suffixes: Collection[str], what: str
-) -> dict[str, list[tuple[str, str]]]:
-    """Sort files into splits and classes by their folders.
-
-    Args:
-        dataset: The data set, for messages.
-        names: Names of the files, as POSIX paths.
-        suffixes: Suffixes of the files to read; others are left out.
-        what: What such a file holds, for messages, for example "image".
-
-    Returns:
-        The (class, file name) pairs by split; without split folders all of it is "train".
-
-    Raises:
-        ValueError: If there is no file, if files are not laid out so, or if a class is only held
-            out.
-    """
-    files = {name: PurePosixPath(name).parts for name in sorted(names)}
-    files = {
-        name: parts
-        for name, parts in files.items()
-        if PurePosixPath(name).suffix.lower() in suffixes
-        and not any(part.startswith((".", "__MACOSX")) for part in parts)
-    }
-    if not files:
-        raise ValueError(
-            f"`dataset` must hold {what}s ({' '.join(sorted(suffixes))}); "
-            f"received: dataset={dataset!r}, files={len(names)}, {what}s=0"
-        )
-    while len({parts[0] for parts in files.values()}) == 1 and min(map(len, files.values())) > 2:
-        files = {name: parts[1:] for name, parts in files.items()}  # one folder around everything
-    top = {parts[0] for parts in files.values()}
-    has_splits = "train" in top and not top.isdisjoint(HELD_OUT)
-    depth = 3 if has_splits else 2
-    misplaced = [name for name, parts in files.items() if len(parts) < depth]
-    if misplaced or (has_splits and not top <= {"train", *HELD_OUT}):
-        raise ValueError(
-            f"`dataset` must be laid out <split>/<class>/<{what}> or <class>/<{what}>; "
-            f"received: dataset={dataset!r}, top folders={sorted(top)[:8]}, "
-            f"misplaced={misplaced[:3]}"
-        )
-    splits: dict[str, list[tuple[str, str]]] = {}
-    for name, parts in files.items():
-        split = parts[0] if has_splits else "train"
-        splits.setdefault(split, []).append((parts[depth - 2], name))
-    held_out = held_out_split(splits)
-    unknown = {label for label, _ in splits[held_out]} if held_out else set()
-    unknown -= {label for label, _ in splits["train"]}
-    if unknown:
-        raise ValueError(
-            f"`dataset` must have a train folder for every class; received: dataset={dataset!r}, "
-            f"only in {held_out}={sorted(unknown)}"
-        )
-    return splits
+    found = splits_of_kind(splits, "test") + splits_of_kind(splits, "validation")
+    return found[0] if found else None
 
 
 def draw_test(
@@ -169,4 +112,15 @@ def check_classes(dataset: str, classes: Sequence[str]) -> None:
         raise ValueError(
             "`dataset` must hold at least two classes; "
             f"received: dataset={dataset!r}, classes={tuple(classes)}"
+        )
+
+
+def check_classes_from(dataset: str, classes_from: int | None) -> None:
+    """Raise ValueError for a level of folders below 1, or for data that are not in folders."""
+    if classes_from is None:
+        return
+    if classes_from < 1 or not dataset.startswith(("folder:", "zip:")):
+        raise ValueError(
+            "`classes_from` must be a level of the folders in folder:<path> or zip:<path>, from 1; "
+            f"received: dataset={dataset!r}, classes_from={classes_from}"
         )

@@ -89,6 +89,9 @@ def test_a_run_leaves_a_folder_with_everything(command, tmp_path, capsys):
     verdict = re.search(r"\*\*(CNN \+ self-attention against CNN: .*)\*\*", report).group(1)
     assert verdict in out
     assert f"Report: {run / 'report.md'}" in out
+    split = "own folders train and test; 2 classes from the folders at level 2, ['left', 'right']"
+    assert f"{command[1]}: the source's {split}\n" in out
+    assert f"Split: the source's {split}." in " ".join(report.split())
     mean = np.mean([found[f"cnn-seed{seed}"]["test"]["accuracy"] for seed in (0, 1)])
     assert f"| CNN | {100 * mean:.2f} ± " in report
     loaded = keras.saving.load_model(run / "checkpoints/sa_cnn-seed1.keras")
@@ -212,6 +215,7 @@ def test_ways_to_train(command, tmp_path, case):
             "`dataset` must name a folder that exists; received: dataset=",
         ),
         (["--dataset", "imagenet"], "`dataset` must be digits, tfds:"),
+        (["--classes-from", "1"], "`classes_from` must be a level of the folders in folder:"),
         (
             ["--attention-after", "7"],
             "must name stages 0 to 1",
@@ -264,6 +268,16 @@ def test_an_earlier_result_is_not_overwritten(tmp_path, capsys):
     assert image_classification.main(["--output", str(tmp_path)]) == 2
     assert "`output` must be a new or an empty folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_the_level_of_the_classes_is_a_flag(command, capsys):
+    assert image_classification.main([*command, "--classes-from", "3"]) == 2
+    assert "received: dataset='folder:" in (error := capsys.readouterr().err)
+    assert "classes_from=3, top folders=['test', 'train']" in error
+    with pytest.raises(SystemExit):
+        image_classification.main(["--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--classes-from {None}|INT level of the folders that are classes, 1 at the top" in words
 
 
 def test_unknown_flag(capsys):

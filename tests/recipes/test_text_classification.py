@@ -147,6 +147,7 @@ def test_defaults_follow_the_data_set():
     [
         (["--dataset", "folder:/no/such/folder"], "`dataset` must name a folder that exists"),
         (["--dataset", "imdb"], "`dataset` must be scipy, tfds:"),
+        (["--classes-from", "1"], "`classes_from` must be a level of the folders in folder:"),
         (["--length", "0"], "`length` must be an integer >= 1; received: length=0"),
         (["--grid", "--dropouts"], "`dropouts` must not be empty"),
         (["--labels", "0"], "`labels` must be an integer >= 1; received: labels=0"),
@@ -161,6 +162,23 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert message in error
     assert "\n" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_the_level_of_the_classes_is_a_flag(dataset, capsys):
+    assert text_classification.main(["--dataset", dataset, "--classes-from", "2"]) == 2
+    assert "classes_from=2, top folders=['bad', 'good']" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        text_classification.main(["--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--classes-from {None}|INT level of the folders that are classes, 1 at the top" in words
+
+
+def test_how_a_folder_was_read_is_said_before_the_training(dataset, capsys):
+    text_classification.read(text_classification.Settings(dataset=dataset))
+    assert capsys.readouterr().out == (
+        f"{dataset}: no splits in the source: 20% of each class, drawn with seed 0; "
+        "2 classes from the folders at level 1, ['bad', 'good']\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,10 @@ def test_split_folders(tmp_path, make, around):
     assert data.y_train.tolist() == [0, 0, 1]
     assert data.x_test[:, 0, 0].tolist() == [[4, 2, 3], [5, 2, 3]]
     assert data.y_test.tolist() == [0, 1]
-    assert data.split == "the source's own folders train and test"
+    assert data.split == (
+        "the source's own folders train and test; "
+        f"2 classes from the folders at level {3 if around else 2}, ['cat', 'dog']"
+    )
 
 
 @pytest.mark.parametrize("make", [folder, archive])
@@ -87,10 +90,13 @@ def test_seeded_split_where_there_is_none(tmp_path, make):
 
 def test_one_coloured_image_makes_all_rgb(tmp_path):
     files = {"a/1.png": picture(7, mode="L"), "b/1.png": picture((1, 2, 3))}
-    files |= {"a/2.png": picture(True, mode="1"), "b/2.png": picture((9, 8, 7, 6), mode="RGBA")}
+    files |= {
+        "a/2.png": picture(True, mode="1"),
+        "b/2.png": picture((0, 100, 255, 51), mode="RGBA"),
+    }
     data = images.load(folder(tmp_path, files))
     pixels = np.concatenate([data.x_train, data.x_test])[:, 0, 0].tolist()
-    assert sorted(pixels) == [[1, 2, 3], [7, 7, 7], [9, 8, 7], [255, 255, 255]]
+    assert sorted(pixels) == [[1, 2, 3], [7, 7, 7], [204, 224, 255], [255, 255, 255]]
 
 
 def test_different_sizes_are_resized_on_demand(tmp_path):
@@ -129,6 +135,84 @@ def test_corrupt_zip_member(tmp_path):
     path.write_bytes(stored[: start + 30] + b"\0\0" + stored[start + 32 :])  # the checksum is off
     with pytest.raises(ValueError, match=r"readable images only; .*image='train/dog/bad.png'"):
         images.load(dataset)
+
+
+def damaged_lzma(path):
+    """Overwrites the middle of the packed bytes of the last file."""
+    stored = bytearray(path.read_bytes())
+    start = stored.rindex(b"train/dog/bad.png", 0, stored.index(b"PK\1\2")) + 30
+    stored[start : start + 20] = b"\xff" * 20
+    path.write_bytes(stored)
+
+
+def marked(offset, value):
+    """Sets a number of two bytes in each of the two headers of the last file."""
+
+    def mark(path):
+        stored = bytearray(path.read_bytes())
+        local = stored.rindex(b"PK\3\4")
+        central = stored.rindex(b"PK\1\2")
+        for start in (local + offset, central + offset + 2):
+            stored[start : start + 2] = value.to_bytes(2, "little")
+        path.write_bytes(stored)
+
+    return mark
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (damaged_lzma, "LZMAError: "),
+        (marked(6, 1), "RuntimeError: .*password"),
+        (marked(8, 9), "NotImplementedError: .*compression"),
+    ],
+)
+def test_zip_member_that_cannot_be_unpacked(tmp_path, damage, reason):
+    dataset = archive(tmp_path, WITH_SPLITS)
+    path = tmp_path / "images.zip"
+    noise = np.random.default_rng(0).integers(0, 256, 999, "uint8").tobytes()
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_LZMA) as target:
+        target.writestr("train/dog/bad.png", noise)
+    damage(path)
+    with pytest.raises(ValueError, match=f"image='train/dog/bad.png', reason=.*{reason}") as told:
+        images.load(dataset)
+    assert dataset in str(told.value)
+
+
+def test_zip_file_with_a_damaged_index(tmp_path):
+    dataset = archive(tmp_path, WITH_SPLITS)
+    path = tmp_path / "images.zip"
+    path.write_bytes(path.read_bytes().replace(b"PK\1\2", b"PK\1\3"))
+    with pytest.raises(ValueError, match=r"a zip file that can be read; .*reason='BadZipFile: "):
+        images.load(dataset)
+
+
+def test_image_with_too_many_pixels(tmp_path, monkeypatch):
+    dataset = folder(tmp_path, {**WITH_SPLITS, "train/dog/big.png": picture(0, size=(50, 50))})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"image='train/dog/big.png', reason='DecompressionBombEr"):
+        images.load(dataset)
+
+
+def test_whatever_a_decoder_raises_is_said(tmp_path, monkeypatch):
+    def decode(content):
+        raise KeyError(274)
+
+    monkeypatch.setattr(images.pixels, "decode", decode)
+    with pytest.raises(ValueError, match=r"image='train/cat/1.png', reason='KeyError: 274'"):
+        images.load(folder(tmp_path, WITH_SPLITS))
+
+
+def test_deep_grey_has_one_channel(tmp_path):
+    levels = {"a/1": 0, "a/2": 257, "b/1": 32896, "b/2": 65535}
+    files = {f"{name}.png": picture(level, mode="I;16") for name, level in levels.items()}
+    data = images.load(folder(tmp_path, files))
+    assert data.image_shape == (4, 6, 1)
+    assert sorted(np.concatenate([data.x_train, data.x_test])[:, 0, 0, 0]) == [0, 1, 128, 255]
+    files["a/1.tif"] = picture(3.0, mode="F", file_format="TIFF")
+    reason = "floats from 3 to 3, not from 0"
+    with pytest.raises(ValueError, match=f"image='a/1.tif', reason='{reason}"):
+        images.load(folder(tmp_path, files))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +254,7 @@ def test_path_of_the_wrong_kind(tmp_path, dataset, message):
     [
         ({"cat/notes.txt": b"x"}, "must hold images .*files=1, images=0"),
         ({"1.png": picture(1), "cat/1.png": picture(1)}, "must be laid out .*misplaced=.'1.png'"),
-        ({**WITH_SPLITS, "extra/cat/1.png": picture(1)}, "must be laid out .*'extra'"),
+        ({**WITH_SPLITS, "extra/1.png": picture(1)}, "must be given .* are .'extra', 'test', "),
         (
             {**WITH_SPLITS, "test/cow/1.png": picture((1, 2, 3))},
             "every class; .*only in test=.'cow'",
@@ -183,8 +267,65 @@ def test_path_of_the_wrong_kind(tmp_path, dataset, message):
     ],
 )
 def test_unusable_layout(tmp_path, make, files, message):
-    with pytest.raises(ValueError, match=f"`dataset` .*{message}"):
+    with pytest.raises(ValueError, match=f"`(dataset|classes_from)` .*{message}"):
         images.load(make(tmp_path, files))
+
+
+@pytest.mark.parametrize("make", [folder, archive])
+def test_level_of_the_classes(tmp_path, make):
+    files = {f"{kind}/old/{i}.png": picture(i) for kind in ("train", "bus") for i in range(5)}
+    dataset = make(tmp_path, files)
+    with pytest.raises(ValueError, match=r"--classes-from\) must be given"):
+        images.load(dataset)
+    data = images.load(dataset, classes_from=1)
+    assert (data.classes, len(data.y_train), len(data.y_test)) == (("bus", "train"), 8, 2)
+    assert data.split == (
+        "no splits in the source: 20% of each class, drawn with seed 0; "
+        "2 classes from the folders at level 1, ['bus', 'train']"
+    )
+    assert images.load(dataset, classes_from=1, image_size=2).image_shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize(("dataset", "level"), [("digits", 1), ("tfds:x", 1), ("folder:x", 0)])
+def test_level_that_does_not_fit(dataset, level):
+    rule = "`classes_from` must be a level of the folders in folder:<path> or zip:<path>, from 1; "
+    with pytest.raises(ValueError, match=f"{rule}.*'{dataset}', classes_from={level}"):
+        images.load(dataset, classes_from=level)
+
+
+def test_linked_folders(tmp_path):
+    files = {name: f for name, f in WITH_SPLITS.items() if name.startswith("train/cat/")}
+    dataset = folder(tmp_path / "root", files)
+    others = {name: f for name, f in WITH_SPLITS.items() if name not in files}
+    folder(tmp_path / "elsewhere", others)
+    (tmp_path / "root/test").symlink_to("../elsewhere/test")
+    (tmp_path / "root/train/dog").symlink_to("../../elsewhere/train/dog")
+    (tmp_path / "root/train/again").symlink_to("..")
+    data = images.load(dataset)
+    assert data.y_train.tolist() == [0, 0, 1]
+    assert data.x_test[:, 0, 0].tolist() == [[4, 2, 3], [5, 2, 3]]
+    assert data.split.endswith("; without images: ['train/again']")
+
+
+def test_links_in_a_zip_file(tmp_path):
+    """They cannot be followed: a folder counts as empty, an image cannot be read."""
+
+    def linked(name):
+        dataset = archive(tmp_path, WITH_SPLITS)
+        with zipfile.ZipFile(tmp_path / "images.zip", "a") as target:
+            link = zipfile.ZipInfo(name)
+            link.create_system, link.external_attr = 3, 0o120777 << 16
+            target.writestr(link, "../elsewhere")
+        return dataset
+
+    assert images.load(linked("train/cow")).split.endswith("; without images: ['train/cow']")
+    with pytest.raises(ValueError, match=r"image='train/cow/1.png', reason='no image of a known"):
+        images.load(linked("train/cow/1.png"))
+
+
+def test_empty_folders_in_a_zip_file(tmp_path):
+    data = images.load(archive(tmp_path, {**WITH_SPLITS, "train/cow/": b""}))
+    assert data.split.endswith("; without images: ['train/cow']")
 
 
 def test_empty_folder(tmp_path):

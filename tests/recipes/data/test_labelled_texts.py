@@ -65,7 +65,40 @@ def test_split_folders(tmp_path):
     assert data.texts == ("awful", "fine", "lovely")
     assert data.labels.tolist() == [0, 1, 1]
     assert (data.test_texts, data.test_labels.tolist()) == (("poor", "nice"), [0, 1])
-    assert data.split == "the source's own folders train and test"
+    assert data.split == (
+        "the source's own folders train and test; "
+        "2 classes from the folders at level 2, ['bad', 'good']"
+    )
+
+
+def test_names_of_splits_in_any_case_and_linked_folders(tmp_path):
+    files = {"Training/good/1.txt": "fine", "Training/bad/1.txt": "awful"}
+    dataset = folder(tmp_path / "root", files)
+    folder(tmp_path / "elsewhere", {"good/1.txt": "nice", "bad/1.txt": "poor"})
+    (tmp_path / "root/Dev").symlink_to("../elsewhere")
+    data = load(dataset)
+    assert (data.texts, data.test_texts) == (("awful", "fine"), ("poor", "nice"))
+    (tmp_path / "root/Training/bad/2.txt").symlink_to("absent.txt")
+    reason = r"'Training/bad/2\.txt', reason='No such file or directory'"
+    with pytest.raises(ValueError, match=rf"`dataset` must hold readable .*, text={reason}"):
+        load(dataset)
+
+
+def test_level_of_the_classes(tmp_path):
+    files = {f"{kind}/old/{i}.txt": f"a {kind}" for kind in ("train", "bus") for i in range(5)}
+    dataset = folder(tmp_path, files)
+    with pytest.raises(ValueError, match=r"--classes-from\) must be given"):
+        load(dataset)
+    data = load(dataset, classes_from=1)
+    assert data.classes == ("bus", "train")
+    assert (sorted({*data.texts}), len(data.test_texts)) == (["a bus", "a train"], 2)
+    assert data.split == (
+        "no splits in the source: 20% of each class, drawn with seed 0; "
+        "2 classes from the folders at level 1, ['bus', 'train']"
+    )
+    rule = "`classes_from` must be a level of the folders in folder:.*; received: dataset='scipy', "
+    with pytest.raises(ValueError, match=f"{rule}classes_from=1"):
+        load("scipy", classes_from=1)
 
 
 def test_seeded_split_where_there_is_none(tmp_path):
