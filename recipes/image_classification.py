@@ -16,6 +16,7 @@ Run     python -m recipes.image_classification
         python -m recipes.image_classification --dataset zip:cifar10_jpeg.zip --flip
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -151,9 +152,8 @@ def sections(splits: Splits, models: Mapping[str, Any], folder: Any) -> dict[str
     titles = [a if a == b else f"{a}\ntaken for {b}" for a, b in pairs]
     text = "Test images, model of seed 0. The circled position asks; colours are where it looks.\n"
     for layer in attention_layers(model):
-        figure = attention_figure(model, layer, x, titles=titles)
-        folder.write_figure(f"{layer.name}.png", figure)
-        text += f"\n![Attention of {layer.name}]({layer.name}.png)"
+        draw = functools.partial(attention_figure, model, layer, x, titles=titles)
+        text += "\n" + folder.add_figure(f"{layer.name}.png", f"Attention of {layer.name}", draw)
     return {"Where attention looks": text, "Data": splits.section}
 
 
@@ -165,6 +165,8 @@ def prepare(settings: Settings) -> harness.Job:
         image_size=settings.image_size,
         seed=settings.split_seed,
     )
+    shown = tuple(map(harness.printable, data.classes))
+    data = dataclasses.replace(data, name=harness.in_markdown(data.name), classes=shown)
     splits, size = Splits.of(data, settings.batch_size), settings.batch_size
     comparison = harness.Comparison(
         title=f"Image classification on {data.name}, without and with self-attention",

@@ -101,6 +101,7 @@ def read(settings: Settings) -> EncodedTexts:
 
     name, place = settings.dataset, settings.data_dir
     data = labelled_texts.load(name, data_dir=place, seed=settings.split_seed)
+    data = dataclasses.replace(data, name=harness.in_markdown(data.name))
     if settings.pretrained:
         subwords = Subwords.load(settings.pretrained)
     else:

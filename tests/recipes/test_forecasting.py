@@ -39,7 +39,7 @@ def csv(tmp_path):
 
 
 @pytest.mark.usefixtures("steps_are_not_timed")
-def test_a_run_leaves_a_folder_with_everything(csv, tmp_path, capsys):
+def test_a_run_leaves_a_folder_with_everything(csv, tmp_path, capsys, write_again):
     run = tmp_path / "run"
     command = [*TINY, "--csv", str(csv), "--output", str(run)]
     assert forecasting.main(command) == 0
@@ -69,6 +69,7 @@ def test_a_run_leaves_a_folder_with_everything(csv, tmp_path, capsys):
     words = " ".join((part / "report.md").read_text().split())
     assert "daily: 2 series, 630 + 90 + 180 rows" in words
     assert "565, 61 and 151 windows" in words
+    write_again(forecasting.main, command, run)
 
 
 def test_deviations_from_the_mean_day(csv):

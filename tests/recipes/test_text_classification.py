@@ -34,9 +34,12 @@ def dataset(tmp_path_factory):
     return f"folder:{root}"
 
 
+def command(dataset, output, *arguments):
+    return [*TINY, "--dataset", dataset, "--output", str(output), *arguments]
+
+
 def run(dataset, output, *arguments):
-    command = [*TINY, "--dataset", dataset, "--output", str(output), *arguments]
-    assert text_classification.main(command) == 0
+    assert text_classification.main(command(dataset, output, *arguments)) == 0
     return (output / "report.md").read_text()
 
 
@@ -44,7 +47,7 @@ def result(path):
     return json.loads(path.read_text())
 
 
-def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path):
+def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, write_again):
     output = tmp_path / "run"
     report = run(dataset, output)
     words = " ".join(report.split())
@@ -55,6 +58,7 @@ def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path):
         assert row in report
     assert "| bag of words | 100.00 |" in report
     assert "The test texts were used once per model and seed" in words
+    write_again(text_classification.main, command(dataset, output), output)
 
 
 def test_grid(dataset, tmp_path):
@@ -108,7 +112,7 @@ def bert(dataset, tmp_path):
     return model, folder
 
 
-def test_pretrained(bert, dataset, tmp_path):
+def test_pretrained(bert, dataset, tmp_path, write_again):
     model, folder = bert
     output = tmp_path / "run"
     options = ["--pretrained", str(folder), "--labels", "2", "5", "--epoch-texts", "8"]
@@ -129,6 +133,8 @@ def test_pretrained(bert, dataset, tmp_path):
                 for array in (one, other)
             ]
             assert is_loaded == [True, False]
+    given = command(dataset, output, *options, "--epochs", "1")
+    write_again(text_classification.main, given, output)
 
 
 def test_defaults_follow_the_data_set():

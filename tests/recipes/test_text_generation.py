@@ -35,7 +35,7 @@ def parse(*arguments):
 
 
 @pytest.mark.usefixtures("steps_are_not_timed")
-def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, capsys, monkeypatch):
+def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, capsys, monkeypatch, write_again):
     monkeypatch.setattr(text_generation, "SAMPLED", 12)
     run = tmp_path / "run"
     command = [*TINY, "--dataset", dataset, "--output", str(run)]
@@ -68,6 +68,7 @@ def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, capsys, monkey
     assert f"Report: {run / 'report.md'}" in capsys.readouterr().out
     assert text_generation.main([*command, "--resume"]) == 0
     assert "This run is finished" in capsys.readouterr().out
+    write_again(text_generation.main, command, run)
 
 
 def test_models_have_as_many_parameters(dataset):
