@@ -123,19 +123,22 @@ def check(folder, flags, *, kills, between, seed=0):
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(arguments):
+    about = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(description=about, epilog="Behind -- are flags of the recipe.")
     parser.add_argument("folder", type=pathlib.Path, help="a new folder")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--between", type=float, nargs=2, default=(10.0, 60.0), help="seconds")
     parser.add_argument("--seed", type=int, default=0, help="of the seconds")
-    parser.add_argument("flags", nargs="*", help="flags of the recipe, after --")
-    given = parser.parse_args()
-    found = check(
-        given.folder, given.flags, kills=given.kills, between=given.between, seed=given.seed
-    )
+    own, flags = list(arguments), []
+    if "--" in own:
+        cut = own.index("--")
+        own, flags = own[:cut], own[cut + 1 :]
+    given = parser.parse_args(own)
+    options = {"kills": given.kills, "between": given.between, "seed": given.seed}
+    found = check(given.folder, flags, **options)
     return 1 if any(found.values()) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -33,7 +33,7 @@ def csv(tmp_path):
     values = np.stack([daily, 30 - 5 * daily], axis=1) + 0.1 * rng.normal(size=(900, 2))
     times = np.datetime64("2020-01-01T00") + hours
     lines = [f"{time}:00:00,{a},{b}" for time, (a, b) in zip(times, values, strict=True)]
-    path = tmp_path / "daily.csv"
+    path = tmp_path / "daily $x$.csv"
     path.write_text("date,a,b\n" + "\n".join(lines))
     return path
 
@@ -67,7 +67,8 @@ def test_a_run_leaves_a_folder_with_everything(csv, tmp_path, capsys, write_agai
     assert validated == pytest.approx(best, rel=1e-4)
     assert "|  | horizon-30: test MSE | horizon-30: test MAE |" in report
     words = " ".join((part / "report.md").read_text().split())
-    assert "daily: 2 series, 630 + 90 + 180 rows" in words
+    assert "`daily $x$`: 2 series, 630 + 90 + 180 rows" in words
+    assert report.startswith("# Forecasts of `daily $x$` from 36 steps\n")
     assert "565, 61 and 151 windows" in words
     write_again(forecasting.main, command, run)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kattn import visualize
 from recipes import harness, image_classification
 from recipes.data import images
 from recipes.data.image_batches import Splits, scale, training_batches
@@ -186,7 +187,7 @@ NAMES = (b"$\\frac$", b"caf\xe9 `|` <b>\n")  # the second is no UTF-8
 
 
 @pytest.mark.usefixtures("steps_are_not_timed")
-def test_names_are_taken_as_they_are(tmp_path, capsys, write_again):
+def test_names_are_taken_as_they_are(tmp_path, capsys, monkeypatch, write_again):
     """Of classes and of folders: nothing fails that is known before the training."""
     data = os.fsencode(tmp_path) + b"/$x^$ \xff|*a*"
     for number, name in enumerate(NAMES):
@@ -199,7 +200,15 @@ def test_names_are_taken_as_they_are(tmp_path, capsys, write_again):
     dataset = "folder:" + os.fsdecode(data)
     small = ["--models", "sa_cnn", "--seeds", "1", "--epochs", "1", "--batch-size", "4"]
     command = ["--dataset", dataset, *TINY, *small, "--keep", "best", "--output", str(run)]
+    drawn, draw = [], visualize.attention_figure
+    monkeypatch.setattr(
+        visualize,
+        "attention_figure",
+        lambda *given, titles: drawn.extend(titles) or draw(*given, titles=titles),
+    )
     assert image_classification.main(command) == 0
+    classes = (r"caf\xe9 `|` <b>\n", r"$\frac$")
+    assert [title.partition("\ntaken for ")[0] for title in drawn] == sorted(classes)
     printed = capsys.readouterr()
     shown = f"folder:{tmp_path}/$x^$ \\xff|*a*"
     assert printed.out.startswith(f"`{shown}`: 15 + 1 + 4 images")

@@ -26,9 +26,9 @@ TINY = [
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """Forty texts, in which one word tells the class."""
-    root = tmp_path_factory.mktemp("texts")
+    root = tmp_path_factory.mktemp("texts") / "$t$"
     for label, word in (("good", "lovely"), ("bad", "awful")):
-        (root / label).mkdir()
+        (root / label).mkdir(parents=True)
         for i in range(20):
             (root / label / f"{i}.txt").write_text(f"{word} film no {i}", encoding="utf-8")
     return f"folder:{root}"
@@ -51,7 +51,8 @@ def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, write_again):
     output = tmp_path / "run"
     report = run(dataset, output)
     words = " ".join(report.split())
-    assert "27 texts to fit, 5 to validate and 8 to test, 2 classes" in words
+    assert report.startswith(f"# Text classification: `{dataset}`\n")
+    assert f"`{dataset}`: 27 texts to fit, 5 to validate and 8 to test, 2 classes" in words
     for kind, title in (("lstm", "LSTM"), ("transformer", "Transformer")):
         test = result(output / f"history/{kind}-seed0.json")["test"]
         row = f"| {title} | {100 * test['accuracy']:.2f} | {test['loss']:.3f} |"

@@ -32,7 +32,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """Lines of a's and b's, in which b follows a."""
-    path = tmp_path_factory.mktemp("text") / "ab.txt"
+    path = tmp_path_factory.mktemp("text") / "a*b*.txt"
     path.write_text("ab" * 400 + "\n" + "abab\n" * 100, encoding="utf-8")
     return path
 
@@ -85,7 +85,7 @@ def test_a_run_leaves_a_folder_with_everything(whole):
         assert said in printed
     words = " ".join(report.split())
     assert "At steps 30, 45 the batch is corrupted: targets permuted at random, weight 100" in words
-    assert "Text: ab.txt, 1,301 characters, of which 3 are different" in words
+    assert "Text: `a*b*.txt`, 1,301 characters, of which 3 are different" in words
     assert "times that it went back: not run" in words
 
 
