@@ -17,6 +17,7 @@ NAMES = [
     *(r"$\frac$", "a|b", "`a`", "``", "`", "*a* _b_ __init__", "<b>&amp;", "[x](y)", "![x](y)"),
     *("1. x", "- x", "# x", "a  b", " a ", " ", "~~a~~", "a\\|b", "a\\", "image_classification"),
     *("folder:/tmp/x_1-2/é 日本", ":smile:", "a\nb", "a`|`b", "x@y", "  `", "==", "&lt;"),
+    "a\n```\nb",
 ]
 
 
