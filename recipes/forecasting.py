@@ -89,7 +89,8 @@ def build(data: series.Series, settings: Settings, horizon: int, kind: str, seed
     names = ("num_layers", "num_heads", "width", "hidden_dim", "patch_length", "stride", "dropout")
     options = {name: getattr(settings, name) for name in names}
     steps, channels = settings.lookback, data.values.shape[1]
-    network = TimeSeriesTransformer(horizon, input_length=steps, **options)
+    # With a name of its own, the report is the same after --resume.
+    network = TimeSeriesTransformer(horizon, input_length=steps, name="network", **options)
     x = keras.Input((steps, channels))
     if kind == "patchtst":
         model = keras.Model(x, network(x))

@@ -125,8 +125,10 @@ def build(task: EncodedTexts, variants: Mapping[str, Settings], kind: str, seed:
     elif settings.pretrained:
         from kattn.presets import from_huggingface
 
-        head = {"num_classes": sizes[1], "pooling": "mean", "use_pooler": False}
-        network = from_huggingface(settings.pretrained, print_fn=None, dropout=dropout, **head)
+        # With a name of its own, the report is the same after --resume.
+        options = {"num_classes": sizes[1], "pooling": "mean", "use_pooler": False}
+        options |= {"dropout": dropout, "name": "network"}
+        network = from_huggingface(settings.pretrained, print_fn=None, **options)
         if kind == "scratch":
             network = TransformerClassifier.from_config(network.get_config())
         tokens = keras.Input((length,), dtype="int32")

@@ -79,6 +79,7 @@ def test_deviations_from_the_mean_day(csv):
     data = series.load(csv)
     model = forecasting.build(data, settings, 30, "deviations", 0)
     (network,) = [layer for layer in model.layers if layer.weights]
+    assert network.name == "network"  # however many were built before
     weights = {weight.path: weight for weight in network.weights}
     for path, weight in weights.items():
         if "/head/" in path:

@@ -123,6 +123,7 @@ def test_pretrained(bert, dataset, tmp_path, write_again):
     assert "labels-5: pretrained against from scratch: the test accuracy is" in report
     part = (output / "labels-2/report.md").read_text()
     assert "4 texts to fit, 5 to validate" in " ".join(part.split())
+    assert "| network | TransformerClassifier |" in part
     settings = text_classification.Settings(dataset=dataset, pretrained=folder, length=6)
     task = text_classification.read(settings)
     variants = dict.fromkeys(text_classification.STARTS, settings)
