@@ -10,7 +10,8 @@ Result  Test accuracy in percent, CNN and CNN + self-attention, mean and standar
         TensorFlow, and against attention: these sets do not need it.
 Cost    Whole command on two cores of an AMD EPYC: digits 43 (JAX) to 73 s (PyTorch); tfds:mnist 7
         minutes on a Xeon, with other work beside. Parameters + 2 %, FLOPs + 8 %, step + 24 to 37 %
-        (digits).
+        (digits). From the start to the first step 6.8 (TensorFlow), 13.0 (JAX) or 5.9 s (PyTorch)
+        of processor time, most of it the frameworks' imports and compilation.
 Run     python -m recipes.image_classification
         python -m recipes.image_classification --dataset tfds:mnist
         python -m recipes.image_classification --dataset zip:cifar10_jpeg.zip --flip
