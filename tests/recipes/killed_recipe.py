@@ -114,7 +114,10 @@ def check(folder, flags, *, kills, between, seed=0):
     command, rng, found = [*RECIPE, *flags], random.Random(seed), {}
     folder.mkdir(parents=True, exist_ok=True)
     survive(command, folder / "whole", iter(()))
+    most = 10 * kills
     while kills > 0:
+        if len(found) == most:
+            raise RuntimeError(f"The runs end before {between[0]:g} s; kill them earlier")
         run = folder / f"killed{len(found)}"
         delays = [rng.uniform(*between) for _ in range(kills)]
         kills -= survive(command, run, iter(delays))

@@ -101,6 +101,13 @@ def test_a_run_that_fails(tmp_path):
         )
 
 
+def test_runs_that_are_too_short_to_be_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(killed_recipe, "survive", lambda *_: 0)
+    monkeypatch.setattr(killed_recipe, "differences", lambda *_: [])
+    with pytest.raises(RuntimeError, match="The runs end before 10 s; kill them earlier"):
+        killed_recipe.check(tmp_path, [], kills=2, between=(10.0, 60.0))
+
+
 @pytest.mark.skipif("KATTN_KILLS" not in os.environ, reason="takes minutes: KATTN_KILLS=10")
 def test_kills_change_nothing(tmp_path):
     kills = int(os.environ["KATTN_KILLS"])
