@@ -14,6 +14,7 @@ Run     python -m recipes.forecasting
         python -m recipes.forecasting --csv ETTh1.csv --horizons 96 192 336 720
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from recipes import harness
 from recipes.data import forecasts, series
@@ -87,7 +89,8 @@ def build(data: series.Series, settings: Settings, horizon: int, kind: str, seed
     names = ("num_layers", "num_heads", "width", "hidden_dim", "patch_length", "stride", "dropout")
     options = {name: getattr(settings, name) for name in names}
     steps, channels = settings.lookback, data.values.shape[1]
-    network = TimeSeriesTransformer(horizon, input_length=steps, **options)
+    # With a name of its own, the report is the same after --resume.
+    network = TimeSeriesTransformer(horizon, input_length=steps, name="network", **options)
     x = keras.Input((steps, channels))
     if kind == "patchtst":
         model = keras.Model(x, network(x))
@@ -115,18 +118,25 @@ def sections(
     chosen = np.linspace(0, len(windows[0]) - 1, 6).astype(int)
     x, y = (part[chosen] for part in windows)
     found = {kind: harness.predict(model, x, len(x)) for kind, model in models.items()}
+    figure = folder.add_figure(
+        "forecasts.png", "Forecasts", functools.partial(forecasts_figure, x, y, found)
+    )
+    text = "Grey: the last series; red: PatchTST; blue: PatchTST + mean season. Models of seed 0."
+    return {"Forecasts": f"{text}\n\n{figure}"}
+
+
+def forecasts_figure(x: np.ndarray, y: np.ndarray, found: Mapping[str, np.ndarray]) -> Figure:
+    """The last series of windows, and what the models forecast, a panel each."""
     figure, panels = harness.panels(6, 3, 3.6, 2.0)
     ahead = np.arange(y.shape[1])
     read = x[:, -2 * len(ahead) :]
     steps = np.arange(-read.shape[1], len(ahead))
     for i, panel in enumerate(panels):
         panel.plot(steps, np.concatenate([read[i], y[i]])[:, -1], color=GREY, linewidth=0.8)
-        for kind in models:
-            panel.plot(ahead, found[kind][i, :, -1], color=COLOURS[kind])
+        for kind, forecast in found.items():
+            panel.plot(ahead, forecast[i, :, -1], color=COLOURS[kind])
     figure.supxlabel("step", fontsize=8)
-    folder.write_figure("forecasts.png", figure)
-    text = "Grey: the last series; red: PatchTST; blue: PatchTST + mean season. Models of seed 0."
-    return {"Forecasts": f"{text}\n\n![Forecasts](forecasts.png)"}
+    return figure
 
 
 def comparison(
@@ -173,6 +183,7 @@ def prepare(settings: Settings) -> harness.Job:
     from kattn import arguments
 
     data, parts = series.load(settings.csv), {}
+    data = dataclasses.replace(data, name=harness.in_markdown(data.name))
     if settings.lookback < data.period:
         raise arguments.error(
             f"`lookback` must be at least one {data.season} of the series",

@@ -101,6 +101,7 @@ def read(settings: Settings) -> EncodedTexts:
     """Read the texts, and encode them by the tokenizer of the folder or by one that they train."""
     from kattn.text import Subwords
 
+<<<<<<< HEAD
     data = labelled_texts.load(
         settings.dataset,
         data_dir=settings.data_dir,
@@ -108,6 +109,11 @@ def read(settings: Settings) -> EncodedTexts:
         classes_from=settings.classes_from,
     )
     print(f"{data.name}: {data.split}", flush=True)
+=======
+    name, place = settings.dataset, settings.data_dir
+    data = labelled_texts.load(name, data_dir=place, seed=settings.split_seed)
+    data = dataclasses.replace(data, name=harness.in_markdown(data.name))
+>>>>>>> reports
     if settings.pretrained:
         subwords = Subwords.load(settings.pretrained)
     else:
@@ -131,8 +137,10 @@ def build(task: EncodedTexts, variants: Mapping[str, Settings], kind: str, seed:
     elif settings.pretrained:
         from kattn.presets import from_huggingface
 
-        head = {"num_classes": sizes[1], "pooling": "mean", "use_pooler": False}
-        network = from_huggingface(settings.pretrained, print_fn=None, dropout=dropout, **head)
+        # With a name of its own, the report is the same after --resume.
+        options = {"num_classes": sizes[1], "pooling": "mean", "use_pooler": False}
+        options |= {"dropout": dropout, "name": "network"}
+        network = from_huggingface(settings.pretrained, print_fn=None, **options)
         if kind == "scratch":
             network = TransformerClassifier.from_config(network.get_config())
         tokens = keras.Input((length,), dtype="int32")

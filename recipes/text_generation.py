@@ -15,6 +15,7 @@ The default is the size that nanoGPT trains on a CPU (https://github.com/karpath
 rotary positions instead of learned ones: those allow to write on beyond a window.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -135,12 +136,12 @@ def samples(
             model, prompt[None], SAMPLED, sampler=sampler, cache_policy=window, seed=0
         )
     shown = [
-        f"### {title}\n\n```text\n{alphabet.decode(tokens)}\n```"
+        f"### {title}\n\n{harness.block(alphabet.decode(tokens))}"
         for title, tokens in written.items()
     ]
     about = (
         f"Models of seed 0, temperature {settings.temperature:g}, each character by the last "
-        f"{settings.length}.\n\nThe beginning:\n\n```text\n{alphabet.decode(prompt)}\n```"
+        f"{settings.length}.\n\nThe beginning:\n\n{harness.block(alphabet.decode(prompt))}"
     )
     return {"What they write": "\n\n".join([about, *shown])}
 
@@ -154,6 +155,7 @@ def prepare(settings: Settings) -> harness.Job:
     """Read the text, and compare the models on it."""
     length, size = settings.length, settings.batch_size
     text = texts.load(settings.dataset, settings.data_dir, length=length, batch=size)
+    text = dataclasses.replace(text, name=harness.in_markdown(text.name))
     counts = NGram(text.train, settings.order, len(text.characters))
     before = text.train[len(text.train) - counts.order + 1 :]
     chances = counts.probabilities(np.concatenate([before, text.held_out]))

@@ -1,6 +1,7 @@
 """The course of a command: read flags, prepare, work, and say where the report is."""
 
 import dataclasses
+import io
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import tyro
 
 from recipes.harness.backend import choose_backend
 from recipes.harness.flags import RunFlags
+from recipes.harness.names import printable
 from recipes.harness.run_folder import RunFolder, open_run
 
 Settings = TypeVar("Settings", bound=RunFlags)
@@ -77,6 +79,8 @@ def main(recipe: str, settings: Settings, prepare: Callable[[Settings], Job]) ->
         The status to exit with: 0, or 2 for bad input, or 130 if it was stopped.
     """
     start = time.perf_counter()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal need not have all characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:  # all that can be wrong with what the user gave
         backend = choose_backend(settings.backend)
         settings.check()
@@ -88,16 +92,25 @@ def main(recipe: str, settings: Settings, prepare: Callable[[Settings], Job]) ->
             resume=settings.resume,
         )
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     if folder.report.exists():
-        print(f"This run is finished: {folder.report}")
+        print(f"This run is finished: {printable(str(folder.report))}")
         return 0
-    print(f"{job.about}, {backend}; writing {folder.path}", flush=True)
+    where = printable(str(folder.path))
+    print(f"{job.about}, {backend}; writing {where}", flush=True)
     try:
         said = job.work(folder, backend)
     except KeyboardInterrupt:
         print("\nStopped. The same command with --resume goes on.", file=sys.stderr)
         return 130
-    print(f"\n{said}\nReport: {folder.report}  ({time.perf_counter() - start:.0f} s)")
+    except Exception:
+        print(
+            f"\nFailed. What was trained is kept in {where}: the same command with --resume trains "
+            "what is left, if anything is, and writes the report.",
+            file=sys.stderr,
+        )
+        raise
+    seconds = time.perf_counter() - start
+    print(f"\n{said}\nReport: {printable(str(folder.report))}  ({seconds:.0f} s)")
     return 0

@@ -31,7 +31,7 @@ class Comparison:
         test: Function of a trained model that returns results by name, called once.
         tested: Number of examples in the test data.
         references: Function that returns what the test gives for methods that are not trained by
-            `fit`: by title of the method, results by name.
+            `fit`: by title of the method, results by name. It is called before the training.
         rates: Highest learning rate by name of the kind, for kinds that need another one than
             `--learning-rate`.
         learnt: Function of a trained model that returns what else to record of it: by name of a
@@ -39,7 +39,8 @@ class Comparison:
         notes: Remarks to print below the table of results.
         test_note: The remark on how the test data were used.
         sections: Function of the models of seed 0 and the folder that returns further sections of
-            the report by heading. It may write figures to the folder.
+            the report by heading. It may add figures to the folder. A fault in it costs these
+            sections only.
     """
 
     title: str
@@ -78,6 +79,10 @@ def compare(comparison: Comparison, settings: TrainingFlags) -> Job:
         from recipes.harness import comparison_report
 
         ready = settings
+        if folder.read_json("references.json") is None:
+            references = dict(comparison.references())
+            if references:
+                folder.write_json("references.json", references)
         if settings.lr_find:
             kind = without_rate[0]
             clipping = make_clipping(settings.clip)

@@ -1,5 +1,6 @@
 """What a comparison has to say: `report.md` with its tables and figures."""
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from typing import Any
 
 from recipes.harness import report
 from recipes.harness.comparison import Comparison
+from recipes.harness.faults import missing
 from recipes.harness.figures import curves
 from recipes.harness.fitting import read_results
 from recipes.harness.flags import TrainingFlags
@@ -35,12 +37,11 @@ def write(
 
     titles, score = comparison.titles, comparison.scores[0]
     results = read_results(folder, list(titles), settings.seeds)
-    references = dict(comparison.references())
-    if references:
-        folder.write_json("references.json", references)
+    references = folder.read_json("references.json") or {}
     finals = report.final_scores(results, score)
-    folder.write_figure("curves.png", _curves(comparison, results, finals))
-    sections = comparison.sections(models, folder)
+    draw = functools.partial(_curves, comparison, results, finals)
+    figure = folder.add_figure("curves.png", "Learning curves", draw)
+    sections = _sections(comparison, models, folder)
     costs = {kind: layer_costs(model) for kind, model in models.items()}
     steps = measure_steps(models, {kind: comparison.batches(kind, 0)[0] for kind in models})
     said = _verdict(comparison, finals, references)
@@ -68,11 +69,20 @@ def write(
 Lines show the mean over seeds, bands reach from the lowest to the highest seed. The validation data
 chose {chosen}.
 
-![Learning curves](curves.png)
+{figure}
 
 {rate_section(folder, rated)}{own}{report.closing_sections(settings, backend)}"""
     folder.write_text("report.md", text)
     return said
+
+
+def _sections(
+    comparison: Comparison, models: Mapping[str, Any], folder: RunFolder
+) -> Mapping[str, str]:
+    try:
+        return comparison.sections(models, folder)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the results are worth more
+        return {"Further sections": missing("What the recipe has to say beside", error)}
 
 
 def write_overview(

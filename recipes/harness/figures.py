@@ -8,7 +8,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
+from recipes.harness.names import LINES, printable
 from recipes.harness.statistics import PairedDifference
 
 COLOURS = GREY, RED, BLUE, YELLOW = ("#7f7f7f", "#d1495b", "#00798c", "#edae49")  # baseline: grey
@@ -60,6 +63,23 @@ def curves(
     last.set_title(finals_title, fontsize=10)
     last.grid(axis="y", alpha=0.25)
     return figure
+
+
+def take_names_as_they_are(figure: Figure) -> None:
+    """Make a figure draw its texts as they are, as names from data may look like formulas.
+
+    Numbers along axes stay as Matplotlib writes them, powers of ten as formulas.
+    """
+    numbers = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), (LogFormatter, ScalarFormatter)):
+                ticks = (*axis.get_major_ticks(), *axis.get_minor_ticks())
+                numbers |= {id(text) for tick in ticks for text in (tick.label1, tick.label2)}
+                numbers.add(id(axis.get_offset_text()))
+    for text in figure.findobj(Text):
+        if id(text) not in numbers:
+            text.set(parse_math=False, usetex=False, text=printable(text.get_text(), keep=LINES))
 
 
 def _in_lines(label: str) -> str:

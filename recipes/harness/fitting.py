@@ -61,12 +61,16 @@ def fit(
 def finish(folder: RunFolder, name: str, result: Mapping[str, Any]) -> None:
     """Write the result of a fit, which then needs no backup and is not run again."""
     folder.write_json(f"history/{name}.json", result)
+    _remove_backups(folder, name)
+    print(f"{name}: {in_words(result['test'])}", flush=True)
+
+
+def _remove_backups(folder: RunFolder, name: str) -> None:
     backups = folder.path / "backups"
     shutil.rmtree(backups / name, ignore_errors=True)
     _best_weights(folder, name).unlink(missing_ok=True)
     if backups.is_dir() and not any(backups.iterdir()):
         backups.rmdir()
-    print(f"{name}: {in_words(result['test'])}", flush=True)
 
 
 def _best_weights(folder: RunFolder, name: str) -> Path:
@@ -80,7 +84,9 @@ def unfinished(
     for kind in kinds:
         for seed in range(seeds):
             name = f"{kind}-seed{seed}"
-            if not (folder.path / f"history/{name}.json").is_file():
+            if (folder.path / f"history/{name}.json").is_file():
+                _remove_backups(folder, name)  # a run may have been killed before it did
+            else:
                 yield kind, seed, name
 
 

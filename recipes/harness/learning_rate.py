@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recipes.harness.faults import missing
 from recipes.harness.run_folder import RunFolder
 
 
@@ -20,8 +21,11 @@ def find_rate(
     if suggestions is None:
         finder = LearningRateFinder(low=low, high=1.0, steps=100)
         curve = finder.run(model, data, shuffle=False, callbacks=list(callbacks))
-        with folder.writing("lr_find.png") as path:
-            curve.plot(path)
+        try:
+            with folder.writing("lr_find.png") as path:
+                curve.plot(path)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the rates are known
+            missing("lr_find.png", error)
         suggestions = curve.suggestions
         folder.write_json("lr_find.json", suggestions)
     print(f"The range test suggests {_in_words(suggestions)}; the valley is used", flush=True)
@@ -38,12 +42,15 @@ def rate_section(folder: RunFolder, trained: str = "All") -> str:
     suggestions = folder.read_json("lr_find.json")
     if suggestions is None:
         return ""
+    figure = "![Loss over learning rate](lr_find.png)"
+    if not (folder.path / "lr_find.png").is_file():
+        figure = "**lr_find.png is missing**, as making it failed. The rates do not depend on it."
     return f"""## The learning rate
 
 {trained} trained with a peak of {suggestions["valley"]:.3g}, which a range test of the first one
 suggested: {_in_words(suggestions)}; the valley of its curve was taken.
 
-![Loss over learning rate](lr_find.png)
+{figure}
 
 """
 

@@ -1,5 +1,6 @@
 """Parts of `report.md` that every recipe has."""
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,26 +10,35 @@ import numpy as np
 from recipes.harness.cli import recorded
 from recipes.harness.flags import RunFlags
 from recipes.harness.machine import machine, versions
+from recipes.harness.names import in_markdown
 from recipes.harness.statistics import Score, with_spread
 
 if TYPE_CHECKING:  # it needs Keras, which is imported once the backend is chosen
     from kattn.profile import LayerCost
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # by kind of model, then by seed
+# In lines of text it is held together, as a name would lose its spaces at the end of a line.
+CODE = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: bool = True) -> str:
     """A Markdown table; all columns but the first hold numbers, set to the right, or words."""
     rule = ["---"] + ["---:" if numbers else "---"] * (len(header) - 1)
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [header, rule, *rows])
+    lines = [[str(cell).replace("|", "\\|") for cell in line] for line in [header, rule, *rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def bullets(remarks: Sequence[str]) -> str:
-    """A Markdown list, its lines at most a hundred characters long."""
-    return "\n".join(
-        textwrap.fill(remark, 100, initial_indent="- ", subsequent_indent="  ")
-        for remark in remarks
+    """A Markdown list, its lines at most a hundred characters long, if words and code allow it."""
+    lines = textwrap.TextWrapper(
+        100,
+        initial_indent="- ",
+        subsequent_indent="  ",
+        break_long_words=False,  # they may be names
+        break_on_hyphens=False,
     )
+    held = (CODE.sub(lambda code: code[0].replace(" ", "\0"), remark) for remark in remarks)
+    return "\n".join(map(lines.fill, held)).replace("\0", " ")
 
 
 def final_scores(results: Results, score: Score) -> dict[str, list[float]]:
@@ -135,11 +145,12 @@ def time_spent(results: Results) -> str:
 def closing_sections(settings: RunFlags, backend: str) -> str:
     """The sections on machine, versions and settings, with which every report ends."""
     facts = machine() | {"backend": backend} | versions("kattn", "keras", "numpy", backend)
+    given = {name: in_markdown(str(value)) for name, value in recorded(settings, backend).items()}
     return f"""## Machine and versions
 
 {table(["What", "Value"], list(facts.items()), numbers=False)}
 
 ## Settings
 
-{table(["Setting", "Value"], list(recorded(settings, backend).items()), numbers=False)}
+{table(["Setting", "Value"], list(given.items()), numbers=False)}
 """

@@ -2,12 +2,17 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from recipes.harness.faults import missing
+from recipes.harness.figures import take_names_as_they_are
+
+PARTIAL = ".partial-"  # how names of files begin that are not whole yet
 
 
 class RunFolder:
@@ -26,7 +31,7 @@ class RunFolder:
         """Give a path to write to, which becomes the file `name` if the block succeeds."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".partial-{target.name}")
+        partial = target.with_name(f"{PARTIAL}{target.name}")
         try:
             yield partial
             partial.replace(target)
@@ -34,9 +39,9 @@ class RunFolder:
             partial.unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file."""
+        """Write a text file. What UTF-8 does not have, as names of files may, is escaped."""
         with self.writing(name) as path:
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file."""
@@ -48,9 +53,27 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def write_figure(self, name: str, figure: Figure) -> None:
-        """Write a figure as PNG."""
+        """Write a figure as PNG, its texts as they are: a dollar sign starts no formula."""
+        take_names_as_they_are(figure)
         with self.writing(name) as path:
             figure.savefig(path, dpi=150, format="png")
+
+    def add_figure(self, name: str, title: str, draw: Callable[[], Figure]) -> str:
+        """Draw a figure and write it; a fault costs this figure only.
+
+        Args:
+            name: Name of the file, which ends with ".png".
+            title: What the figure shows, for those who cannot see it.
+            draw: Function that returns the figure.
+
+        Returns:
+            Markdown that shows the figure, or that says why there is none.
+        """
+        try:
+            self.write_figure(name, draw())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the results are worth more
+            return missing(name, error)
+        return f"![{title}]({name})"
 
 
 def open_run(
@@ -77,7 +100,7 @@ def open_run(
     if resume:
         return _find_run(recipe, settings, output)
     folder = RunFolder(output or _new_path(recipe))
-    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+    if folder.path.exists() and (not folder.path.is_dir() or _has_files(folder.path)):
         raise ValueError(
             "`output` must be a new or an empty folder, unless --resume is given; "
             f"received: output={str(folder.path)!r}"
@@ -85,6 +108,11 @@ def open_run(
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_json("settings.json", settings)
     return folder
+
+
+def _has_files(path: Path) -> bool:
+    """Whether there is more than a file that a run was killed in the midst of."""
+    return any(not found.name.startswith(PARTIAL) for found in path.iterdir())
 
 
 def _new_path(recipe: str) -> Path:

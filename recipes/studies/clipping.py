@@ -16,6 +16,8 @@ Run     python -m recipes.studies.clipping
         python -m recipes.studies.clipping --text tiny_shakespeare.txt
 """
 
+import dataclasses
+import functools
 import statistics
 import sys
 from collections.abc import Sequence
@@ -207,12 +209,17 @@ def write_report(text: Text, settings: Settings, folder: harness.RunFolder, back
         "recovery, steps, if any": steps,
     }
     title = "validation loss, nats per character"
-    for name, figure in {
-        "results": harness.results_figure(losses, TITLES, CLEAN, others, title, linear=0.1),
-        "spikes": spikes.spikes_figure(results, TITLES, CLEAN, settings.spikes),
-        "norms": spikes.norms_figure(results, TITLES),
-    }.items():
-        folder.write_figure(f"{name}.png", figure)
+    draw_results = functools.partial(harness.results_figure, losses, TITLES, CLEAN, others, title)
+    draw_spikes = functools.partial(spikes.spikes_figure, results, TITLES, CLEAN, settings.spikes)
+    draw_norms = functools.partial(spikes.norms_figure, results, TITLES)
+    figures = (
+        folder.add_figure(
+            "results.png", "Results by clipping", functools.partial(draw_results, linear=0.1)
+        ),
+        folder.add_figure("spikes.png", "Loss around the spikes", draw_spikes),
+        folder.add_figure("norms.png", "Norms of gradients", draw_norms),
+    )
+    shown = "\n\n".join(figures)
     between = harness.PairedDifference.between
     rows = [
         [
@@ -241,11 +248,7 @@ def write_report(text: Text, settings: Settings, folder: harness.RunFolder, back
 
 {harness.bullets(notes(text, settings, results))}
 
-![Results by clipping](results.png)
-
-![Loss around the spikes](spikes.png)
-
-![Norms of gradients](norms.png)
+{shown}
 
 {harness.rate_section(folder)}{harness.closing_sections(settings, backend)}"""
     folder.write_text("report.md", report)
@@ -279,6 +282,7 @@ def notes(text: Text, settings: Settings, results: harness.Results) -> tuple[str
 def prepare(settings: Settings) -> harness.Job:
     """Read the text, and compare the ways of clipping on it."""
     text = load_text(settings.text, settings.length, settings.batch_size)
+    text = dataclasses.replace(text, name=harness.in_markdown(text.name))
 
     def work(folder: harness.RunFolder, backend: str) -> str:
         train(text, settings, folder)

@@ -227,11 +227,17 @@ def write_report(
     losses = {kind: [run["test"]["loss"] for run in runs] for kind, runs in results.items()}
     percent = {k: [100 * run["test"]["accuracy"] for run in runs] for k, runs in results.items()}
     one = results[CONSTANT][0]
-    figure = schedules_figure(list(results), one["peak"], one["steps"])
-    folder.write_figure("schedules.png", figure)
+    schedules = folder.add_figure(
+        "schedules.png",
+        "The schedules",
+        lambda: schedules_figure(list(results), one["peak"], one["steps"]),
+    )
     others = {"test accuracy, %": percent}
-    figure = harness.results_figure(losses, SCHEDULES, CONSTANT, others, "test loss")
-    folder.write_figure("results.png", figure)
+    by_schedule = folder.add_figure(
+        "results.png",
+        "Results by schedule: one dot per seed, a bar at the mean",
+        lambda: harness.results_figure(losses, SCHEDULES, CONSTANT, others, "test loss"),
+    )
     between = harness.PairedDifference.between
     rows = [
         [
@@ -265,9 +271,9 @@ def write_report(
 
 {harness.bullets(notes)}
 
-![The schedules](schedules.png)
+{schedules}
 
-![Results by schedule: one dot per seed, a bar at the mean](results.png)
+{by_schedule}
 
 {harness.rate_section(folder)}{harness.closing_sections(settings, backend)}"""
     folder.write_text("report.md", text)

@@ -33,13 +33,13 @@ def csv(tmp_path):
     values = np.stack([daily, 30 - 5 * daily], axis=1) + 0.1 * rng.normal(size=(900, 2))
     times = np.datetime64("2020-01-01T00") + hours
     lines = [f"{time}:00:00,{a},{b}" for time, (a, b) in zip(times, values, strict=True)]
-    path = tmp_path / "daily.csv"
+    path = tmp_path / "daily $x$.csv"
     path.write_text("date,a,b\n" + "\n".join(lines))
     return path
 
 
 @pytest.mark.usefixtures("steps_are_not_timed")
-def test_a_run_leaves_a_folder_with_everything(csv, tmp_path, capsys):
+def test_a_run_leaves_a_folder_with_everything(csv, tmp_path, capsys, write_again):
     run = tmp_path / "run"
     command = [*TINY, "--csv", str(csv), "--output", str(run)]
     assert forecasting.main(command) == 0
@@ -67,8 +67,10 @@ def test_a_run_leaves_a_folder_with_everything(csv, tmp_path, capsys):
     assert validated == pytest.approx(best, rel=1e-4)
     assert "|  | horizon-30: test MSE | horizon-30: test MAE |" in report
     words = " ".join((part / "report.md").read_text().split())
-    assert "daily: 2 series, 630 + 90 + 180 rows" in words
+    assert "`daily $x$`: 2 series, 630 + 90 + 180 rows" in words
+    assert report.startswith("# Forecasts of `daily $x$` from 36 steps\n")
     assert "565, 61 and 151 windows" in words
+    write_again(forecasting.main, command, run)
 
 
 def test_deviations_from_the_mean_day(csv):
@@ -77,6 +79,7 @@ def test_deviations_from_the_mean_day(csv):
     data = series.load(csv)
     model = forecasting.build(data, settings, 30, "deviations", 0)
     (network,) = [layer for layer in model.layers if layer.weights]
+    assert network.name == "network"  # however many were built before
     weights = {weight.path: weight for weight in network.weights}
     for path, weight in weights.items():
         if "/head/" in path:

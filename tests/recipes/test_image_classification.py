@@ -1,19 +1,23 @@
 """The recipe from the command line, on a handful of images: result, resume, and bad input."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
 
+from kattn import visualize
 from recipes import harness, image_classification
 from recipes.data import images
 from recipes.data.image_batches import Splits, scale, training_batches
+from tests.recipes import killed_recipe
 
 TINY = [
     *("--seeds", "2"),
@@ -118,7 +122,7 @@ class Stop:
 
 
 @pytest.mark.usefixtures("steps_are_not_timed")
-def test_resumed_run_equals_an_unbroken_one(command, tmp_path, monkeypatch, capsys):
+def test_resumed_run_equals_an_unbroken_one(command, tmp_path, monkeypatch, capsys, write_again):
     command = [*command, "--seeds", "1"]
     assert image_classification.main(command) == 0
     expected = results(tmp_path / "run")
@@ -147,8 +151,10 @@ def test_resumed_run_equals_an_unbroken_one(command, tmp_path, monkeypatch, caps
     assert image_classification.main([*command, "--resume"]) == 0
     assert "This run is finished" in capsys.readouterr().out
     assert (run / "report.md").read_bytes() == report
+    write_again(image_classification.main, command, run)
 
 
+@pytest.mark.usefixtures("steps_are_not_timed")
 def test_killed_in_an_epoch(dataset, tmp_path):
     """By SIGKILL, in a process of its own, which the same command with --resume goes on from."""
     run = tmp_path / "run"
@@ -160,10 +166,7 @@ def test_killed_in_an_epoch(dataset, tmp_path):
     assert image_classification.main([*fixed, "--output", str(run), "--resume"]) == 0
     whole = tmp_path / "whole"
     assert image_classification.main([*fixed, "--output", str(whole)]) == 0
-    found, expected = results(run), results(whole)
-    assert list(found) == list(expected)
-    for name, result in found.items():
-        assert numbers(result) == numbers(expected[name])
+    assert killed_recipe.differences(run, whole) == []
     assert not backup.exists()
 
 
@@ -182,6 +185,46 @@ files.write = die
 from recipes import image_classification
 image_classification.main(sys.argv[1:])
 """
+
+NAMES = (b"$\\frac$", b"caf\xe9 `|` <b>\n")  # the second is no UTF-8
+
+
+@pytest.mark.usefixtures("steps_are_not_timed")
+def test_names_are_taken_as_they_are(tmp_path, capsys, monkeypatch, write_again):
+    """Of classes and of folders: nothing fails that is known before the training."""
+    data = os.fsencode(tmp_path) + b"/$x^$ \xff|*a*"
+    for number, name in enumerate(NAMES):
+        folder = Path(os.fsdecode(data + b"/" + name))
+        folder.mkdir(parents=True)
+        for image in range(10):
+            pixels = np.full((6, 5), 90 * number + image, "uint8")
+            Image.fromarray(pixels).save(folder / f"{image}.png")
+    run = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run \xfe"))
+    dataset = "folder:" + os.fsdecode(data)
+    small = ["--models", "sa_cnn", "--seeds", "1", "--epochs", "1", "--batch-size", "4"]
+    command = ["--dataset", dataset, *TINY, *small, "--keep", "best", "--output", str(run)]
+    drawn, draw = [], visualize.attention_figure
+    monkeypatch.setattr(
+        visualize,
+        "attention_figure",
+        lambda *given, titles: drawn.extend(titles) or draw(*given, titles=titles),
+    )
+    assert image_classification.main(command) == 0
+    classes = (r"caf\xe9 `|` <b>\n", r"$\frac$")
+    assert [title.partition("\ntaken for ")[0] for title in drawn] == sorted(classes)
+    printed = capsys.readouterr()
+    shown = f"folder:{tmp_path}/$x^$ \\xff|*a*"
+    assert printed.out.startswith(f"`{shown}`: 15 + 1 + 4 images")
+    assert "warning" not in printed.err
+    report = (run / "report.md").read_text(encoding="utf-8")
+    assert report.startswith(f"# Image classification on `{shown}`, without")
+    cell = shown.replace("|", "\\|")
+    assert f"| dataset | `{cell}` |" in report
+    assert "is missing" not in report
+    assert (run / "stage0_attention.png").is_file()
+    assert json.loads((run / "settings.json").read_text())["dataset"] == dataset
+    write_again(image_classification.main, command, run)
+
 
 TRAINING = {
     "one_cycle": ["--schedule", "one_cycle", "--clip", "global_norm:0.5"],

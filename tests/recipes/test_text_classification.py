@@ -26,17 +26,20 @@ TINY = [
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """Forty texts, in which one word tells the class."""
-    root = tmp_path_factory.mktemp("texts")
+    root = tmp_path_factory.mktemp("texts") / "$t$"
     for label, word in (("good", "lovely"), ("bad", "awful")):
-        (root / label).mkdir()
+        (root / label).mkdir(parents=True)
         for i in range(20):
             (root / label / f"{i}.txt").write_text(f"{word} film no {i}", encoding="utf-8")
     return f"folder:{root}"
 
 
+def command(dataset, output, *arguments):
+    return [*TINY, "--dataset", dataset, "--output", str(output), *arguments]
+
+
 def run(dataset, output, *arguments):
-    command = [*TINY, "--dataset", dataset, "--output", str(output), *arguments]
-    assert text_classification.main(command) == 0
+    assert text_classification.main(command(dataset, output, *arguments)) == 0
     return (output / "report.md").read_text()
 
 
@@ -44,17 +47,19 @@ def result(path):
     return json.loads(path.read_text())
 
 
-def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path):
+def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, write_again):
     output = tmp_path / "run"
     report = run(dataset, output)
     words = " ".join(report.split())
-    assert "27 texts to fit, 5 to validate and 8 to test, 2 classes" in words
+    assert report.startswith(f"# Text classification: `{dataset}`\n")
+    assert f"`{dataset}`: 27 texts to fit, 5 to validate and 8 to test, 2 classes" in words
     for kind, title in (("lstm", "LSTM"), ("transformer", "Transformer")):
         test = result(output / f"history/{kind}-seed0.json")["test"]
         row = f"| {title} | {100 * test['accuracy']:.2f} | {test['loss']:.3f} |"
         assert row in report
     assert "| bag of words | 100.00 |" in report
     assert "The test texts were used once per model and seed" in words
+    write_again(text_classification.main, command(dataset, output), output)
 
 
 def test_grid(dataset, tmp_path):
@@ -108,7 +113,7 @@ def bert(dataset, tmp_path):
     return model, folder
 
 
-def test_pretrained(bert, dataset, tmp_path):
+def test_pretrained(bert, dataset, tmp_path, write_again):
     model, folder = bert
     output = tmp_path / "run"
     options = ["--pretrained", str(folder), "--labels", "2", "5", "--epoch-texts", "8"]
@@ -118,6 +123,7 @@ def test_pretrained(bert, dataset, tmp_path):
     assert "labels-5: pretrained against from scratch: the test accuracy is" in report
     part = (output / "labels-2/report.md").read_text()
     assert "4 texts to fit, 5 to validate" in " ".join(part.split())
+    assert "| network | TransformerClassifier |" in part
     settings = text_classification.Settings(dataset=dataset, pretrained=folder, length=6)
     task = text_classification.read(settings)
     variants = dict.fromkeys(text_classification.STARTS, settings)
@@ -129,6 +135,8 @@ def test_pretrained(bert, dataset, tmp_path):
                 for array in (one, other)
             ]
             assert is_loaded == [True, False]
+    given = command(dataset, output, *options, "--epochs", "1")
+    write_again(text_classification.main, given, output)
 
 
 def test_defaults_follow_the_data_set():

@@ -1,13 +1,17 @@
 """The recipe from the command line, on a tiny text: result, resume, budgets and bad input."""
 
 import json
+import os
 import re
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
+from kattn.text import Characters
 from recipes import harness, text_generation
 from recipes.data import text as texts
+from recipes.data.n_gram import NGram
 
 TINY = [
     *("--seeds", "1"),
@@ -25,7 +29,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "ab.txt"
+    path = tmp_path_factory.mktemp("text") / os.fsdecode(b"$ab$ \xff.txt")
     path.write_text("the cat sat on the mat.\n" * 60, encoding="utf-8")
     return f"file:{path}"
 
@@ -35,7 +39,7 @@ def parse(*arguments):
 
 
 @pytest.mark.usefixtures("steps_are_not_timed")
-def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, capsys, monkeypatch):
+def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, capsys, monkeypatch, write_again):
     monkeypatch.setattr(text_generation, "SAMPLED", 12)
     run = tmp_path / "run"
     command = [*TINY, "--dataset", dataset, "--output", str(run)]
@@ -45,6 +49,7 @@ def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, capsys, monkey
         f"{kind}-seed0.json" for kind in kinds
     }
     report = (run / "report.md").read_text()
+    assert report.startswith("# Writing by characters: `$ab$ \\xff.txt`\n")
     words = " ".join(report.split())
     assert "1,296 characters to learn from, 144 held out, 12 different" in words
     assert "predicted once, from 5 to 8 before it" in words
@@ -68,6 +73,22 @@ def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, capsys, monkey
     assert f"Report: {run / 'report.md'}" in capsys.readouterr().out
     assert text_generation.main([*command, "--resume"]) == 0
     assert "This run is finished" in capsys.readouterr().out
+    write_again(text_generation.main, command, run)
+
+
+def test_samples_are_shown_as_they_are(tmp_path):
+    """Where the text has marks of Markdown, its samples have them, too."""
+    path = tmp_path / "text.md"
+    path.write_text("```\n# *a*\n```\x1b\n" * 90, encoding="utf-8")
+    text = texts.load(f"file:{path}", None, length=24, batch=4)
+    settings, counts = parse("--length", "24"), NGram(text.train, 5, len(text.characters))
+    (section,) = text_generation.samples(text, settings, counts, {}, None).values()
+    blocks = [token.content for token in MarkdownIt().parse(section) if token.type == "fence"]
+    shown = Characters(text.characters).decode(text.held_out[:24]).replace("\x1b", "\\x1b")
+    assert blocks[0] == f"{shown}\n"
+    assert len(blocks) == 2
+    assert "\n```\\x1b\n```" in blocks[1]
+    assert len(blocks[1].replace("\\x1b", "\x1b")) == text_generation.SAMPLED + 1
 
 
 def test_models_have_as_many_parameters(dataset):

@@ -1,5 +1,8 @@
 """The course of a command: bad input, an interrupt, a report."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +69,53 @@ def test_bad_input_writes_nothing(tmp_path, capsys):
     assert not output.exists()
 
 
-def test_an_error_of_the_program_is_not_hidden(tmp_path):
+def test_an_error_of_the_program_is_not_hidden(tmp_path, capsys):
+    """And it is said that nothing is lost by it."""
+
     def work(folder, backend):
         raise ValueError("a fault")
 
     with pytest.raises(ValueError, match="a fault"):
         harness.main("task", Settings(output=tmp_path / "run"), job(work))
+    kept = f"What was trained is kept in {tmp_path / 'run'}: the same command with --resume"
+    assert kept in capsys.readouterr().err
+
+
+PRINTING = """
+import sys
+from recipes import harness
+from tests.recipes.harness.test_cli import Settings, job
+
+def work(folder, backend):
+    folder.write_text("report.md", "")
+    return "98.4 ± 0.2"
+
+settings = Settings(output=harness.cli.Path(sys.argv[1]))
+for _ in range(2):
+    code = harness.main("task", settings, job(work))
+    settings = harness.cli.dataclasses.replace(settings, resume=True)
+sys.exit(code)
+"""
+
+
+def test_a_terminal_that_lacks_characters(tmp_path):
+    """And a folder whose name is no UTF-8."""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    output = os.fsencode(tmp_path) + b"/caf\xe9"
+    command = [sys.executable, "-c", PRINTING, output]
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    shown = f"{tmp_path}/caf\\xe9"
+    assert f"writing {shown}\n\n98.4 \\xb1 0.2\nReport: {shown}/report.md" in done.stdout.decode()
+    assert f"This run is finished: {shown}/report.md" in done.stdout.decode()
+
+
+def test_controls_in_an_error(tmp_path, capsys):
+    def prepare(settings):
+        raise ValueError("no \x1b[2J file")
+
+    assert harness.main("task", Settings(output=tmp_path / "run"), prepare) == 2
+    assert capsys.readouterr().err == "error: no \\x1b[2J file\n"
 
 
 def test_new_folders_are_named_after_the_recipe(tmp_path, monkeypatch):

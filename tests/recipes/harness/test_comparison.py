@@ -1,5 +1,6 @@
 """Comparisons of a few kinds of model: budgets, references, and several of them in one report."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -30,7 +31,8 @@ def comparison(**options):
 
     def build(kind, seed):
         keras.utils.set_random_seed(seed)
-        layers = [keras.layers.Dense(1) for _ in range(1 if kind == "one" else 2)]
+        names = ("first", "second")[: 1 if kind == "one" else 2]
+        layers = [keras.layers.Dense(1, name=name) for name in names]
         model = keras.Sequential([keras.Input((3,)), *layers])
         model.compile(harness.adamw(0.1, 0.0), "mse")
         return model
@@ -82,6 +84,82 @@ def test_references_and_rates(tmp_path, monkeypatch):
     assert rates == pytest.approx({"one": 1e-9, "two": 0.25})
     with pytest.raises(ValueError, match=r"`lr_find` must not be given .*rates=.'one': 1.0, 'two'"):
         harness.compare(comparison(rates={"one": 1.0, "two": 1.0}), settings)
+
+
+class BrokenError(Exception):
+    pass
+
+
+def breaks(*arguments, **options):
+    raise BrokenError("a fault")
+
+
+def without_times(folder):
+    return [line.rsplit("|", 3)[0] for line in folder.report.read_text().splitlines()]
+
+
+def test_a_report_that_fails_costs_no_training(tmp_path, monkeypatch, capsys):
+    """Results, weights and references are kept; `--resume` writes the report of them."""
+    from recipes.harness import comparison as module
+    from recipes.harness import comparison_report
+
+    calls = []
+
+    def references():
+        calls.append("references")
+        return {"guessing": {"loss": 2.5}}
+
+    def prepare(settings):
+        calls.append("prepare")
+        return harness.compare(comparison(references=references), settings)
+
+    settings = Settings(output=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison_report, "measure_steps", breaks)
+        with pytest.raises(BrokenError):
+            harness.main("task", settings, prepare)
+    assert "What was trained is kept in" in capsys.readouterr().err
+    folder = harness.RunFolder(tmp_path / "run")
+    assert not folder.report.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit", breaks)
+        patch.setattr(module, "finish", breaks)
+        assert harness.main("task", dataclasses.replace(settings, resume=True), prepare) == 0
+    assert calls == ["prepare", "references", "prepare"]
+    whole = dataclasses.replace(settings, output=tmp_path / "whole")
+    assert harness.main("task", whole, prepare) == 0
+    assert without_times(folder) == without_times(harness.RunFolder(tmp_path / "whole"))
+
+
+def test_references_come_before_the_training(tmp_path, monkeypatch):
+    """A fault in them, as in what they are computed with, costs no training."""
+    from recipes.harness import comparison as module
+
+    monkeypatch.setattr(module, "fit", None)
+    job = harness.compare(comparison(references=breaks), Settings())
+    with pytest.raises(BrokenError):
+        job.work(harness.RunFolder(tmp_path), keras.backend.backend())
+
+
+def test_a_fault_beside_the_results_costs_itself_only(tmp_path, monkeypatch, capsys):
+    """That is one in a figure, or in the sections that the recipe adds."""
+    from recipes.harness import comparison_report
+
+    monkeypatch.setattr(comparison_report, "curves", breaks)
+    folder = harness.RunFolder(tmp_path)
+    job = harness.compare(comparison(sections=breaks), Settings(epochs=1))
+    said = job.work(folder, keras.backend.backend())
+    text = folder.report.read_text()
+    assert f"**{said}**" in text
+    reason = "as making it failed: BrokenError: a fault."
+    assert f"**curves.png is missing**, {reason}" in text
+    beside = "What the recipe has to say beside"
+    assert f"## Further sections\n\n**{beside} is missing**, {reason}" in text
+    assert "| guessing | 2.5000 |" in text
+    assert "## Settings" in text
+    error = capsys.readouterr().err
+    assert error.count("warning: ") == 2
+    assert not (tmp_path / "curves.png").exists()
 
 
 def test_equal_minutes(tmp_path, monkeypatch):

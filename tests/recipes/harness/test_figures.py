@@ -1,7 +1,11 @@
 """Figures show the numbers they are given."""
 
+import os
+
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from recipes import harness
 
@@ -32,3 +36,31 @@ def test_many_models_each_have_a_curve():
     assert len(final.get_xticklabels()) == 10
     colours = [line.get_color() for line in curves.lines]
     assert len(set(colours[:8])) == 8
+
+
+def figure_of(name, other):
+    """Names as title, as legend and along an axis, beside numbers as powers of ten."""
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], [1e-3, 1e3], label=name)
+    axes.set_yscale("log")
+    axes.set_title(f"{name}\n{other}")
+    axes.set_xticks([0, 1], [name, "$y$"])
+    axes.legend()
+    figure.suptitle(name)
+    return figure
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_names_are_drawn_as_they_are(tmp_path):
+    """Pixel for pixel what Matplotlib draws where the names are escaped."""
+    folder = harness.RunFolder(tmp_path)
+    folder.write_figure("names.png", figure_of(r"$\frac$ a_b^c", os.fsdecode(b"\xe9\x1b$x$")))
+    escaped = figure_of(r"\$\frac\$ a_b^c", r"\xe9\x1b\$x\$")
+    escaped.axes[0].set_xticks([0, 1], [r"\$\frac\$ a_b^c", r"\$y\$"])
+    escaped.savefig(tmp_path / "escaped.png", dpi=150)
+    np.testing.assert_array_equal(pixels(tmp_path / "names.png"), pixels(tmp_path / "escaped.png"))

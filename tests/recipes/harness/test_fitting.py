@@ -82,6 +82,21 @@ def test_unfinished_fits(tmp_path):
     assert harness.read_results(folder, ["b"], 2) == {"b": [None, {"test": {}}]}
 
 
+def test_killed_before_its_backups_were_removed(tmp_path):
+    """A fit that has a result leaves nothing else, whenever the run was killed."""
+    folder = harness.RunFolder(tmp_path)
+    for name in ("a-seed0", "a-seed1"):
+        (tmp_path / "backups" / name).mkdir(parents=True)
+        (tmp_path / f"backups/{name}.weights.h5").write_text("")
+    folder.write_json("history/a-seed0.json", {})
+    assert list(harness.unfinished(folder, ["a"], 2)) == [("a", 1, "a-seed1")]
+    left = {path.name for path in (tmp_path / "backups").iterdir()}
+    assert left == {"a-seed1", "a-seed1.weights.h5"}
+    folder.write_json("history/a-seed1.json", {})
+    assert list(harness.unfinished(folder, ["a"], 2)) == []
+    assert not (tmp_path / "backups").exists()
+
+
 def test_gains_and_biases_do_not_decay():
     """One update with a gradient of 0 shows what decays."""
     inputs = keras.Input((2,))

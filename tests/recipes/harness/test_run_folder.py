@@ -1,6 +1,9 @@
 """Folders of runs: files that are whole, and runs that are found again."""
 
+import os
+
 import pytest
+from matplotlib.figure import Figure
 
 from recipes import harness
 
@@ -68,3 +71,45 @@ def test_resume_refuses_other_settings(here):
 def test_resume_without_a_run(here, output):
     with pytest.raises(FileNotFoundError, match=r"`resume` needs a run .*received: searched="):
         harness.open_run("task", {}, output=output and here / output, resume=True)
+
+
+def test_a_fault_in_a_figure_costs_that_figure(tmp_path, capsys):
+    folder = harness.RunFolder(tmp_path)
+
+    def draw():
+        raise ValueError("no\n  *room*")
+
+    assert folder.add_figure("a.png", "Curves", lambda: Figure()) == "![Curves](a.png)"
+    text = folder.add_figure("b.png", "Results", draw)
+    assert text.startswith("**b.png is missing**, as making it failed: `ValueError: no *room*`. ")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    error = capsys.readouterr().err
+    assert "warning: b.png is missing in the report" in error
+    assert "in draw" in error  # the traceback
+    with pytest.raises(KeyboardInterrupt):
+        folder.add_figure("c.png", "", interrupted)
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def test_any_text_is_written(tmp_path):
+    harness.RunFolder(tmp_path).write_text("report.md", "é \udce9")
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == "é \\udce9"
+
+
+def test_settings_with_names_that_are_no_utf8(tmp_path):
+    settings = {"dataset": os.fsdecode(b"folder:/a\xff")}
+    harness.open_run("task", settings, output=tmp_path / "run")
+    found = harness.open_run("task", settings, output=tmp_path / "run", resume=True)
+    assert found.read_json("settings.json") == settings
+
+
+def test_killed_before_the_settings_were_whole(tmp_path):
+    """The folder has no run, so that the command without `--resume` takes it."""
+    (tmp_path / ".partial-settings.json").write_text("{")
+    assert harness.open_run("task", {"a": 1}, output=tmp_path).read_json("settings.json") == {
+        "a": 1
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]

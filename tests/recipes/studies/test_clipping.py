@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """Lines of a's and b's, in which b follows a."""
-    path = tmp_path_factory.mktemp("text") / "ab.txt"
+    path = tmp_path_factory.mktemp("text") / "a*b*.txt"
     path.write_text("ab" * 400 + "\n" + "abab\n" * 100, encoding="utf-8")
     return path
 
@@ -84,7 +85,7 @@ def test_a_run_leaves_a_folder_with_everything(whole):
         assert said in printed
     words = " ".join(report.split())
     assert "At steps 30, 45 the batch is corrupted: targets permuted at random, weight 100" in words
-    assert "Text: ab.txt, 1,301 characters, of which 3 are different" in words
+    assert "Text: `a*b*.txt`, 1,301 characters, of which 3 are different" in words
     assert "times that it went back: not run" in words
 
 
@@ -154,6 +155,29 @@ def test_resumed_run_equals_an_unbroken_one(whole, command, tmp_path, monkeypatc
     assert study.main([*command, "--resume"]) == 0
     assert "This run is finished" in capsys.readouterr().out
     assert (run / "report.md").read_bytes() == report
+
+
+def test_a_fault_in_a_figure_costs_no_training(
+    whole, tmp_path, monkeypatch, capsys, write_again, text
+):
+    """Nor anything else: the report says so, and is written again without the fault."""
+
+    def draw(*arguments, **options):
+        raise RuntimeError("no room")
+
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    command = [*TINY, "--text", str(text), "--output", str(run)]
+    write_again(study.main, command, run)
+    whole_report = (run / "report.md").read_text()
+    (run / "report.md").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "results_figure", draw)
+        assert study.main([*command, "--resume"]) == 0
+    report = (run / "report.md").read_text()
+    assert "**results.png is missing**, as making it failed: RuntimeError: no room." in report
+    assert len(report.splitlines()) == len(whole_report.splitlines())
+    assert "warning: results.png is missing in the report" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -119,6 +120,27 @@ def test_resumed_run_equals_an_unbroken_one(whole, tmp_path, monkeypatch, capsys
     assert study.main([*command, "--resume"]) == 0
     assert "This run is finished" in capsys.readouterr().out
     assert (run / "report.md").read_bytes() == report
+
+
+def test_a_fault_in_a_figure_costs_no_training(whole, tmp_path, monkeypatch, capsys, write_again):
+    """Nor anything else: the report says so, and is written again without the fault."""
+
+    def draw(*arguments, **options):
+        raise RuntimeError("no room")
+
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    command = [*TINY, "--output", str(run)]
+    write_again(study.main, command, run)
+    whole_report = (run / "report.md").read_text()
+    (run / "report.md").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "results_figure", draw)
+        assert study.main([*command, "--resume"]) == 0
+    report = (run / "report.md").read_text()
+    assert "**results.png is missing**, as making it failed: RuntimeError: no room." in report
+    assert len(report.splitlines()) == len(whole_report.splitlines())
+    assert "warning: results.png is missing in the report" in capsys.readouterr().err
 
 
 def test_one_schedule_with_one_seed_and_a_rate_that_is_found(tmp_path):
