@@ -170,12 +170,10 @@ def prepare(settings: Settings) -> harness.Job:
         seed=settings.split_seed,
         classes_from=settings.classes_from,
     )
-<<<<<<< HEAD
-    print(f"{data.name}: {data.split}", flush=True)
-=======
-    shown = tuple(map(harness.printable, data.classes))
-    data = dataclasses.replace(data, name=harness.in_markdown(data.name), classes=shown)
->>>>>>> reports
+    print(harness.printable(f"{data.name}: {data.split}"), flush=True)
+    shown = {"name": harness.in_markdown(data.name), "split": harness.in_markdown(data.split)}
+    classes = tuple(map(harness.printable, data.classes))
+    data = dataclasses.replace(data, classes=classes, **shown)
     splits, size = Splits.of(data, settings.batch_size), settings.batch_size
     comparison = harness.Comparison(
         title=f"Image classification on {data.name}, without and with self-attention",

@@ -101,19 +101,15 @@ def read(settings: Settings) -> EncodedTexts:
     """Read the texts, and encode them by the tokenizer of the folder or by one that they train."""
     from kattn.text import Subwords
 
-<<<<<<< HEAD
     data = labelled_texts.load(
         settings.dataset,
         data_dir=settings.data_dir,
         seed=settings.split_seed,
         classes_from=settings.classes_from,
     )
-    print(f"{data.name}: {data.split}", flush=True)
-=======
-    name, place = settings.dataset, settings.data_dir
-    data = labelled_texts.load(name, data_dir=place, seed=settings.split_seed)
-    data = dataclasses.replace(data, name=harness.in_markdown(data.name))
->>>>>>> reports
+    print(harness.printable(f"{data.name}: {data.split}"), flush=True)
+    shown = {"name": harness.in_markdown(data.name), "split": harness.in_markdown(data.split)}
+    data = dataclasses.replace(data, **shown)
     if settings.pretrained:
         subwords = Subwords.load(settings.pretrained)
     else:

@@ -53,6 +53,8 @@ class Splits:
             f"{len(data.x_test):,} to test; {height} x {width} pixels, {channels} channel(s), "
             f"{len(data.classes)} classes. Split: {data.split}.",
             100,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
 
 
