@@ -19,7 +19,6 @@ Run     python -m recipes.image_classification
         python -m recipes.image_classification --dataset zip:cifar10_jpeg.zip --flip
 """
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -170,10 +169,7 @@ def prepare(settings: Settings) -> harness.Job:
         seed=settings.split_seed,
         classes_from=settings.classes_from,
     )
-    print(harness.printable(f"{data.name}: {data.split}"), flush=True)
-    shown = {"name": harness.in_markdown(data.name), "split": harness.in_markdown(data.split)}
-    classes = tuple(map(harness.printable, data.classes))
-    data = dataclasses.replace(data, classes=classes, **shown)
+    data = harness.announced(data)
     splits, size = Splits.of(data, settings.batch_size), settings.batch_size
     comparison = harness.Comparison(
         title=f"Image classification on {data.name}, without and with self-attention",

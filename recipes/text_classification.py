@@ -107,9 +107,7 @@ def read(settings: Settings) -> EncodedTexts:
         seed=settings.split_seed,
         classes_from=settings.classes_from,
     )
-    print(harness.printable(f"{data.name}: {data.split}"), flush=True)
-    shown = {"name": harness.in_markdown(data.name), "split": harness.in_markdown(data.split)}
-    data = dataclasses.replace(data, **shown)
+    data = harness.announced(data)
     if settings.pretrained:
         subwords = Subwords.load(settings.pretrained)
     else:

@@ -1,7 +1,11 @@
 """Names and texts that come from data, written as they are: on a terminal, in Markdown."""
 
+import dataclasses
 import re
 import unicodedata
+from typing import Any, TypeVar
+
+Data = TypeVar("Data", bound=Any)
 
 UNWRITABLE = {"Cc", "Cs", "Zl", "Zp"}  # controls, halves of characters, ends of lines
 # What Markdown, or GitHub's kind of it, would not show as it is.
@@ -46,6 +50,21 @@ def in_markdown(name: str) -> str:
     # One space at either end of code is not shown.
     space = " " if "`" in ends or (ends == (" ", " ") and name.strip()) else ""
     return f"{mark}{space}{name}{space}{mark}"
+
+
+def announced(data: Data) -> Data:
+    """Say how a dataset was read; return it with names that a report shows as they are.
+
+    Args:
+        data: A dataclass with a `name`, a `split` and `classes`.
+    """
+    print(printable(f"{data.name}: {data.split}"), flush=True)
+    return dataclasses.replace(
+        data,
+        name=in_markdown(data.name),
+        split=in_markdown(data.split),
+        classes=tuple(map(printable, data.classes)),
+    )
 
 
 def block(text: str) -> str:

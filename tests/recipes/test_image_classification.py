@@ -95,7 +95,7 @@ def test_a_run_leaves_a_folder_with_everything(command, tmp_path, capsys):
     assert f"Report: {run / 'report.md'}" in out
     split = "own folders train and test; 2 classes from the folders at level 2, ['left', 'right']"
     assert f"{command[1]}: the source's {split}\n" in out
-    assert f"Split: the source's {split}." in " ".join(report.split())
+    assert f"Split: `the source's {split}`." in " ".join(report.split())
     mean = np.mean([found[f"cnn-seed{seed}"]["test"]["accuracy"] for seed in (0, 1)])
     assert f"| CNN | {100 * mean:.2f} ± " in report
     loaded = keras.saving.load_model(run / "checkpoints/sa_cnn-seed1.keras")
@@ -214,7 +214,9 @@ def test_names_are_taken_as_they_are(tmp_path, capsys, monkeypatch, write_again)
     assert [title.partition("\ntaken for ")[0] for title in drawn] == sorted(classes)
     printed = capsys.readouterr()
     shown = f"folder:{tmp_path}/$x^$ \\xff|*a*"
-    assert printed.out.startswith(f"`{shown}`: 15 + 1 + 4 images")
+    said, about, *_ = printed.out.splitlines()
+    assert said.startswith(f"{shown}: no splits in the source")
+    assert about.startswith(f"`{shown}`: 15 + 1 + 4 images")
     assert "warning" not in printed.err
     report = (run / "report.md").read_text(encoding="utf-8")
     assert report.startswith(f"# Image classification on `{shown}`, without")
