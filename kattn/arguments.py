@@ -2,6 +2,8 @@
 
 import math
 import numbers
+import os
+import pathlib
 
 import keras
 
@@ -114,6 +116,20 @@ def check_choice(choices, /, **values):
         if value not in choices:
             known = ", ".join(map(str, choices))
             raise error(f"`{name}` must be one of {known}", **{name: value})
+
+
+def local_path(**values):
+    """The one value as a `pathlib.Path`, in which `~` is the user's folder.
+
+    Raises ValueError unless it is a path, of this machine: an address such as gs://bucket/run would
+    become a folder of that name here.
+    """
+    ((name, value),) = values.items()
+    if not isinstance(value, (str, os.PathLike)):
+        raise error(f"`{name}` must be a path", **values)
+    if "://" in os.fspath(value):
+        raise error(f"`{name}` must be a path of this machine, not an address", **values)
+    return pathlib.Path(value).expanduser()
 
 
 def is_integer(value):

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from kattn.arguments import local_path
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LearningRateCurve:
@@ -93,4 +95,4 @@ class LearningRateCurve:
             axes.axvline(rate, color=f"C{i}", linestyle="--", label=f"{name} {rate:.1e}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
         axes.legend()
-        figure.savefig(path)
+        figure.savefig(local_path(path=path))

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from kattn.arguments import error
+from kattn.arguments import error, local_path
 from kattn.presets.safetensors_file import read_header, write_file
 
 CONFIG = "config.json"
@@ -91,7 +91,7 @@ class Config:
 
 def read_config(folder):
     """The settings of a folder, a `Config`; raises ValueError if there are none."""
-    path = Path(folder) / CONFIG
+    path = local_path(folder=folder) / CONFIG
     return Config(_read_json(path), str(path))
 
 
@@ -108,7 +108,7 @@ def stored_tensors(folder):
         ValueError: If a file or a tensor is missing, a file is truncated, or two files have a
             tensor of one name.
     """
-    folder = Path(folder)
+    folder = local_path(folder=folder)
     if (folder / WEIGHTS).exists():
         return read_header(folder / WEIGHTS)
     if not (folder / INDEX).exists():
@@ -129,7 +129,7 @@ def write_folder(folder, settings, tensors, shard_bytes):
         tensors: Dict of a `StoredTensor` for each name.
         shard_bytes: Number of bytes from which on a file is not added to.
     """
-    folder = Path(folder)
+    folder = local_path(folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(tensors, shard_bytes)
     for name in (WEIGHTS, INDEX):  # of an earlier model, which would be read in place of this one

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import keras
 
-from kattn.arguments import error
+from kattn.arguments import error, local_path
 
 CONFIG, WEIGHTS = FILES = ("config.json", "model.weights.h5")
 
@@ -41,7 +41,7 @@ def save_preset(model, folder):
             "A model must be built before it is written: call it, or its `build`, first",
             model=type(model).__name__,
         )
-    folder = Path(folder)
+    folder = local_path(folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         path = Path(temporary) / "model.keras"
@@ -70,7 +70,7 @@ def from_preset(folder):
         >>> type(kattn.presets.from_preset("small")).__name__
         'TransformerLM'
     """
-    folder = Path(folder)
+    folder = local_path(folder=folder)
     for name in FILES:
         if not (folder / name).is_file():
             raise error(f"The folder must hold {name}", folder=str(folder))

@@ -1,7 +1,5 @@
 """Subwords as tokens, by Hugging Face's `tokenizers`."""
 
-import pathlib
-
 import numpy as np
 
 from kattn import arguments
@@ -92,7 +90,7 @@ class Subwords:
         """
         from tokenizers import Tokenizer
 
-        path = pathlib.Path(path)
+        path = arguments.local_path(path=path)
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(f"There must be a tokenizer.json; received: path={str(path)!r}")
@@ -104,7 +102,7 @@ class Subwords:
         Args:
             path: Name of the file, such as "tokenizer.json".
         """
-        self.tokenizer.save(str(path))
+        self.tokenizer.save(str(arguments.local_path(path=path)))
 
     @property
     def vocabulary_size(self):
