@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "arguments": set(),
     "backend": {"backend"},
     "grid": {"arguments"},
+    "paths": set(),
     "spans": {"backend"},
     "block_rule": {"arguments", "spans"},
     "masks": {"arguments", "backend", "grid", "spans", "block_rule", "masks"},
@@ -30,12 +31,20 @@ MAY_IMPORT = {
     "models": {"arguments", "grid", "layers", "models"},
     "generation": {"arguments", "backend", "ops", "layers", "models", "generation"},
     "presets": {"arguments", "layers", "models", "presets"},
-    "visualize": {"arguments", "ops", "layers", "visualize"},
+    "visualize": {"arguments", "paths", "ops", "layers", "visualize"},
     "profile": {"arguments", "ops", "layers", "profile"},
     "schedules": {"arguments", "schedules"},
     "data": {"arguments", "data"},
     "text": {"arguments", "text"},
-    "callbacks": {"arguments", "backend", "schedules", "data", "visualize", "callbacks"},
+    "callbacks": {
+        "arguments",
+        "backend",
+        "paths",
+        "schedules",
+        "data",
+        "visualize",
+        "callbacks",
+    },
 }
 
 

@@ -10,6 +10,7 @@ from keras import ops
 from kattn.arguments import error
 from kattn.ops.attention import observed
 from kattn.ops.kernels import dense
+from kattn.paths import layer_paths
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +81,7 @@ def capture_attention(model, inputs, *, reduce=None):
     layers = attention_layers(model)
     if not layers:
         raise error("The model must have attention layers of kattn", model=model.name)
+    paths = layer_paths(model)
     calls: dict[str, list[AttentionCall]] = {}
     running: list[list[float]] = []  # logits of the calls that have begun, the innermost last
 
@@ -89,14 +91,14 @@ def capture_attention(model, inputs, *, reduce=None):
 
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(_captured(layer, running, calls, reduce))
+            stack.enter_context(_captured(layer, paths[id(layer)], running, calls, reduce))
         stack.enter_context(observed(note_logit))
         model(inputs, training=False)
     return calls
 
 
 @contextlib.contextmanager
-def _captured(layer, running, calls, reduce):
+def _captured(layer, path, running, calls, reduce):
     """Note each call of a layer, for the length of a block."""
     call = layer.call
     known = inspect.signature(layer.attention_weights).parameters
@@ -112,7 +114,7 @@ def _captured(layer, running, calls, reduce):
             running.pop()
         kept = weights if reduce is None else reduce(weights)
         entry = AttentionCall(kept, max(logits, default=None))
-        calls.setdefault(layer.path or layer.name, []).append(entry)
+        calls.setdefault(path, []).append(entry)
         return outputs
 
     object.__setattr__(layer, "call", capturing)

@@ -116,3 +116,22 @@ def test_patterns_that_match_nothing(rng):
         ValueError, match="match the path of a trainable weight; received: pattern='tail'"
     ):
         fit(model, x, y, LayerwiseLearningRates({"tail": 0.5}))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_weights_of_equal_paths_have_rates_of_their_own(count):
+    """Models in a model, whose layers have the same names."""
+    x = np.ones((4, 4), "float32")
+
+    def block(name):
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, keras.layers.Dense(4, name="fc")(inputs), name=name)
+
+    model = keras.Sequential([keras.Input((4,)), *[block(name) for name in "abc"[:count]]])
+    model.compile("sgd", "mse")
+    assert len({weight.path for weight in model.weights}) == 2
+    rates = LayerwiseLearningRates({"^a/.*bias": 5.0}, decay=0.1)
+    model.fit(x, x, verbose=0, callbacks=[rates])
+    found = [rates.multiplier(weight) for weight in model.weights]
+    expected = [0.1**depth for depth in reversed(range(count)) for _ in range(2)]
+    np.testing.assert_allclose(found, [expected[0], 5.0, *expected[2:]])

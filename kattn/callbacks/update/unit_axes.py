@@ -6,7 +6,7 @@ import keras
 
 
 def unit_axes(model):
-    """Return axes by the path of each weight, for norms unit by unit (Brock et al. 2021, sec. 4.1).
+    """Return axes by the id of each weight, for norms unit by unit (Brock et al. 2021, sec. 4.1).
 
     A unit is what feeds one output: a column of a Dense kernel, a filter of a convolution, or the
     feature of a head in the kernels of attention. In an embedding the row of a token is a unit. A
@@ -16,11 +16,11 @@ def unit_axes(model):
         model: A model that has been built.
 
     Returns:
-        A dict from paths to tuples of axes.
+        A dict from ids to tuples of axes.
     """
-    axes_of = {weight.path: _plain_axes(weight) for weight in model.weights}
+    axes_of = {id(weight): _plain_axes(weight) for weight in model.weights}
     for layer in model._flatten_layers():
-        axes_of.update({weight.path: axes for weight, axes in _special(layer)})
+        axes_of.update({id(weight): axes for weight, axes in _special(layer)})
     return axes_of
 
 

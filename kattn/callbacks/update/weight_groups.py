@@ -5,6 +5,7 @@ import re
 import keras
 
 from kattn.arguments import error
+from kattn.paths import weight_paths
 
 
 def check_patterns(argument, patterns):
@@ -32,7 +33,8 @@ def check_matches(argument, patterns, model):
         patterns: An iterable of regular expressions.
         model: A model that has been built.
     """
-    paths = [variable.path for variable in model.trainable_variables]
+    every = weight_paths(model)
+    paths = [every[id(variable)] for variable in model.trainable_variables]
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
             raise error(
@@ -48,7 +50,7 @@ def group_of(path, patterns):
 
 
 def depths(model):
-    """Return how many layers lie between each trainable weight and the output, by its path.
+    """Return how many layers lie between each trainable weight and the output, by its id.
 
     Layers are those of the model that have trainable weights, in the order in which the model lists
     them; the layers of a model inside the model count one by one. The last layer has depth 0.
@@ -57,10 +59,10 @@ def depths(model):
         model: A model that has been built.
     """
     layers = [layer for layer in _leaves(model) if layer.trainable_variables]
-    depth_of: dict[str, int] = {}
+    depth_of: dict[int, int] = {}
     for depth, layer in enumerate(reversed(layers)):
         for variable in layer.trainable_variables:
-            depth_of.setdefault(variable.path, depth)
+            depth_of.setdefault(id(variable), depth)
     return depth_of
 
 

@@ -59,4 +59,18 @@ def test_units():
         (path,) = [
             p for p in weights if p.endswith("/" + end) and p.count("/") == end.count("/") + 1
         ]
-        assert (tuple(weights[path].shape), axes[path]) == (shape, expected), path
+        found = tuple(weights[path].shape), axes[id(weights[path])]
+        assert found == (shape, expected), path
+
+
+def test_units_of_weights_with_equal_paths():
+    """A Dense and an EinsumDense, each alone in a model, have kernels of the same path."""
+    dense = keras.layers.Dense(3, name="fc")
+    einsum = keras.layers.EinsumDense("ab,cdb->acd", (2, 3), name="fc")
+    inputs = keras.Input((2,))
+    blocks = [keras.Model(inputs, layer(inputs)) for layer in (dense, einsum)]
+    model = keras.Model(inputs, [block(inputs) for block in blocks])
+    axes = unit_axes(model)
+    assert dense.kernel.path == einsum.kernel.path
+    assert axes[id(dense.kernel)] == (0,)
+    assert axes[id(einsum.kernel)] == (2,)
