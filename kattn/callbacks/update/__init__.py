@@ -14,8 +14,8 @@ a rule is shown of an update. The other modules here are the rules of single cal
 pieces that these are made of.
 """
 
+from kattn.callbacks.update.hooks import hook_of as hook_of
 from kattn.callbacks.update.optimizer_hook import OptimizerHook as OptimizerHook
-from kattn.callbacks.update.optimizer_hook import hook_of as hook_of
 from kattn.callbacks.update.rule import Rule as Rule
 from kattn.callbacks.update.rule_callback import RuleCallback as RuleCallback
 from kattn.callbacks.update.update import Update as Update

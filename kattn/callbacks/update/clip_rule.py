@@ -16,19 +16,20 @@ class ClipRule(Rule):
 
     Args:
         settings: The `GradientClipping` that has the settings. No reference to it is kept.
-        axes: Axes of a unit by the path of a weight, as `unit_axes` returns them.
+        axes: Axes of a unit by the id of a weight, as `unit_axes` returns them.
+        paths: Paths of weights by their id, as `weight_paths` returns them.
         rows: Rows of the recorder.
     """
 
     order = 10
     sees_gradients = True
 
-    def __init__(self, settings, axes, rows):
+    def __init__(self, settings, axes, paths, rows):
         self.mode, self.patterns = settings.mode, list(settings.groups)
         self.percent, self.window = settings.percent, settings.window
         self.z_threshold, self.smoothing = settings.z_threshold, settings.smoothing
         self.warmup, self.skip_nonfinite = settings.warmup, settings.skip_nonfinite
-        self.axes = axes
+        self.axes, self.paths = axes, paths
         self.recorder = Recorder(("norm", "clipped_norm", "is_skipped"), rows)
 
     def build(self, hook):
@@ -78,7 +79,7 @@ class ClipRule(Rule):
         scheduled = update.numbers.get("clip_threshold")
         if scheduled is not None:
             is_first = ops.arange(len(self.patterns) + 1) == 0
-            is_set = ops.logical_and(is_first, scheduled > 0)
+            is_set = ops.logical_and(is_first, scheduled >= 0)
             thresholds = ops.where(is_set, scheduled, thresholds)
         return ops.where(is_active, thresholds, LEFT_OUT)
 
@@ -86,7 +87,7 @@ class ClipRule(Rule):
         """Indices of the weights of each group; the first group has the weights of no pattern."""
         groups: list[list[int]] = [[] for _ in range(1 + len(self.patterns))]
         for i, variable in enumerate(variables):
-            group = group_of(variable.path, self.patterns)
+            group = group_of(self.paths[id(variable)], self.patterns)
             groups[0 if group is None else 1 + group].append(i)
         return groups
 
@@ -103,7 +104,7 @@ class ClipRule(Rule):
             return clipped, clipping.joint_norm(ops.minimum(own, threshold))
         elif self.mode == "agc":
             weights = [update.variables[i] for i in members]
-            axes = [self.axes[weight.path] for weight in weights]
+            axes = [self.axes[id(weight)] for weight in weights]
             clipped = clipping.clip_units(gradients, weights, axes, threshold)
         else:
             norm = clipping.joint_norm(own)

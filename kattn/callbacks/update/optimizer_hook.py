@@ -15,23 +15,40 @@ from kattn.callbacks.update.update import Update
 class OptimizerHook:
     """Runs the rules of callbacks in each update of one optimizer. `hook_of` returns it.
 
-    The hook replaces six methods of one optimizer by attributes of the instance. So the class of
+    The hook replaces seven methods of one optimizer by attributes of the instance. So the class of
     the optimizer, its config and the state that it saves stay those of Keras.
+
+    While a callback sets the learning rate, `optimizer.learning_rate` is the rate that the next
+    update will have. Constraints of weights are part of the update: rules that read weights see
+    them as they will be, and a skipped update, or a weight whose multiplier is 0, has none.
 
     Args:
         optimizer: A Keras optimizer that changes weights itself: not one that scales the loss for
             another, and not a `MultiOptimizer`.
+
+    Attributes:
+        optimizer: As the argument.
+        rules: List of the rules, in their order.
+        has_updated: Whether the optimizer has been asked for an update since its last rule was
+            made: by the training step, when it was traced.
+        staying: Ids of the variables that stay when a training is set back.
+        moves: How often something else than an update has set the number of updates.
     """
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
         self.rules = []
+        self.has_updated = False
+        self.moves = 0
+        self._constraints = {}  # of weights, by id, while an update is made
+        self._is_applying = False
         self._own = {}  # by id: a variable of a rule, its first value, its rule
-        self._staying = set()
+        self.staying = set()
         self._built = None
         self._update = None
         self._stock = {}
         shadows = {
+            "apply": self._apply_all,
             "_backend_apply_gradients": self._apply,
             "_clip_gradients": self._clip,
             "_apply_weight_decay": self._decay,
@@ -42,6 +59,17 @@ class OptimizerHook:
         for name, shadow in shadows.items():
             self._stock[name] = getattr(optimizer, name)
             object.__setattr__(optimizer, name, shadow)  # Keras's own setter would track it
+        self._watch_iterations(optimizer._iterations)
+
+    def _watch_iterations(self, iterations):
+        stock = iterations.assign
+
+        def assign(value):
+            if not self._is_applying:
+                self.moves += 1
+            return stock(value)
+
+        object.__setattr__(iterations, "assign", assign)
 
     def use(self, owner, signature, make):
         """Give a callback its rule: one that is left from an earlier fit, or a new one.
@@ -131,12 +159,13 @@ class OptimizerHook:
         )
         self._own[id(variable)] = (variable, value, self._built)
         if stays:
-            self._staying.add(id(variable))
+            self.staying.add(id(variable))
         return variable
 
-    def state(self):
-        """Return the variables of the optimizer and of rules that are set back with a training."""
-        return [v for v in self.optimizer.variables if id(v) not in self._staying]
+    @property
+    def weights(self):
+        """The weights that the optimizer was built for."""
+        return list(self.optimizer._trainable_variables)
 
     def hide_variables(self, optimizer):
         """Make an optimizer save and load its state as if rules had no variables."""
@@ -161,6 +190,19 @@ class OptimizerHook:
     def stock_variables(self, optimizer):
         """Return the variables of an optimizer without those of rules."""
         return [v for v in optimizer.variables if id(v) not in self._own]
+
+    def _apply_all(self, gradients, trainable_variables=None):
+        every = trainable_variables
+        if every is None:
+            every = self.optimizer._trainable_variables
+        else:
+            every = trainable_variables = list(every)
+        self.has_updated = self._is_applying = True
+        try:
+            with _without_constraints(every) as self._constraints:
+                self._stock["apply"](gradients, trainable_variables)
+        finally:
+            self._is_applying = False
 
     def _apply(self, gradients, variables):
         self._update = Update(
@@ -192,9 +234,13 @@ class OptimizerHook:
             self._update.decays = True  # with the rest, by `_change`
 
     def _rate(self):
-        if self._update is None or "learning_rate" not in self._update.numbers:
-            return self._stock["_get_current_learning_rate"]()
-        return self._update.numbers["learning_rate"]
+        update, own_rate = self._update, self._stock["_get_current_learning_rate"]
+        if update is None:  # someone asks from outside
+            update = Update(self.optimizer, [], self.rules, own_rate)
+            for rule in self.rules:
+                if rule.owner is not None:
+                    update.numbers.update(rule.numbers(update))
+        return update.numbers["learning_rate"] if "learning_rate" in update.numbers else own_rate()
 
     def _change(self, gradients, variables, learning_rate):
         update = self._update
@@ -207,6 +253,7 @@ class OptimizerHook:
                 if update.decays:
                     self._stock["_apply_weight_decay"](update.variables)
                 self._stock["_backend_update_step"](gradients, variables, learning_rate)
+            self._constrain(update)
 
         if any(rule.sees_changes for rule in self.rules):
             update.before = [ops.copy(ops.convert_to_tensor(v)) for v in update.variables]
@@ -218,6 +265,16 @@ class OptimizerHook:
             self._count_back(update.is_good)
         for rule in self.rules:
             rule.after_update(update)
+
+    def _constrain(self, update):
+        """Apply the constraints of weights, which Keras would apply after its update."""
+        for variable, factor in zip(update.variables, update.factors, strict=True):
+            constraint = self._constraints.get(id(variable))
+            if constraint is not None:
+                value = constraint(variable)
+                if factor is not None:
+                    value = ops.where(factor == 0.0, ops.convert_to_tensor(variable), value)
+                variable.assign(value)
 
     def _reset_accumulators(self):
         """Set accumulated gradients to 0. Keras multiplies by 0 on PyTorch, which keeps NaN."""
@@ -233,47 +290,18 @@ class OptimizerHook:
         counter.assign(ops.where(is_good, now, now - ops.cast(steps, now.dtype)))
 
 
-def hook_of(model):
-    """Return the hook of a model's optimizer. It is made if there is none yet.
-
-    Args:
-        model: A compiled model that has been built. Its optimizer is built here if it was not.
-
-    Returns:
-        The `OptimizerHook` of the optimizer that changes the weights.
-
-    Raises:
-        ValueError: If the model has no optimizer, has several, or has no weights yet.
-    """
-    outer = getattr(model, "optimizer", None)
-    if outer is None:
-        raise error(
-            "The model must be compiled with an optimizer", model=model.name, optimizer=None
-        )
-    optimizer, chain = outer, [outer]
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-        chain.append(optimizer)
-    if hasattr(optimizer, "optimizers"):
-        raise error(
-            "Callbacks that act in the update need one optimizer, which sees all gradients",
-            optimizer=type(optimizer).__name__,
-        )
-    if not outer.built:
-        if not model.built:
-            raise error(
-                "The model must be built before fit: give it an Input, or call it on a batch",
-                model=model.name,
-                built=False,
-            )
-        outer.build(model.trainable_variables)
-    hook = vars(optimizer).get("_kattn_hook")
-    if hook is None:
-        hook = OptimizerHook(optimizer)
-        object.__setattr__(optimizer, "_kattn_hook", hook)
-    for each in chain:
-        hook.hide_variables(each)
-    return hook
+@contextlib.contextmanager
+def _without_constraints(variables):
+    """Take the constraints from variables for the length of a block; yield them by id."""
+    constrained = [variable for variable in variables if variable.constraint is not None]
+    constraints = {id(variable): variable.constraint for variable in constrained}
+    for variable in constrained:
+        variable.constraint = None
+    try:
+        yield constraints
+    finally:
+        for variable in constrained:
+            variable.constraint = constraints[id(variable)]
 
 
 @contextlib.contextmanager

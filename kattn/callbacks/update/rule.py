@@ -37,7 +37,8 @@ class Rule:
     def numbers(self, update):
         """Return the numbers of the optimizer to use in this update, as a dict by attribute.
 
-        The learning rate has the name "learning_rate".
+        The learning rate has the name "learning_rate". This method must assign nothing: it also
+        runs when `optimizer.learning_rate` is read.
         """
         return {}
 
