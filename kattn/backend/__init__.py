@@ -57,7 +57,8 @@
     can_trace(function)           of a float32 scalar, in compiled code
     dry_run(optimizer)            trace an update, where a fault in one would cost the weights
     try_shapes(function)          function() for what it raises, without computing anything
-    random_state()                of the framework's generator for all, as NumPy arrays in a list
+    random_state()                of generators for all, the framework's and PyTorch's where it is
+                                  loaded (its DataLoader draws from it), as NumPy arrays in a list
     set_random_state(state)       what random_state() has returned
     shuffling_seed()              of the order in which arrays are shuffled, if there is one
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from jax.interpreters.ad import JVPTracer
 
+from kattn.backend import generators
 from kattn.backend.plain import are_operations_plain, plain_function, replaced
 
 
@@ -396,13 +397,8 @@ def try_shapes(function):
     jax.eval_shape(function)
 
 
-def random_state():
-    """Nothing: JAX has no generator for all."""
-    return []
-
-
-def set_random_state(state):
-    """Nothing."""
+# JAX has no generator for all.
+random_state, set_random_state = generators.random_state, generators.set_random_state
 
 
 def shuffling_seed():

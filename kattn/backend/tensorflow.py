@@ -5,6 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 
+from kattn.backend import generators
 from kattn.backend.plain import plain_function, replaced
 
 
@@ -359,13 +360,8 @@ def try_shapes(function):
     tf.function(function, autograph=False).get_concrete_function()
 
 
-def random_state():
-    """Nothing: TensorFlow's generators cannot be read."""
-    return []
-
-
-def set_random_state(state):
-    """Nothing."""
+# Those of TensorFlow cannot be read.
+random_state, set_random_state = generators.random_state, generators.set_random_state
 
 
 def shuffling_seed():

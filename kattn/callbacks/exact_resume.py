@@ -1,16 +1,17 @@
 """Resume an interrupted training so that it ends as if it had not been interrupted."""
 
-import os
-import pathlib
+import math
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
-from kattn import backend
-from kattn.arguments import check_integers, error
-from kattn.callbacks.backup import files, training_state
-from kattn.callbacks.backup.origin import differences, origin
+from kattn.arguments import check_integers, error, local_path
+from kattn.callbacks.backup import files, fit_checks, training_state
+from kattn.callbacks.backup.origin import origin
 from kattn.callbacks.backup.step_skipper import StepSkipper
+from kattn.callbacks.update import interruption
 from kattn.callbacks.update.values import copies
 
 
@@ -18,10 +19,20 @@ class ExactResume(keras.callbacks.Callback):
     """Save the whole state of a training, and resume from it when the script is started again.
 
     The resumed training ends with the same bytes as one without the interruption: weights,
-    optimizer, metrics, seeds, history, states of callbacks, and the order of the data. In the epoch
-    in which it was interrupted, the steps that had been done are read again and skipped, which
-    costs the reading of their data. A training that had ended trains no more and has its final
-    state again; with more `epochs` it goes on.
+    optimizers, metrics, seeds, history, states of callbacks, and the order of the data; optimizers
+    that the model holds besides `model.optimizer` are among them. In the epoch in which it was
+    interrupted, the steps that had been done are read again and skipped, which costs the reading of
+    their data.
+
+    How a training came to an end decides what happens when its script is started again:
+
+    - It did all its epochs, or was stopped at the end of one, as by `EarlyStopping`: it trains no
+      more and has its final state again. With more `epochs` it goes on.
+    - It was stopped within an epoch, as `model.stop_training` was set: it goes on with the next
+      step of that epoch.
+    - It was stopped by a fault: there is no backup of the state with the fault, and training goes
+      on from the one before. A fault is an exception, a killed process, or a loss that is not
+      finite when training is stopped, as by `TerminateOnNaN`.
 
     This callback must be the last one in the list of callbacks of `fit`, so that what it restores
     is not changed afterwards. Each `fit` needs a directory of its own. A file of a backup is either
@@ -34,16 +45,18 @@ class ExactResume(keras.callbacks.Callback):
     sure of it:
 
     - No other callback keeps state unless it is listed in `callbacks`. All callbacks see the
-      skipped steps, with empty logs.
-    - The order of the data is not drawn from a generator of its own. Not restored are Python
-      generators, a shuffled `tf.data` or `DataLoader`, a `PyDataset` with several workers, and
+      skipped steps; the logs of each are those of the step before the backup.
+    - The order of the data is drawn from the global generators of Python, NumPy or PyTorch, as by
+      PyTorch's `DataLoader(shuffle=True)`, and not from a generator of its own. Not restored are
+      Python generators, a shuffled `tf.data`, a `PyDataset` with several workers, and
       `steps_per_epoch`.
     - Random numbers come from seeds or from a `SeedGenerator` of the model, or from the global
       generators of Python, NumPy and PyTorch, which are restored. The global generators of
       TensorFlow, and what `tf.random` draws, are not restored.
 
     Args:
-        directory: Directory for these backups and nothing else. It is made if it does not exist.
+        directory: Directory of this machine for these backups and nothing else. It is made if it
+            does not exist; `~` is the user's folder.
         every: Number of steps between backups, counted in each epoch, an integer >= 1. With
             `steps_per_execution` a backup waits for the end of an execution. There is also a backup
             after each epoch. Each backup copies the state to the host and waits for the disk.
@@ -58,6 +71,8 @@ class ExactResume(keras.callbacks.Callback):
     Attributes:
         resumed_from: `(epoch, step)` from which the last `fit` went on; None if it started from the
             beginning.
+        is_skipping: Whether training has not come to the step of the backup. At the end of a batch
+            it says whether the batch was skipped.
 
     Raises:
         ValueError: If an argument is out of range. When training begins, if this is not the last of
@@ -78,9 +93,7 @@ class ExactResume(keras.callbacks.Callback):
     def __init__(self, directory, *, every=100, keep=2, callbacks=(), data=None):
         super().__init__()
         check_integers(1, every=every, keep=keep)
-        if not isinstance(directory, (str, os.PathLike)):
-            raise error("`directory` must be a path", directory=directory)
-        self.directory = pathlib.Path(directory)
+        self.directory = local_path(directory=directory)
         if self.directory.exists() and not self.directory.is_dir():
             raise error("`directory` must not be a file", directory=str(directory))
         if data is not None and not callable(getattr(data, "set_epoch", None)):
@@ -97,6 +110,13 @@ class ExactResume(keras.callbacks.Callback):
         self._late = []  # callbacks that come after this one
         self._backup: Any = None  # the state to go on from, until training has gone on
         self._skipper: Any = None
+        self._batch = 0  # the last step that has begun
+        self._is_stop_saved = False
+
+    @property
+    def is_skipping(self):
+        """See the class."""
+        return self._backup is not None
 
     def set_params(self, params):
         # Keras hands the same dict to each callback in turn.
@@ -105,29 +125,34 @@ class ExactResume(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         model = self.model
-        self._check_fit(model)
+        fit_checks.check_model(model)
+        fit_checks.check_callbacks(model, self.callbacks, self.params, self._late)
+        fit_checks.check_data(self.data, self.params["steps"])
+        interruption.watch(self)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        self._optimizer_size = len(model.optimizer.variables)
         self._steps_per_execution = getattr(model, "steps_per_execution", 1)
         self._epoch, self.resumed_from, self._backup, self._skipper = None, None, None, None
         backups = files.paths(self.directory)
         if backups:
             state = files.read(backups[-1])
-            self._check_origin(backups[-1], state)
+            training_state.build_optimizers(model, state["trained_weights"])
+            epochs = self.params["epochs"]
+            fit_checks.check_backup(backups[-1], state, self._origin(), epochs)
             self._backup = state
             self._restore()
             training_state.set_random_state(state["random"])
             model._initial_epoch = state["epoch"]
-            if state["stop_training"] and state["step"] == 0:
-                model._initial_epoch = max(state["epoch"], self.params["epochs"])
+            if state["stop_training"] and epochs <= state["epochs"]:
+                model._initial_epoch = max(state["epoch"], epochs)
+        self._optimizer_size = self._count_of_optimizer_variables()
         files.remove_unfinished(self.directory)
 
     def on_epoch_begin(self, epoch, logs=None):
         state = self._backup
         if self._epoch is None:
             self.model._initial_epoch = None  # fit has read it
-            self._check_last(self.model)
+            self._check_last()
         if state is not None:
             if epoch != state["epoch"]:
                 raise error(
@@ -141,13 +166,15 @@ class ExactResume(keras.callbacks.Callback):
             else:
                 # The order of the data is drawn from it.
                 training_state.set_random_state(state["random_at_epoch"])
-                self._skipper = StepSkipper(self.model, self._steps_per_execution)
+                self._skipper = StepSkipper(self.model, self._steps_per_execution, state["logs"])
         if self.data is not None:
             self.data.set_epoch(epoch)
         self._epoch, self._random_at_epoch = epoch, training_state.random_state()
+        self._is_stop_saved = False
 
     def on_train_batch_begin(self, batch, logs=None):
         # Not at the end of a batch, which would keep Keras from running ahead of the device.
+        self._batch = batch
         if self._backup is not None:
             if batch < self._backup["step"]:
                 self._skipper.skips_next = True
@@ -163,7 +190,33 @@ class ExactResume(keras.callbacks.Callback):
                 epoch=epoch,
                 step_of_backup=self._backup["step"],
             )
-        self._save(epoch + 1, 0, self._history(epoch, logs))
+        if self._is_within_epoch():
+            self._save_stop()
+        elif not self.model.stop_training or _is_finite(logs):
+            self._save(epoch + 1, 0, self._history(epoch, logs))
+
+    def on_test_begin(self, logs=None):
+        # Validation is about to reset the metrics of a training that was stopped.
+        if self._epoch is not None and self._backup is None and self._is_within_epoch():
+            self._save_stop()
+
+    def _is_within_epoch(self):
+        """Whether training has been stopped before the last step of the epoch."""
+        steps = self.params["steps"]
+        done = self._batch + self._steps_per_execution
+        return self.model.stop_training and steps is not None and done < steps
+
+    def _save_stop(self):
+        """Save the state after the last step, unless it is at fault."""
+        if not self._is_stop_saved and _is_finite(self._logs()):
+            self._save(self._epoch, self._batch + self._steps_per_execution, self._history())
+        self._is_stop_saved = True
+
+    def _logs(self):
+        """The metrics as numbers: the logs of the last step."""
+        values = self.model.get_metrics_result().items()
+        arrays = {name: np.array(ops.convert_to_numpy(value)) for name, value in values}
+        return {name: array if array.ndim else array.item() for name, array in arrays.items()}
 
     def on_train_end(self, logs=None):
         if self._epoch is None:
@@ -176,71 +229,29 @@ class ExactResume(keras.callbacks.Callback):
             if len(self.model.metrics_variables) == len(self._backup["variables"]["metrics"]):
                 self._assign("metrics")
             self._has_resumed()
+        self._epoch = None
+        self.release()
 
-    def _check_fit(self, model):
-        _check_model(model)
-        for callback in self.callbacks:
-            if callback.params is not self.params:
-                raise error(
-                    "`callbacks` must also be in the list of callbacks of fit",
-                    callback=type(callback).__name__,
-                )
-        if self._late:
-            raise error(
-                "ExactResume must be the last of the callbacks of fit, so that what it restores is "
-                "not changed afterwards",
-                after_it=[type(c).__name__ for c in self._late],
-            )
-        for owner in training_state.rule_owners(model.optimizer):
-            if hasattr(owner, "get_state") and owner not in self.callbacks:
-                raise error(
-                    f"`callbacks` must have {type(owner).__name__}, which keeps state",
-                    callbacks=[type(c).__name__ for c in self.callbacks],
-                )
-        self._check_data()
+    def release(self):
+        """Leave the model as it was. It is called at the end of `fit`, however that ends."""
+        interruption.end(self)
+        if self._epoch is None and self._backup is not None:
+            self.model._initial_epoch = None  # which `fit` has not come to read
+        if self._skipper is not None:
+            self._skipper.remove()
+        self._epoch = self._backup = self._skipper = None
 
-    def _check_last(self, model):
-        size = len(model.optimizer.variables)
+    def _count_of_optimizer_variables(self):
+        return len(training_state.variables(self.model)["optimizer"])
+
+    def _check_last(self):
+        size = self._count_of_optimizer_variables()
         if size != self._optimizer_size:
             raise error(
                 "ExactResume must be the last of the callbacks of fit; a later one has added "
                 "variables to the optimizer",
                 before=self._optimizer_size,
                 now=size,
-            )
-
-    def _check_data(self):
-        steps = self.params["steps"]
-        if hasattr(self.data, "__len__") and steps != len(self.data):
-            raise error(
-                "`data` must be what fit reads, all of it in each epoch, without steps_per_epoch",
-                batches=len(self.data),
-                steps=steps,
-            )
-        needs_seed = self.data is None and keras.backend.backend() == "tensorflow"
-        if needs_seed and backend.shuffling_seed() is None:
-            raise error(
-                "TensorFlow must have a seed, or the order in which it shuffles cannot be drawn "
-                "again: call keras.utils.set_random_seed, or use EpochShuffled",
-                data=None,
-                seed=None,
-            )
-
-    def _check_origin(self, path, state):
-        different = differences(state["origin"], self._origin())
-        if different:
-            raise error(
-                f"The backup must be of the same training, but {different}. It is left as it is",
-                file=str(path),
-            )
-        epochs, ended = self.params["epochs"], state["epoch"]
-        if (ended, state["step"]) > (epochs, 0):
-            raise error(
-                "`epochs` must not be fewer than the backup has, which is left as it is",
-                file=str(path),
-                epochs=epochs,
-                ended=ended,
-                step=state["step"],
             )
 
     def _origin(self):
@@ -266,7 +277,10 @@ class ExactResume(keras.callbacks.Callback):
             "step": step,
             "variables": {name: copies(group) for name, group in groups.items()},
             "history": history,
-            "stop_training": bool(model.stop_training),
+            "stop_training": bool(model.stop_training) and step == 0,
+            "epochs": self.params["epochs"],
+            "logs": self._logs() if step else {},
+            "trained_weights": training_state.trained_weights(model),
             "callbacks": [training_state.state_of(callback) for callback in self.callbacks],
             "random_at_epoch": self._random_at_epoch,
             "random": training_state.random_state(),
@@ -282,7 +296,6 @@ class ExactResume(keras.callbacks.Callback):
         self._restore()
         self._assign("metrics")
         self._set_history()
-        model.stop_training = state["stop_training"]
         training_state.set_random_state(state["random"])
         self._has_resumed()
 
@@ -307,17 +320,5 @@ class ExactResume(keras.callbacks.Callback):
         self._backup = self._skipper = None
 
 
-def _check_model(model):
-    if not model.built:
-        raise error(
-            "The model must be built before fit: give it an Input, or call it on a batch",
-            model=model.name,
-            built=False,
-        )
-    replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
-    if replicas > 1:
-        raise error(
-            "The model must be on one replica: under tf.distribute each replica has values of its "
-            "own, which are not saved",
-            num_replicas_in_sync=replicas,
-        )
+def _is_finite(logs):
+    return math.isfinite(float((logs or {}).get("loss", 0.0)))

@@ -23,7 +23,7 @@ import numpy as np
 from kattn import schedules
 from kattn.callbacks.exact_resume import ExactResume
 from kattn.callbacks.gradient_clipping import GradientClipping
-from kattn.callbacks.learning_rate import LearningRate
+from kattn.callbacks.hyperparameter_schedule import HyperparameterSchedule
 from kattn.data import EpochShuffled
 
 EXAMPLES, BATCH, EPOCHS, EVERY = 46, 8, 3, 2  # 6 steps an epoch, the last of 6 examples
@@ -45,7 +45,7 @@ class KillAtStep(keras.callbacks.Callback):
         self.maybe("begin")
 
     def on_train_batch_end(self, batch, logs=None):
-        if logs:  # skipped steps have none
+        if not self.resume.is_skipping:
             self.maybe("end")
 
     def on_epoch_end(self, epoch, logs=None):
@@ -105,7 +105,7 @@ def make_arrays():
 def make_callbacks():
     return [
         GradientClipping("autoclip", percent=50.0, window=7),
-        LearningRate(schedules.WarmUp(schedules.Cosine(0.02, 0.001, EPOCHS * STEPS), 4)),
+        HyperparameterSchedule("beta_1", schedules.Cosine(0.9, 0.5, EPOCHS * STEPS)),
         keras.callbacks.EarlyStopping("val_loss", patience=9, restore_best_weights=True),
         keras.callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=1.0, cooldown=1),
     ]

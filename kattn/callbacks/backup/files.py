@@ -17,7 +17,7 @@ import numpy as np
 
 from kattn.arguments import error
 
-FIRST_LINE = b"kattn backup 1\n"
+FIRST_LINE = b"kattn backup 2\n"
 NAME = re.compile(r"backup-(\d+)-(\d+)\.kattn")
 UNFINISHED = re.compile(r"backup-\d+-\d+\.unfinished")
 DIGEST = hashlib.sha256().digest_size

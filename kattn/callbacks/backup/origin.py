@@ -6,6 +6,7 @@ import re
 import keras
 
 from kattn import backend
+from kattn.callbacks.backup import holdings
 
 
 def origin(model, callbacks, data, steps):
@@ -20,14 +21,18 @@ def origin(model, callbacks, data, steps):
     return {
         "keras": keras.__version__.split(".")[0],
         "backend": keras.backend.backend(),
-        "optimizer": _class_of(model.optimizer),
+        "optimizers": [_class_of(optimizer) for optimizer in holdings.optimizers(model)],
         "steps": steps,
         "steps_per_execution": getattr(model, "steps_per_execution", 1),
         "callbacks": [type(callback).__name__ for callback in callbacks],
         "data": data.get_config() if hasattr(data, "get_config") else type(data).__name__,
         "shuffling_seed": backend.shuffling_seed() if data is None else None,
-        "model_variables": [_label(variable) for variable in model.variables],
-        "optimizer_variables": [_label(variable) for variable in model.optimizer.variables],
+        "model_variables": [_label(variable) for variable in holdings.variables(model)],
+        "optimizer_variables": [
+            _label(variable)
+            for optimizer in holdings.optimizers(model)
+            for variable in optimizer.variables
+        ],
     }
 
 

@@ -2,7 +2,7 @@
 
 import keras
 
-from kattn.callbacks.backup import training_state
+from kattn.callbacks.backup import holdings, training_state
 from kattn.callbacks.update.values import copies
 
 
@@ -14,7 +14,7 @@ class Snapshot:
     """
 
     def __init__(self, model):
-        self._values = _by_id([*model.variables, *model.optimizer.variables])
+        self._values = _by_id(_variables(model))
         self._metrics = _by_id(_metrics_variables(model))
         self._history = getattr(model, "history", None)
         self._stop_training = model.stop_training
@@ -24,7 +24,7 @@ class Snapshot:
 
     def restore(self, model):
         """Put everything back. Variables that were made since then stay as they are."""
-        _assign([*model.variables, *model.optimizer.variables], self._values)
+        _assign(_variables(model), self._values)
         model.reset_metrics()
         _assign(_metrics_variables(model), self._metrics)
         if self._history is not None:
@@ -37,6 +37,11 @@ class Snapshot:
             for each in self._unbuilt:
                 each.built = False
         training_state.set_random_state(self._random)
+
+
+def _variables(model):
+    every = [v for optimizer in holdings.optimizers(model) for v in optimizer.variables]
+    return [*holdings.variables(model), *every]
 
 
 def _by_id(variables):

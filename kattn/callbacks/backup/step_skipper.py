@@ -9,16 +9,17 @@ class StepSkipper:
     Args:
         model: The model that is in `fit`.
         steps: How many steps one call of the training step joins.
+        logs: What each skipped call returns as its logs, a dict of numbers.
 
     Attributes:
         skips_next: Whether the next call is to be skipped. Each skipped call sets it to False.
         batch: The last batch that was skipped.
     """
 
-    def __init__(self, model, steps):
+    def __init__(self, model, steps, logs):
         self.skips_next = False
         self.batch = None
-        self._model, self._steps = model, steps
+        self._model, self._steps, self._logs = model, steps, logs
         self._history = model.history  # each fit has a history of its own
         self._function = model.train_function
         model.train_function = self
@@ -29,11 +30,11 @@ class StepSkipper:
             return self._function(*arguments)
         self.skips_next = False
         if keras.backend.backend() == "torch":
-            return {}
+            return dict(self._logs)
         *state, iterator = arguments
         for _ in range(self._steps):
             self.batch = next(iterator)
-        return ({}, *state) if state else {}
+        return (dict(self._logs), *state) if state else dict(self._logs)
 
     def remove(self):
         """Put the training step back, unless another one has taken the place since."""

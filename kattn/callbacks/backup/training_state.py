@@ -1,5 +1,6 @@
 """What a training depends on besides its program: variables, random numbers, callbacks."""
 
+import contextlib
 import random
 
 import keras
@@ -7,7 +8,9 @@ import numpy as np
 
 from kattn import backend
 from kattn.arguments import error
+from kattn.callbacks.backup import holdings
 from kattn.callbacks.backup.origin import difference
+from kattn.callbacks.update.hooks import existing_hook
 from kattn.callbacks.update.rule_callback import RuleCallback
 from kattn.callbacks.update.values import assign
 
@@ -27,11 +30,42 @@ ATTRIBUTES = {
 
 def variables(model):
     """Return all variables that a step changes, as lists by what they belong to."""
+    optimizers = holdings.optimizers(model)
     return {
-        "model": model.variables,
-        "optimizer": model.optimizer.variables,
+        "model": holdings.variables(model),
+        "optimizer": [v for optimizer in optimizers for v in optimizer.variables],
         "metrics": model.metrics_variables,
     }
+
+
+def trained_weights(model):
+    """Return what `build_optimizers` needs: for each optimizer the places of its weights.
+
+    A list for each optimizer, with places in the list of the model's variables; None for an
+    optimizer that has not been built.
+    """
+    place = {id(variable): i for i, variable in enumerate(model.variables)}
+    return [
+        [place[id(v)] for v in optimizer._trainable_variables] if optimizer.built else None
+        for optimizer in holdings.optimizers(model)
+    ]
+
+
+def build_optimizers(model, places):
+    """Build the optimizers that were built when a backup was made, and are not built here.
+
+    An optimizer besides `model.optimizer` is built by the first step, so that there would be
+    nothing to restore its state in.
+
+    Args:
+        model: The model.
+        places: What `trained_weights` returned.
+    """
+    variables = model.variables
+    for optimizer, weights in zip(holdings.optimizers(model), places, strict=False):
+        is_known = weights is not None and all(i < len(variables) for i in weights)
+        if is_known and not optimizer.built:
+            optimizer.build([variables[i] for i in weights])
 
 
 def set_variables(name, model_variables, arrays):
@@ -129,13 +163,20 @@ def set_state(callback, state):
             setattr(callback, name, value)
 
 
-def rule_owners(optimizer):
-    """Return the callbacks of kattn that act in the updates of an optimizer."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    hook = vars(optimizer).get("_kattn_hook")
-    owners = [] if hook is None else [rule.owner for rule in hook.rules]
+def rule_owners(model):
+    """Return the callbacks of kattn that act in the updates of the optimizers of a model."""
+    hooks = [existing_hook(optimizer) for optimizer in holdings.optimizers(model)]
+    owners = [rule.owner for hook in hooks if hook is not None for rule in hook.rules]
     return [owner for owner in owners if owner is not None]
+
+
+@contextlib.contextmanager
+def as_trained(model):
+    """Give a model its weights as trained for a `with` block, if an average is in their place."""
+    with contextlib.ExitStack() as stack:
+        for owner in rule_owners(model):
+            stack.enter_context(owner.as_trained())
+        yield
 
 
 def _has_state(callback):

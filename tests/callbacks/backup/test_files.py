@@ -45,7 +45,7 @@ def test_file_by_hand(tmp_path):
     files.write(tmp_path, 0, 1, {"a": np.array([1, 2], "int16"), "b": 3}, keep=1)
     content = (tmp_path / "backup-000000-000000001.kattn").read_bytes()
     head, body, digest = content[:15], content[:-32], content[-32:]
-    assert head == b"kattn backup 1\n"
+    assert head == b"kattn backup 2\n"
     assert hashlib.sha256(body).digest() == digest
     with pathlib.Path(tmp_path / "body").open("wb+") as file:
         file.write(body[15:])
@@ -137,10 +137,10 @@ def test_a_part_is_damage(tmp_path, size):
 
 def test_other_versions_are_refused(tmp_path):
     path = tmp_path / "backup-000000-000000001.kattn"
-    body = b"kattn backup 2\nsomething new"
+    body = b"kattn backup 3\nsomething new"
     path.write_bytes(body + hashlib.sha256(body).digest())
     with pytest.raises(
-        ValueError, match=r"version=b'kattn backup 2\\n', expected=b'kattn backup 1"
+        ValueError, match=r"version=b'kattn backup 3\\n', expected=b'kattn backup 2"
     ):
         files.read(path)
 
