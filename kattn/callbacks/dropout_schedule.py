@@ -5,9 +5,11 @@ import re
 import keras
 
 from kattn.arguments import error
-from kattn.callbacks.update.optimizer_hook import hook_of
+from kattn.callbacks.update import interruption
+from kattn.callbacks.update.hooks import hook_of, unused_optimizer
 from kattn.callbacks.update.step_function import StepFunction
 from kattn.callbacks.update.values import number
+from kattn.paths import layer_paths
 
 
 class DropoutSchedule(keras.callbacks.Callback):
@@ -23,11 +25,14 @@ class DropoutSchedule(keras.callbacks.Callback):
             dropout rate, in [0, 1): a schedule of `kattn.schedules`, or a function of your own.
         pattern: Regular expression that is searched for in the paths of layers. Only layers that
             match are changed. None for all layers that have a dropout rate above 0.
+        optimizer: Optimizer whose updates are counted, or the name of the attribute of the model
+            that holds it. None for `model.optimizer`.
 
     Raises:
         ValueError: If `schedule` is not a function, or does not return one number for step 0; if
             `pattern` is not a regular expression. When training begins, if no layer that matches
-            has a dropout rate above 0. At the beginning of an epoch, if a rate is not in [0, 1).
+            has a dropout rate above 0. At the beginning of an epoch, if a rate is not in [0, 1). At
+            its end, if the optimizer makes no updates.
 
     Example:
         >>> model = keras.Sequential(
@@ -42,10 +47,10 @@ class DropoutSchedule(keras.callbacks.Callback):
         [0.4, 0.2]
     """
 
-    def __init__(self, schedule, *, pattern=None):
+    def __init__(self, schedule, *, pattern=None, optimizer=None):
         super().__init__()
         StepFunction(schedule, "schedule")
-        self.schedule = schedule
+        self.schedule, self.optimizer = schedule, optimizer
         try:
             self._pattern = re.compile(pattern or "")
         except (re.error, TypeError) as fault:
@@ -57,7 +62,9 @@ class DropoutSchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.release()
-        layers = [x for x in self.model._flatten_layers() if self._pattern.search(_path(x))]
+        interruption.watch(self)
+        paths = layer_paths(self.model)
+        layers = [x for x in self.model._flatten_layers() if self._pattern.search(paths[id(x)])]
         for layer in layers:
             attribute = "rate" if _is_dropout(layer) else "dropout"
             rate = getattr(layer, attribute, None)
@@ -69,11 +76,13 @@ class DropoutSchedule(keras.callbacks.Callback):
             raise error(
                 "The model must have a layer with a dropout rate above 0 that matches `pattern`",
                 pattern=self._pattern.pattern,
-                layers=[_path(layer) for layer in layers],
+                layers=[paths[id(layer)] for layer in layers],
             )
 
     def on_epoch_begin(self, epoch, logs=None):
-        step = number(hook_of(self.model).optimizer.iterations)
+        hook = hook_of(self.model, self.optimizer)
+        step = number(hook.optimizer.iterations)
+        self._batches = number(hook.optimizer._iterations)
         rate = float(self.schedule(step))
         if not 0 <= rate < 1:
             raise error("`schedule` must return rates in [0, 1)", **{f"schedule({step})": rate})
@@ -91,6 +100,9 @@ class DropoutSchedule(keras.callbacks.Callback):
             self._set({id(layer): self._rate for layer, _, _ in self._stock})
 
     def on_epoch_end(self, epoch, logs=None):
+        hook = hook_of(self.model, self.optimizer)
+        if not hook.has_updated and number(hook.optimizer._iterations) == self._batches:
+            raise unused_optimizer(self)
         if logs is not None:
             logs["dropout"] = self._rate
 
@@ -98,7 +110,11 @@ class DropoutSchedule(keras.callbacks.Callback):
         self.release()
 
     def release(self):
-        """Give the layers their own rates again. Call it if `fit` has raised an error."""
+        """Give the layers their own rates again.
+
+        It is called at the end of `fit`, also of one that is interrupted or raises an error.
+        """
+        interruption.end(self)
         self._set({id(layer): rate for layer, _, rate in self._stock})
         self._stock = []
 
@@ -110,10 +126,6 @@ class DropoutSchedule(keras.callbacks.Callback):
                 is_new = True
         if is_new:
             self.model.make_train_function(force=True)
-
-
-def _path(layer):
-    return layer.path or layer.name  # a model has none before it is called
 
 
 def _is_dropout(layer):

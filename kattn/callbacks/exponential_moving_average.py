@@ -7,6 +7,8 @@ import numpy as np
 from keras import ops
 
 from kattn.arguments import check_choice, check_fractions, error
+from kattn.callbacks.stochastic_weight_average import StochasticWeightAverage
+from kattn.callbacks.update import fit_callbacks
 from kattn.callbacks.update.rule import Rule
 from kattn.callbacks.update.rule_callback import RuleCallback
 from kattn.callbacks.update.values import assign, copies
@@ -20,8 +22,13 @@ class ExponentialMovingAverage(RuleCallback):
     The average is updated after each update of the weights, inside the compiled step. It begins
     with the weights at the beginning of `fit`. Skipped updates do not count, and accumulated
     gradients count as one update. Only trainable weights are averaged: statistics of batch
-    normalization are those of the training. `fit` validates with the average, and goes on training
-    with the weights.
+    normalization are those of the training.
+
+    `fit` validates with the average, so that `val_loss` is that of the average, and goes on
+    training with the weights. At the end of an epoch the callbacks that come after this one in the
+    list see the average too: an `EarlyStopping` with `restore_best_weights` gives the model the
+    average of the best epoch after `fit`, and a `ModelCheckpoint` saves the average. Those that
+    come before it see the weights as trained. During the batches all see the weights as trained.
 
     With warm-up, the update after t others uses d = min(decay, (1 + t) / (10 + t)), so that the
     average soon forgets the initial weights.
@@ -32,10 +39,15 @@ class ExponentialMovingAverage(RuleCallback):
         warmup: Whether d grows to `decay` during the first updates.
         at_end: Which weights the model has after `fit`: "average", or "last" for the weights as
             trained. In both cases `averaged` gives access to the average until the next `fit`.
+        optimizer: Optimizer whose updates the callback acts on, or the name of the attribute of the
+            model that holds it. None for `model.optimizer`.
 
     Raises:
         ValueError: If an argument is out of range. When training begins, if the model has no
-            optimizer or several (`MultiOptimizer`).
+            optimizer or several (`MultiOptimizer`); if an `EarlyStopping` that restores the best
+            weights, or a `ModelCheckpoint` that saves the best only, comes before this callback, as
+            their metric would not be that of their weights; if a `BackupAndRestore` comes after it,
+            as that needs the weights as trained; or with a `StochasticWeightAverage`.
 
     Reference:
         Polyak and Juditsky 1992, https://doi.org/10.1137/0330046, for the plain mean. The
@@ -51,8 +63,8 @@ class ExponentialMovingAverage(RuleCallback):
         ...     model.save_weights("average.weights.h5")
     """
 
-    def __init__(self, decay=0.999, *, warmup=True, at_end="average"):
-        super().__init__()
+    def __init__(self, decay=0.999, *, warmup=True, at_end="average", optimizer=None):
+        super().__init__(optimizer)
         check_fractions(decay=decay)
         if not isinstance(warmup, bool):
             raise error("`warmup` must be True or False", warmup=warmup)
@@ -62,15 +74,47 @@ class ExponentialMovingAverage(RuleCallback):
         self._last: list[np.ndarray] | None = None  # the average at the end of training
 
     def signature(self):
-        return ("exponential_moving_average", *[v.path for v in _weights(self.model)])
+        return ("exponential_moving_average", *map(id, self._weights()))
 
     def make_rule(self):
-        return _AverageRule(_weights(self.model))
+        return _AverageRule(self._weights())
 
     def on_train_begin(self, logs=None):
         self._raw = self._last = None
+        self._check_order()
         super().on_train_begin(logs)
-        self.rule.start(self.decay, self.warmup, copies(_weights(self.model)))
+        self.rule.start(self.decay, self.warmup, copies(self._weights()))
+
+    def _check_order(self):
+        before, after = fit_callbacks.before_and_after(self)
+        early = [each for each in before if _keeps_the_best(each)]
+        fit_callbacks.refuse(
+            self,
+            early,
+            keras.callbacks.Callback,
+            "Callbacks that keep the best weights must come after ExponentialMovingAverage in the "
+            "list of callbacks, as validation sees the average",
+        )
+        fit_callbacks.refuse(
+            self,
+            after,
+            keras.callbacks.BackupAndRestore,
+            "Callbacks that save the weights as trained must come before ExponentialMovingAverage "
+            "in the list of callbacks",
+        )
+        fit_callbacks.refuse(
+            self,
+            [*before, *after],
+            StochasticWeightAverage,
+            "Only one callback of a fit can average the weights",
+        )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._swap_out()
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        self._swap_in()
 
     def on_test_begin(self, logs=None):
         if self.rule is not None:  # in `fit`
@@ -83,8 +127,22 @@ class ExponentialMovingAverage(RuleCallback):
         self._swap_out()
         self._last = self.rule.values()
         if self.at_end == "average":
-            assign(_weights(self.model), self._last)
+            assign(self._weights(), self._last)
         super().on_train_end(logs)
+
+    def release(self):
+        self._swap_out()
+        super().release()
+
+    @contextlib.contextmanager
+    def as_trained(self):
+        is_average = self._raw is not None
+        self._swap_out()
+        try:
+            yield
+        finally:
+            if is_average:
+                self._swap_in()
 
     @contextlib.contextmanager
     def averaged(self):
@@ -113,6 +171,12 @@ class ExponentialMovingAverage(RuleCallback):
             self._raw = [np.array(state[f"raw_{i}"]) for i in range(len(state))]
             self._swap_out()
 
+    def _weights(self):
+        """The weights that the optimizer changes; scales of float8 are overwritten instead."""
+        known = set(map(id, self.hook.weights))
+        weights = [v for v in self.model.trainable_variables if id(v) in known]
+        return [v for v in weights if not v.overwrite_with_gradient]
+
     def _swap_in(self):
         """Give the model the average; return False if it had the average already."""
         if self._raw is not None:
@@ -121,15 +185,21 @@ class ExponentialMovingAverage(RuleCallback):
         values = self._last if rule is None else rule.values()
         if values is None:
             raise error("`fit` must have been called before there is an average", average=None)
-        weights = _weights(self.model)
+        weights = self._weights()
         self._raw = copies(weights)
         assign(weights, values)
         return True
 
     def _swap_out(self):
         if self._raw is not None:
-            assign(_weights(self.model), self._raw)
+            assign(self._weights(), self._raw)
             self._raw = None
+
+
+def _keeps_the_best(callback):
+    return getattr(callback, "restore_best_weights", False) or getattr(
+        callback, "save_best_only", False
+    )
 
 
 class _AverageRule(Rule):
@@ -183,8 +253,3 @@ class _AverageRule(Rule):
 
     def release(self):
         self._is_active.assign(0.0)
-
-
-def _weights(model):
-    """The weights that gradients change; scales of float8 are overwritten instead."""
-    return [v for v in model.trainable_variables if not v.overwrite_with_gradient]

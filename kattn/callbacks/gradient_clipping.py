@@ -17,6 +17,7 @@ from kattn.callbacks.update.recorder import rows_needed
 from kattn.callbacks.update.rule_callback import RuleCallback
 from kattn.callbacks.update.unit_axes import unit_axes
 from kattn.callbacks.update.weight_groups import check_matches, check_patterns
+from kattn.paths import weight_paths
 
 MODES = ("value", "norm", "global_norm", "agc", "autoclip", "zclip")
 DEFAULTS = {"agc": 0.01, "autoclip": None, "zclip": None}  # thresholds; of other modes 1.0
@@ -29,7 +30,8 @@ class GradientClipping(RuleCallback):
     steps, and with the rows of an embedding summed. If the optimizer was built with a clipping of
     its own, that comes after. `history` has the norms of all steps; the logs of each epoch get
     `grad_norm` (mean of the norms before clipping), `grad_norm_max`, `clipped_fraction` (fraction
-    of the steps whose gradients were reduced) and `skipped_steps` (their number).
+    of the steps whose gradients were reduced) and `skipped_steps` (their number). In an epoch
+    without updates, as gradients are accumulated over several, the first three are NaN.
 
     A skipped step leaves the weights, the moments and the number of updates as they were.
 
@@ -63,6 +65,8 @@ class GradientClipping(RuleCallback):
         smoothing: Weight of the past in the running mean and variance of "zclip", in (0, 1).
         warmup: Number of steps whose norms give "zclip" the first mean and variance.
         skip_nonfinite: Whether to skip steps whose gradients have an infinite number or NaN.
+        optimizer: Optimizer whose updates the callback acts on, or the name of the attribute of the
+            model that holds it. None for `model.optimizer`.
 
     Raises:
         ValueError: If an argument is out of range. When training begins, if a pattern matches no
@@ -103,8 +107,9 @@ class GradientClipping(RuleCallback):
         smoothing=0.97,
         warmup=25,
         skip_nonfinite=True,
+        optimizer=None,
     ):
-        super().__init__()
+        super().__init__(optimizer)
         check_choice(MODES, mode=mode)
         if threshold is ...:
             threshold = DEFAULTS.get(mode, 1.0)
@@ -172,7 +177,8 @@ class GradientClipping(RuleCallback):
         return ("clip", self.mode, tuple(self.groups), numbers, self.skip_nonfinite)
 
     def make_rule(self):
-        return ClipRule(self, unit_axes(self.model), rows_needed(self.model))
+        model = self.model
+        return ClipRule(self, unit_axes(model), weight_paths(model), rows_needed(model))
 
     def on_train_begin(self, logs=None):
         check_matches("groups", self.groups, self.model)
@@ -196,13 +202,12 @@ class GradientClipping(RuleCallback):
         norm, clipped, skipped = (
             np.array(values[self._epoch_start :]) for values in self.history.values()
         )
-        if logs is not None and len(norm):
+        if logs is not None:
             done = skipped == 0
+            reduced = (clipped < norm * (1.0 - ROUNDING))[done].sum()
             logs["grad_norm"] = float(norm[done].mean()) if done.any() else math.nan
             logs["grad_norm_max"] = float(norm[done].max()) if done.any() else math.nan
-            logs["clipped_fraction"] = float(
-                (clipped < norm * (1.0 - ROUNDING))[done].sum() / len(norm)
-            )
+            logs["clipped_fraction"] = float(reduced / len(norm)) if len(norm) else math.nan
             logs["skipped_steps"] = int(skipped.sum())
 
     def get_state(self):

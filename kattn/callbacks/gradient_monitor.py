@@ -14,6 +14,7 @@ from kattn.callbacks.update.recorder import Recorder, rows_needed
 from kattn.callbacks.update.rule import Rule
 from kattn.callbacks.update.rule_callback import RuleCallback
 from kattn.callbacks.update.weight_groups import check_matches, check_patterns
+from kattn.paths import weight_paths
 from kattn.visualize.capture import attention_layers, capture_attention
 
 NORMS = ("grad_norm", "weight_norm", "update_norm")
@@ -33,7 +34,8 @@ class GradientMonitor(RuleCallback):
     - the same for each group, such as `grad_norm/<name of the group>`;
     - `clipped_fraction`: fraction of the updates whose gradients a `GradientClipping` reduced.
 
-    Updates whose gradients are not finite are left out of the means.
+    Updates whose gradients are not finite are left out of the means. In an epoch without updates,
+    as gradients are accumulated over several, the numbers are NaN.
 
     With `attention_data` the logs also get, for each attention layer of kattn,
     `attention_entropy/<path of the layer>`, the mean entropy of its attention weights in nats,
@@ -47,6 +49,8 @@ class GradientMonitor(RuleCallback):
             for no groups.
         attention_data: One batch of inputs of the model, without targets, on which attention is
             looked at. None for no statistics of attention.
+        optimizer: Optimizer whose updates the callback acts on, or the name of the attribute of the
+            model that holds it. None for `model.optimizer`.
 
     Raises:
         ValueError: If a pattern is not a regular expression. When training begins, if a pattern
@@ -72,8 +76,8 @@ class GradientMonitor(RuleCallback):
 
     synchronize_every = 256
 
-    def __init__(self, groups=None, *, attention_data=None):
-        super().__init__()
+    def __init__(self, groups=None, *, attention_data=None, optimizer=None):
+        super().__init__(optimizer)
         self.groups = dict(groups or {})
         check_patterns("groups", self.groups.values())
         self.attention_data = attention_data
@@ -84,7 +88,7 @@ class GradientMonitor(RuleCallback):
         return ("monitor", tuple(self.groups.items()))
 
     def make_rule(self):
-        return _Norms(self.groups, rows_needed(self.model))
+        return _Norms(self.groups, weight_paths(self.model), rows_needed(self.model))
 
     def on_train_begin(self, logs=None):
         check_matches("groups", self.groups.values(), self.model)
@@ -110,8 +114,7 @@ class GradientMonitor(RuleCallback):
         if logs is None:
             return
         rows = {n: np.array(values[self._epoch_start :]) for n, values in self.history.items()}
-        if rows and len(rows["grad_norm"]):
-            logs.update(_summary(rows))
+        logs.update(_summary(rows))
         if self.attention_data is not None:
             logs.update(attention_statistics(self.model, self.attention_data))
 
@@ -138,7 +141,7 @@ def _summary(rows):
     names = [name for name in rows if name != "is_clipped"]
     logs = {name: float(rows[name][good].mean()) if good.any() else math.nan for name in names}
     logs["grad_norm_max"] = float(rows["grad_norm"][good].max()) if good.any() else math.nan
-    logs["clipped_fraction"] = float(rows["is_clipped"].mean())
+    logs["clipped_fraction"] = float(rows["is_clipped"].mean()) if len(good) else math.nan
     return logs
 
 
@@ -147,8 +150,8 @@ class _Norms(Rule):
     sees_gradients = True
     sees_changes = True
 
-    def __init__(self, groups, rows):
-        self._groups = groups
+    def __init__(self, groups, paths, rows):
+        self._groups, self._paths = groups, paths
         names = [f"{norm}/{name}" for name in groups for norm in NORMS]
         self.recorder = Recorder((*NORMS, *names, "is_clipped"), rows)
 
@@ -168,7 +171,7 @@ class _Norms(Rule):
         }
         row = {name: clipping.joint_norm(norms) for name, norms in norms_of.items()}
         for group, pattern in self._groups.items():
-            paths = [variable.path for variable in update.variables]
+            paths = [self._paths[id(variable)] for variable in update.variables]
             places = [i for i, path in enumerate(paths) if re.search(pattern, path)]
             places = ops.convert_to_tensor(places, "int32")
             for name, norms in norms_of.items():

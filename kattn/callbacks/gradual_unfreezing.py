@@ -6,6 +6,7 @@ from kattn.arguments import check_choice, check_integers, error
 from kattn.callbacks.update.multipliers import Multipliers
 from kattn.callbacks.update.rule_callback import RuleCallback
 from kattn.callbacks.update.weight_groups import check_matches, check_patterns, group_of
+from kattn.paths import weight_paths
 
 POLICIES = ("inference", "train")
 
@@ -28,6 +29,8 @@ class GradualUnfreezing(RuleCallback):
             "inference": they normalize with their moving statistics and do not change these, as
             frozen layers of Keras; when that ends, the step is traced again. "train": they
             normalize with the statistics of the batch as usual.
+        optimizer: Optimizer whose updates the callback acts on, or the name of the attribute of the
+            model that holds it. None for `model.optimizer`.
 
     Raises:
         ValueError: If an argument is out of range. When training begins, if a pattern matches no
@@ -46,8 +49,8 @@ class GradualUnfreezing(RuleCallback):
         Howard & Ruder 2018, sec. 3.3, https://arxiv.org/abs/1801.06146
     """
 
-    def __init__(self, epochs, *, batch_norm="inference"):
-        super().__init__()
+    def __init__(self, epochs, *, batch_norm="inference", optimizer=None):
+        super().__init__(optimizer)
         self.epochs = dict(epochs)
         self.batch_norm = batch_norm
         if not self.epochs:
@@ -81,12 +84,12 @@ class GradualUnfreezing(RuleCallback):
             self._rest([])
 
     def _starts(self):
-        """The first epochs of weights that match a pattern, by path."""
-        starts = {}
+        """The first epochs of weights that match a pattern, by the id of the weight."""
+        starts, paths = {}, weight_paths(self.model)
         for variable in self.model.trainable_variables:
-            group = group_of(variable.path, self.epochs)
+            group = group_of(paths[id(variable)], self.epochs)
             if group is not None:
-                starts[variable.path] = list(self.epochs.values())[group]
+                starts[id(variable)] = list(self.epochs.values())[group]
         return starts
 
     def _normalizations(self):
@@ -96,7 +99,7 @@ class GradualUnfreezing(RuleCallback):
     def _start(self, layer):
         """The epoch from which on both scale and shift of a layer are trained."""
         starts = self._starts()
-        return max((starts.get(v.path, 0) for v in layer.trainable_variables), default=0)
+        return max((starts.get(id(v), 0) for v in layer.trainable_variables), default=0)
 
     def _rest(self, layers):
         """Let these layers, and no others, run in inference mode."""

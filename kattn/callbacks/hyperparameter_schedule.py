@@ -3,7 +3,6 @@
 from kattn.arguments import error
 from kattn.callbacks.update.clip_rule import ClipRule
 from kattn.callbacks.update.number_schedule import NumberSchedule
-from kattn.callbacks.update.optimizer_hook import hook_of
 
 OUTSIDE = (  # numbers of an optimizer that it uses before or after the update
     "clipnorm",
@@ -22,8 +21,8 @@ class HyperparameterSchedule(NumberSchedule):
 
     The number is computed inside the compiled step. The attribute of the optimizer is not changed,
     and applies again after `fit`. The logs of each epoch get the number of the epoch's last update,
-    under its name. Use `LearningRate` to schedule the learning rate, and `DropoutSchedule` to
-    schedule dropout.
+    under its name; NaN before the first update. Use `LearningRate` to schedule the learning rate,
+    and `DropoutSchedule` to schedule dropout.
 
     Args:
         name: Name of the number: an attribute of the optimizer, such as "momentum", "weight_decay",
@@ -32,6 +31,8 @@ class HyperparameterSchedule(NumberSchedule):
         schedule: Function that takes the number of updates made before, from 0, and returns the
             number: a schedule of `kattn.schedules`, or a function of your own. It is traced if
             possible, and called with integers in advance if not.
+        optimizer: Optimizer whose updates the callback acts on, or the name of the attribute of the
+            model that holds it. None for `model.optimizer`.
 
     Raises:
         ValueError: If `schedule` is not a function, or does not return one number for step 0; if
@@ -53,7 +54,7 @@ class HyperparameterSchedule(NumberSchedule):
         >>> history = model.fit(x, y, batch_size=1, callbacks=callbacks, verbose=0)
     """
 
-    def __init__(self, name, schedule):
+    def __init__(self, name, schedule, *, optimizer=None):
         if not isinstance(name, str):
             raise error("`name` must be the name of a number of the optimizer", name=name)
         if name in OTHERS:
@@ -67,13 +68,14 @@ class HyperparameterSchedule(NumberSchedule):
                 "'clip_threshold'",
                 name=name,
             )
-        super().__init__(name, schedule)
+        super().__init__(name, schedule, optimizer)
 
     def make_rule(self):
-        optimizer = hook_of(self.model).optimizer
+        optimizer = self.hook.optimizer
         own = getattr(optimizer, self.name, None)
         is_number = isinstance(own, (int, float)) and not isinstance(own, bool)
-        if self.name != "clip_threshold" and not (is_number and own):
+        has_state = self.name != "momentum" or own != 0
+        if self.name != "clip_threshold" and not (is_number and has_state):
             raise error(
                 "`name` must be a number that the optimizer was built with",
                 name=self.name,
@@ -82,7 +84,7 @@ class HyperparameterSchedule(NumberSchedule):
         return super().make_rule()
 
     def on_epoch_begin(self, epoch, logs=None):
-        rules = hook_of(self.model).rules
+        rules = self.hook.rules
         is_there = any(isinstance(rule, ClipRule) and rule.owner is not None for rule in rules)
         if self.name == "clip_threshold" and not is_there:
             raise error(

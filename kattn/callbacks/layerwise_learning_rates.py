@@ -4,6 +4,7 @@ from kattn.arguments import check_factors, check_rates, error
 from kattn.callbacks.update.multipliers import Multipliers
 from kattn.callbacks.update.rule_callback import RuleCallback
 from kattn.callbacks.update.weight_groups import check_matches, check_patterns, depths, group_of
+from kattn.paths import weight_paths
 
 
 class LayerwiseLearningRates(RuleCallback):
@@ -20,6 +21,8 @@ class LayerwiseLearningRates(RuleCallback):
             layers between theirs and the last one; in (0, 1]. Layers are those of the model that
             have trainable weights, in the order in which the model lists them; layers of a model
             inside the model count one by one. 1 for no decay.
+        optimizer: Optimizer whose updates the callback acts on, or the name of the attribute of the
+            model that holds it. None for `model.optimizer`.
 
     Raises:
         ValueError: If an argument is out of range, or neither is given. When training begins, if a
@@ -41,8 +44,8 @@ class LayerwiseLearningRates(RuleCallback):
         Clark et al. 2020, appendix A, layer-wise decay, https://arxiv.org/abs/2003.10555
     """
 
-    def __init__(self, multipliers=None, *, decay=1.0):
-        super().__init__()
+    def __init__(self, multipliers=None, *, decay=1.0, optimizer=None):
+        super().__init__(optimizer)
         self.multipliers = dict(multipliers or {})
         self.decay = decay
         if not self.multipliers and decay == 1.0:
@@ -57,21 +60,21 @@ class LayerwiseLearningRates(RuleCallback):
 
     def multiplier(self, variable):
         """Return the factor of a trainable weight, after training has begun."""
-        group = group_of(variable.path, self.multipliers)
+        group = group_of(self._paths[id(variable)], self.multipliers)
         if group is not None:
             return float(list(self.multipliers.values())[group])
-        return float(self.decay ** self._depths.get(variable.path, 0))
+        return float(self.decay ** self._depths.get(id(variable), 0))
 
     def signature(self):
-        factors = {v.path: self.multiplier(v) for v in self.model.trainable_variables}
-        return ("multipliers", {path: value for path, value in factors.items() if value != 1.0})
+        factors = {id(v): self.multiplier(v) for v in self.model.trainable_variables}
+        return ("multipliers", {place: value for place, value in factors.items() if value != 1.0})
 
     def make_rule(self):
         return Multipliers(self.signature()[1])
 
     def on_train_begin(self, logs=None):
         check_matches("multipliers", self.multipliers, self.model)
-        self._depths = depths(self.model)
+        self._depths, self._paths = depths(self.model), weight_paths(self.model)
         super().on_train_begin(logs)
 
     def begin(self, rule):

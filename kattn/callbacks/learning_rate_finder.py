@@ -8,7 +8,7 @@ import numpy as np
 from kattn.arguments import check_fractions, check_integers, check_numbers, check_positive, error
 from kattn.callbacks.backup.snapshot import Snapshot
 from kattn.callbacks.learning_rate_curve import LearningRateCurve
-from kattn.callbacks.update.optimizer_hook import hook_of
+from kattn.callbacks.update.hooks import hook_of
 from kattn.callbacks.update.rule_callback import RuleCallback
 from kattn.callbacks.update.sweep_rule import SweepRule
 
@@ -77,7 +77,17 @@ class LearningRateFinder:
         self.low, self.high, self.steps = float(low), float(high), steps
         self.smoothing, self.stop_factor = float(smoothing), float(stop_factor)
 
-    def run(self, model, x=None, y=None, *, batch_size=None, callbacks=None, **fit_arguments):
+    def run(
+        self,
+        model,
+        x=None,
+        y=None,
+        *,
+        batch_size=None,
+        callbacks=None,
+        optimizer=None,
+        **fit_arguments,
+    ):
         """Train with growing rates and return the curve of the loss over the rate.
 
         Args:
@@ -87,6 +97,8 @@ class LearningRateFinder:
             batch_size: Number of examples in a batch, as for `model.fit`. The best rate depends on
                 it.
             callbacks: Callbacks that change the update, such as `GradientClipping`, or None.
+            optimizer: Optimizer whose learning rate grows, or the name of the attribute of the
+                model that holds it. None for `model.optimizer`.
             **fit_arguments: Other arguments of `model.fit`, except those that concern epochs and
                 validation. `verbose` is 0 unless it is given.
 
@@ -111,11 +123,11 @@ class LearningRateFinder:
                 model=model.name,
                 built=False,
             )
-        hook = hook_of(model)
+        hook = hook_of(model, optimizer)
         accumulated = hook.optimizer.gradient_accumulation_steps or 1
         owners = [(rule, rule.last_owner) for rule in hook.rules]
         before = Snapshot(model)
-        sweep = _Sweep(self, accumulated)
+        sweep = _Sweep(self, accumulated, optimizer)
         try:
             model.fit(
                 x,
@@ -138,8 +150,8 @@ class LearningRateFinder:
 class _Sweep(RuleCallback):
     """The callback that sets the rates and reads the losses of one run."""
 
-    def __init__(self, finder, accumulated):
-        super().__init__()
+    def __init__(self, finder, accumulated, optimizer):
+        super().__init__(optimizer)
         self._finder = finder
         self._patience = PATIENCE * accumulated  # batches
         self._settled = finder.steps // 10
@@ -156,7 +168,7 @@ class _Sweep(RuleCallback):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        self._start = int(hook_of(self.model).optimizer.iterations)
+        self._start = int(self.hook.optimizer.iterations)
         finder = self._finder
         slope = math.log(finder.high / finder.low) / (finder.steps - 1)
         self.rule.start(self._start, finder.low, slope, finder.steps)
@@ -169,7 +181,7 @@ class _Sweep(RuleCallback):
         if "loss" not in (logs or {}):
             raise error("The logs of each batch must have the loss", logs=list(logs or {}))
         loss = float(logs["loss"])
-        done = min(int(hook_of(self.model).optimizer.iterations) - self._start, self._finder.steps)
+        done = min(int(self.hook.optimizer.iterations) - self._start, self._finder.steps)
         self._waited += 1
         if not math.isfinite(loss) or (self._waited >= self._patience and done == self._done):
             self.model.stop_training = True

@@ -3,6 +3,7 @@
 import keras
 
 from kattn.arguments import error
+from kattn.callbacks.update import interruption
 from kattn.callbacks.update.values import assign, copies
 
 
@@ -33,6 +34,19 @@ class ResetMemory(keras.callbacks.Callback):
         super().__init__()
         self._kept = None  # what the training remembers, while the model reads something else
 
+    def on_train_begin(self, logs=None):
+        interruption.watch(self)
+
+    def on_train_end(self, logs=None):
+        self.release()
+
+    def release(self):
+        """Let the model remember what the training does, if `fit` was interrupted meanwhile."""
+        interruption.end(self)
+        if self._kept:
+            assign(self._memory(), self._kept)
+            self._kept = None
+
     def on_epoch_begin(self, epoch, logs=None):
         if not self._with_memory():
             raise error(
@@ -48,6 +62,7 @@ class ResetMemory(keras.callbacks.Callback):
     def on_test_end(self, logs=None):
         if self._kept:
             assign(self._memory(), self._kept)
+            self._kept = None
         else:  # the model had to be built for this
             self._reset()
 

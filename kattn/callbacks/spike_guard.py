@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from kattn.arguments import (
     check_optional_positive,
     error,
 )
-from kattn.callbacks.update.optimizer_hook import hook_of
+from kattn.callbacks.backup import holdings, training_state
+from kattn.callbacks.update.hooks import existing_hook
 from kattn.callbacks.update.recorder import rows_needed
 from kattn.callbacks.update.rule_callback import RuleCallback
 from kattn.callbacks.update.spike_rule import SpikeRule
@@ -49,6 +51,8 @@ class SpikeGuard(RuleCallback):
             1.
         max_roll_backs: How often a training may go back, an integer >= 0. If it would go back once
             more, it is stopped with a warning.
+        optimizer: Optimizer whose updates the callback acts on, or the name of the attribute of the
+            model that holds it. None for `model.optimizer`.
 
     Raises:
         ValueError: If an argument is out of range, or both `z_threshold` and `every` are None. When
@@ -82,8 +86,9 @@ class SpikeGuard(RuleCallback):
         every=None,
         loss_factor=2.0,
         max_roll_backs=5,
+        optimizer=None,
     ):
-        super().__init__()
+        super().__init__(optimizer)
         if z_threshold is None and every is None:
             raise error(
                 "`z_threshold` or `every` must be given, or there is nothing to do",
@@ -104,7 +109,9 @@ class SpikeGuard(RuleCallback):
         self.roll_backs: list[int] = []
         self._checks = 0
         self._mean = math.nan
-        self._seen = (0.0, 0.0)  # total and count of the loss metric at the last check
+        self._seen = (0.0, 0.0)  # total and count of the loss metric when it was read last
+        self._banked = (0.0, 0.0)  # total and count since the last check until then
+        self._stock_evaluate: Any = None  # `model.evaluate`, while it is watched
         self._snapshots: list[list[np.ndarray]] = []
         self._counts = (0, 0)
         self._before = 0  # roll-backs of earlier fits
@@ -128,13 +135,16 @@ class SpikeGuard(RuleCallback):
         super().on_train_begin(logs)
         self._snapshots, self._checks, self._mean = [], 0, math.nan
         self._before = len(self.roll_backs)
+        if self.every is not None and self._stock_evaluate is None:
+            self._stock_evaluate = self.model.evaluate
+            object.__setattr__(self.model, "evaluate", self._evaluate)
 
     def begin(self, rule):
         rule.is_active.assign(1.0)
         rule.recorder.start()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._seen, self._has_checked = (0.0, 0.0), False
+        self._seen, self._banked, self._has_checked = (0.0, 0.0), (0.0, 0.0), False
         self._counts = (len(self.skipped), len(self.roll_backs))
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -164,7 +174,10 @@ class SpikeGuard(RuleCallback):
 
     def _check_loss(self):
         """Compare the loss since the last check with earlier ones: keep the state, or go back."""
-        model = self.model
+        with training_state.as_trained(self.model):
+            self._keep_or_go_back(self.model)
+
+    def _keep_or_go_back(self, model):
         loss = self._loss_since(model)
         if loss is None:
             if not self._snapshots:
@@ -177,7 +190,7 @@ class SpikeGuard(RuleCallback):
             self._snapshots = [*self._snapshots[-1:], copies(self._variables(model))]
             return
         if len(self.roll_backs) - self._before <= self.max_roll_backs:
-            self.roll_backs.append(number(hook_of(model).optimizer.iterations))
+            self.roll_backs.append(number(self.hook.optimizer.iterations))
         count = len(self.roll_backs) - self._before
         if count > self.max_roll_backs and not model.stop_training:
             warnings.warn(
@@ -189,24 +202,54 @@ class SpikeGuard(RuleCallback):
         values = self._snapshots[0]
         assign(self._variables(model), values)
         self._snapshots = [values]
+        for owner in training_state.rule_owners(model):
+            owner.renew()
 
     def _loss_since(self, model):
         """The mean loss since the last check, or None if there was no batch."""
+        self._bank(model)
+        (total, count), self._banked = self._banked, (0.0, 0.0)
+        if not math.isfinite(total):
+            return math.inf
+        return total / count if count > 0 else None
+
+    def _bank(self, model):
+        """Add what the metric of the loss has counted since it was read last."""
+        now, before = self._read_loss(model), self._seen
+        added = (each - past for each, past in zip(now, before, strict=True))
+        total, count = map(sum, zip(self._banked, added, strict=True))
+        self._banked = (total, count)
+        self._seen = now if math.isfinite(now[0]) else (0.0, 0.0)
+
+    def _read_loss(self, model):
+        """Total and count of the metric of the loss."""
         tracker = next((m for m in model.metrics if m.name == "loss"), None)
         if tracker is None:
-            return None
-        total, count = number(tracker.total), number(tracker.count)
-        before, self._seen = self._seen, (total, count)
-        if not math.isfinite(total):
+            return 0.0, 0.0
+        found = number(tracker.total), number(tracker.count)
+        if not math.isfinite(found[0]):
             tracker.reset_state()  # or the metric would not be finite for the rest of the epoch
-            self._seen = (0.0, 0.0)
-            return math.inf
-        return (total - before[0]) / (count - before[1]) if count > before[1] else None
+        return found
+
+    def _evaluate(self, *args, **kwargs):
+        """`model.evaluate`, which counts with the same metric, so that its losses are left out."""
+        self._bank(self.model)
+        try:
+            return self._stock_evaluate(*args, **kwargs)
+        finally:
+            total, count = self._read_loss(self.model)
+            self._seen = (total, count) if math.isfinite(total) else (0.0, 0.0)
+
+    def release(self):
+        if self._stock_evaluate is not None:
+            object.__delattr__(self.model, "evaluate")
+            self._stock_evaluate = None
+        super().release()
 
     def _variables(self, model):
         seeds = {id(v) for layer in model._flatten_layers() for v in _seeds(layer)}
-        weights = [v for v in model.weights if id(v) not in seeds]
-        return [*weights, *hook_of(model).state()]
+        weights = [v for v in holdings.variables(model) if id(v) not in seeds]
+        return [*weights, *_optimizer_state(model)]
 
     def get_state(self):
         """Return what a resumed training needs besides the variables of the optimizer."""
@@ -218,7 +261,7 @@ class SpikeGuard(RuleCallback):
             "roll_backs": self.roll_backs,
             "checks": self._checks,
             "mean": self._mean,
-            "seen": list(self._seen),
+            "seen": [*self._seen, *self._banked],
             "counts": [*self._counts, self._before],
             "read": 0 if rule is None else rule.recorder.read_until,
             "snapshots": self._snapshots,
@@ -228,13 +271,23 @@ class SpikeGuard(RuleCallback):
         """Set the state that `get_state` has returned, after training has begun."""
         self.skipped, self.roll_backs = list(state["skipped"]), list(state["roll_backs"])
         self._checks, self._mean = state["checks"], state["mean"]
-        self._seen = tuple(state["seen"])
+        self._seen, self._banked = tuple(state["seen"][:2]), tuple(state["seen"][2:])
         *counts, self._before = state["counts"]
         self._counts = tuple(counts)
         self._snapshots = [list(values) for values in state["snapshots"]]
         rule = self.rule
         if rule is not None:
             rule.recorder.read_until = state["read"]
+
+
+def _optimizer_state(model):
+    """The variables of all optimizers, without those of rules that stay as they are."""
+    state = []
+    for optimizer in holdings.optimizers(model):
+        hook = existing_hook(optimizer)
+        staying = set() if hook is None else hook.staying
+        state += [v for v in optimizer.variables if id(v) not in staying]
+    return state
 
 
 def _seeds(layer):

@@ -4,7 +4,9 @@ import pytest
 
 from kattn.callbacks.exponential_moving_average import ExponentialMovingAverage
 from kattn.callbacks.gradient_clipping import GradientClipping
-from tests.training import Linear, Watch
+from kattn.callbacks.learning_rate import LearningRate
+from kattn.callbacks.stochastic_weight_average import StochasticWeightAverage
+from tests.training import Linear, Watch, weight_model
 
 BACKEND = keras.backend.backend()
 RNG = np.random.default_rng(7)
@@ -104,9 +106,12 @@ class Look(keras.callbacks.Callback):
         super().__init__()
         self.average = average
         self.plain, self.averaged, self.tested, self.after_test = [], [], [], []
+        self.seen = []
 
     def on_epoch_end(self, epoch, logs=None):
-        self.plain.append(self.model.get_weights())
+        self.seen.append(self.model.get_weights())
+        with self.average.as_trained():
+            self.plain.append(self.model.get_weights())
         with self.average.averaged():
             self.averaged.append(self.model.get_weights())
 
@@ -135,6 +140,7 @@ def test_validation_has_the_average_and_training_goes_on_without():
             epoch, step = divmod(t + 1, len(X) // BATCH)
             if step == 0:
                 assert_near(look.averaged[epoch - 1], averages)
+                assert_near(look.seen[epoch - 1], averages)
                 assert_near(look.plain[epoch - 1], weights)
                 np.testing.assert_allclose(
                     history["val_loss"][epoch - 1], loss(averages), rtol=1e-5
@@ -178,11 +184,12 @@ def test_a_state_saved_in_validation_has_the_weights_as_trained():
         def on_test_batch_end(self, batch, logs=None):
             states.append(average.get_state())
 
-        def on_epoch_end(self, epoch, logs=None):
+        def on_train_end(self, logs=None):
             states.append(average.get_state())
 
     model = linear_model()
     fit(model, average, Save(), validation_data=(X, Y))
+    assert states[0]
     assert states[-1] == {}
     trained = model.get_weights()
 
@@ -262,3 +269,53 @@ def test_there_is_no_average_before_training():
         ExponentialMovingAverage().averaged(),
     ):
         pass
+
+
+def keeping(kind, tmp_path):
+    """A callback that keeps the best weights of a validation."""
+    if kind == "stopping":
+        return keras.callbacks.EarlyStopping(patience=1, restore_best_weights=True)
+    return keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.weights.h5", save_best_only=True, save_weights_only=True
+    )
+
+
+@pytest.mark.parametrize("kind", ["stopping", "checkpoint"])
+def test_the_best_average_is_kept(kind, tmp_path):
+    """The rate grows so much that the average of a later epoch is far worse."""
+    x = np.zeros((4, 1), "float32")
+    y = x + 2.0
+    model = weight_model(keras.optimizers.SGD(1.0))
+    model.compile(model.optimizer, "mse")
+    average = ExponentialMovingAverage(0.5, warmup=False)
+    rate = LearningRate(lambda t: 0.15 * 2.0 ** min(t, 20))
+    callback = keeping(kind, tmp_path)
+    data = {"validation_data": (x[:1], y[:1]), "epochs": 12, "verbose": 0, "batch_size": 4}
+    history = model.fit(x, y, callbacks=[average, rate, callback], **data).history
+    if kind == "checkpoint":
+        model.load_weights(tmp_path / "best.weights.h5")
+    best = min(history["val_loss"])
+    assert history["val_loss"][-1] > best
+    found = (float(model.get_weights()[0]) - 2.0) ** 2
+    np.testing.assert_allclose(found, best, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["stopping", "checkpoint"])
+def test_what_keeps_the_best_weights_must_come_behind(kind, tmp_path):
+    callback, average = keeping(kind, tmp_path), ExponentialMovingAverage()
+    with pytest.raises(
+        ValueError, match=rf"must come after ExponentialMovingAverage.*\['{type(callback).__name__}"
+    ):
+        fit(linear_model(), callback, average, validation_data=(X, Y))
+    plain = keras.callbacks.ModelCheckpoint(tmp_path / "each.keras")
+    fit(linear_model(), plain, average, validation_data=(X, Y))
+
+
+def test_what_needs_the_weights_as_trained_must_come_before(tmp_path):
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    with pytest.raises(ValueError, match=r"must come before .*\['BackupAndRestore'\]"):
+        fit(linear_model(), ExponentialMovingAverage(), backup)
+    swa = StochasticWeightAverage(0)
+    for order in ([swa, ExponentialMovingAverage()], [ExponentialMovingAverage(), swa]):
+        with pytest.raises(ValueError, match=r"Only one callback .*\['StochasticWeightAverage'\]"):
+            fit(linear_model(), *order)

@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -95,21 +97,16 @@ def test_batch_normalization(rng, policy):
     assert "call" not in vars(second)
 
 
-def test_a_fit_that_raised_can_be_released(rng):
+def test_a_fit_that_raised_leaves_nothing_behind(rng):
     class Failing(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             raise KeyboardInterrupt
 
     x, y = rng.normal(size=(4, 3)).astype("float32"), np.zeros((4, 1), "float32")
     model, freezing = normalizing(), GradualUnfreezing({"first": 2})
-    with pytest.raises(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):
         fit(model, x, y, freezing, Failing())
-    assert "call" in vars(model.get_layer("first"))
-    fit(model, x, y, GradientClipping())  # the next fit with a callback of kattn releases it, too
     assert "call" not in vars(model.get_layer("first"))
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, x, y, freezing, Failing())
-    freezing.release()
     before = np.array(model.get_layer("first").gamma)
     fit(model, x, y)
     assert abs(before - np.array(model.get_layer("first").gamma)).max() > 0

@@ -149,3 +149,23 @@ def test_numbers_that_the_optimizer_does_not_have(name):
     callback = HyperparameterSchedule(name, schedules.Constant(0.5))
     with pytest.raises(ValueError, match=rf"built with; received: name='{name}', SGD.{name}="):
         train(weight_model(keras.optimizers.SGD(0.1)), 1, callback)
+
+
+@pytest.mark.parametrize("mode", ["value", "norm", "global_norm"])
+def test_a_threshold_of_zero_is_one(mode):
+    """The gradient is -1: after three thresholds above 0 nothing moves."""
+    schedule = schedules.Linear(0.4, 0.0, 2)
+    model, watch = weight_model(keras.optimizers.SGD(1.0)), Watch()
+    train(
+        model, 5, GradientClipping(mode), HyperparameterSchedule("clip_threshold", schedule), watch
+    )
+    np.testing.assert_allclose(changes(watch), [0.4, 0.2, 0.0, 0.0, 0.0], atol=1e-5)
+
+
+def test_a_number_that_is_zero_in_the_optimizer_can_be_scheduled():
+    """A weight decay of 0 has all that it needs; a momentum of 0 has no velocity."""
+    model, watch = weight_model(keras.optimizers.SGD(0.5, weight_decay=0.0)), Watch()
+    train(model, 2, HyperparameterSchedule("weight_decay", schedules.Constant(0.5)), watch)
+    np.testing.assert_allclose(changes(watch), [0.5, 0.5 - 0.125], rtol=1e-6)
+    with pytest.raises(ValueError, match="that the optimizer was built with"):
+        train(model, 1, HyperparameterSchedule("momentum", schedules.Constant(0.5)))

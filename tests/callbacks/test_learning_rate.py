@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kattn import schedules
-from kattn.callbacks import LearningRate, WarmupThenPlateau
+from kattn.callbacks import GradientClipping, GradientMonitor, LearningRate, WarmupThenPlateau
 from kattn.callbacks.update import step_function
 from tests.training import Watch, changes, train, weight_model
 
@@ -170,10 +170,8 @@ def test_a_fit_that_raised_leaves_no_rate_behind():
         train(model, 2, LearningRate(schedules.Constant(0.1)), Failing())
     train(model, 2, LearningRate(schedules.Constant(0.5)), watch)
     np.testing.assert_allclose(changes(watch), 0.5, rtol=1e-6)
-    callback = LearningRate(schedules.Constant(0.1))
     with pytest.raises(KeyboardInterrupt):
-        train(model, 2, callback, Failing())
-    callback.release()
+        train(model, 2, LearningRate(schedules.Constant(0.1)), Failing())
     train(model, 2, watch := Watch())
     np.testing.assert_allclose(changes(watch), 0.75, rtol=1e-6)
 
@@ -196,3 +194,101 @@ def test_a_fit_that_raised_leaves_no_rate_behind():
 def test_bad_schedules(schedule, message):
     with pytest.raises(ValueError, match=message):
         LearningRate(schedule)
+
+
+def branching(step):
+    """It cannot be traced."""
+    return 1.0 if step < 10000 else 0.001
+
+
+class Jump(keras.callbacks.Callback):
+    """Sets the number of updates at a place."""
+
+    def __init__(self, place):
+        super().__init__()
+        setattr(self, place, self.jump)
+
+    def jump(self, *args, **kwargs):
+        if getattr(self, "done", None) is None:
+            self.done = True
+            self.model.optimizer.iterations.assign(20000)
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("on_train_begin", [0.001] * 4),
+        ("on_epoch_begin", [0.001] * 4),
+        ("on_train_batch_end", [1.0, 0.001, 0.001, 0.001]),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_another_number_of_updates(place, expected, order):
+    """As by a callback that restores a training, wherever it stands in the list."""
+    model, watch = weight_model(keras.optimizers.SGD(0.5)), Watch()
+    train(model, 4, *[LearningRate(branching), Jump(place)][::order], watch)
+    np.testing.assert_allclose(changes(watch), expected, rtol=1e-2)
+
+
+def rate_of(model):
+    return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+
+@pytest.mark.parametrize(
+    "schedule", [schedules.Linear(0.5, 0.1, 4), lambda t: 0.5 if t < 2 else 0.1]
+)
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_the_optimizer_shows_the_rate_of_the_next_update(schedule, dtype):
+    """To TensorBoard, for example; and after `fit` its own again."""
+    seen = []
+
+    class See(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            seen.append(rate_of(self.model))
+
+    optimizer = keras.optimizers.SGD(0.75)
+    if dtype == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0)
+    model = weight_model(optimizer)
+    train(model, 4, LearningRate(schedule), See())
+    np.testing.assert_allclose(seen, [float(schedule(t)) for t in range(4)], rtol=1e-6)
+    assert rate_of(model) == 0.75
+
+
+@pytest.mark.parametrize(
+    "rival",
+    [
+        lambda: keras.callbacks.ReduceLROnPlateau("loss"),
+        lambda: keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_rivals_of_keras_are_refused_by_name(rival, order):
+    model = weight_model(keras.optimizers.SGD(0.75))
+    callbacks = [LearningRate(schedules.Constant(0.1)), rival()]
+    name = type(callbacks[1]).__name__
+    with pytest.raises(
+        ValueError, match=rf"LearningRate sets the learning rate.*; received: .*'{name}'"
+    ):
+        train(model, 1, *callbacks[::order])
+    train(model, 1, callbacks[1], watch := Watch())  # which is welcome without
+    np.testing.assert_allclose(changes(watch), 0.1 if "Scheduler" in name else 0.75, rtol=1e-6)
+
+
+def test_epochs_without_an_update():
+    """Gradients of four batches, in epochs of three: columns are there from the first one on."""
+    model = weight_model(keras.optimizers.SGD(0.75, gradient_accumulation_steps=4))
+    callbacks = [LearningRate(schedules.Constant(0.5)), GradientClipping(), GradientMonitor()]
+    logs = train(model, 3, *callbacks, epochs=4)
+    np.testing.assert_allclose(logs["learning_rate"], [np.nan, 0.5, 0.5, 0.5], rtol=1e-6)
+    for name in ("grad_norm", "grad_norm_max", "weight_norm", "update_norm"):
+        assert np.isnan(logs[name]).tolist() == [True, False, False, False], name
+    assert np.isnan(logs["clipped_fraction"]).tolist() == [True, False, False, False]
+
+
+def test_epochs_without_an_update_in_between():
+    model = weight_model(keras.optimizers.SGD(0.75, gradient_accumulation_steps=4))
+    logs = train(model, 2, LearningRate(lambda t: 0.5 + t), GradientClipping(), epochs=5)
+    np.testing.assert_allclose(logs["learning_rate"], [np.nan, 0.5, 0.5, 1.5, 1.5], rtol=1e-6)
+    assert np.isnan(logs["grad_norm"]).tolist() == [True, False, True, False, True]
+    assert len(logs["skipped_steps"]) == 5

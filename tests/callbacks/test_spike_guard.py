@@ -2,8 +2,14 @@ import keras
 import numpy as np
 import pytest
 
-from kattn.callbacks import GradientClipping, GradualUnfreezing, SpikeGuard
-from kattn.callbacks.update import hook_of
+from kattn.callbacks import (
+    ExponentialMovingAverage,
+    GradientClipping,
+    GradualUnfreezing,
+    LearningRate,
+    SpikeGuard,
+)
+from kattn.callbacks.update import hook_of, step_function
 from tests.callbacks import clip_oracle as oracle
 from tests.training import Linear, train, weight_model
 
@@ -134,6 +140,70 @@ def test_validation_is_not_taken_for_training(rng):
     fit(model, x, y, guard, validation_data=(x, 100 * y))
     assert len(guard.roll_backs) == 1
     assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+class Evaluate(keras.callbacks.Callback):
+    """Evaluates within an epoch, as some do to draw a curve."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.data = x, y
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch % 3 == 1:
+            self.model.evaluate(*self.data, verbose=0)
+
+
+@pytest.mark.parametrize("factor", [100.0, np.nan])
+def test_an_evaluation_within_an_epoch_is_not_taken_for_training(rng, factor):
+    weights, (x, y) = oracle.start(rng), oracle.data(rng, 12)
+    guard = SpikeGuard(z_threshold=None, every=4, loss_factor=3.0)
+    fit(build(weights), x, y, Evaluate(x, factor * y), guard, epochs=3)
+    assert guard.roll_backs == []
+    # What was learnt before the evaluation counts: at a rate of almost 0 one step alone is far off.
+    guard = SpikeGuard(z_threshold=None, every=4, loss_factor=3.0)
+    y[4] *= 100.0
+    fit(build(weights, keras.optimizers.SGD(1e-9)), x, y, Evaluate(x, factor * y), guard)
+    assert len(guard.roll_backs) == 1
+
+
+def test_the_average_of_weights_is_not_taken_for_them(rng):
+    """A guard behind an average, which is in the model when an epoch ends."""
+    weights, x, y = wrecked(rng)
+    average = ExponentialMovingAverage(0.9, at_end="last")
+    guard = SpikeGuard(z_threshold=None, every=20, loss_factor=20.0)
+    alone = SpikeGuard(z_threshold=None, every=20, loss_factor=20.0)
+    data = {"epochs": 2, "validation_data": (x[:4], y[:4])}
+    fit(model := build(weights), x, y, average, guard, **data)
+    fit(stock := build(weights), x, y, alone, **data)
+    assert guard.roll_backs == alone.roll_backs != []
+    for have, want in zip(model.get_weights(), stock.get_weights(), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-5)
+
+
+def test_a_schedule_that_is_not_traced_goes_back_with_the_updates(rng, monkeypatch):
+    """The rate of each update is that of its number, however often it is made."""
+    monkeypatch.setattr(step_function, "TABLE", 4)  # so that it goes back behind the table
+    weights, x, y = wrecked(rng)
+    rates = {}
+
+    def rate(step):
+        return 0.01 if step < 15 else 0.005
+
+    class See(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            optimizer = self.model.optimizer
+            step = int(keras.ops.convert_to_numpy(optimizer.iterations))
+            seen = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+            rates.setdefault(step, set()).add(round(seen, 6))
+
+    guard = SpikeGuard(z_threshold=None, every=5, loss_factor=20.0)
+    schedule = LearningRate(rate)
+    schedule.synchronize_every = 2
+    assert not schedule._function.is_traced
+    fit(build(weights), x, y, schedule, guard, See(), epochs=2)
+    assert guard.roll_backs
+    assert rates == {step: {rate(step)} for step in rates}
 
 
 def test_a_fit_is_judged_by_itself(rng):

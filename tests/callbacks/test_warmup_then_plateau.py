@@ -49,11 +49,6 @@ CASES = {
     "min_rate": ({"patience": 1, "min_rate": 0.3}, [1.0, 2, 2, 2], [0.8, 0.8, 0.4, 0.3]),
     "min_delta": ({"patience": 1, "min_delta": 0.5}, [1.0, 0.6, 0.4], [0.8, 0.8, 0.4]),
     "max": ({"patience": 1, "mode": "max"}, [1.0, 2.0, 1.5, 1.5], [0.8, 0.8, 0.8, 0.4]),
-    "auto": (
-        {"patience": 1, "monitor": "val_accuracy"},
-        [1.0, 2.0, 1.5, 1.5],
-        [0.8, 0.8, 0.8, 0.4],
-    ),
     "nan": ({"patience": 1}, [1.0, math.nan, 0.5, 0.4], [0.8, 0.8, 0.4, 0.4]),
 }
 
@@ -92,6 +87,7 @@ BAD = {
     "min_delta": (-1.0, "`min_delta` must be a finite number >= 0; received: min_delta=-1.0"),
     "cooldown": (0.5, "`cooldown` must be an integer >= 0; received: cooldown=0.5"),
     "min_rate": (-0.1, "`min_rate` must be a finite number >= 0; received: min_rate=-0.1"),
+    "min_rate above rate": (0.2, "`min_rate` must not be above `rate`; .*min_rate=0.2, rate=0.1"),
     "mode": ("lower", "`mode` must be one of auto, min, max; received: mode='lower'"),
 }
 
@@ -107,12 +103,53 @@ def test_what_is_no_number(name, value):
 def test_bad_arguments(name):
     value, message = BAD[name]
     with pytest.raises(ValueError, match=message):
-        WarmupThenPlateau(**{"rate": 0.1, name: value})
+        WarmupThenPlateau(**{"rate": 0.1, name.split()[0]: value})
 
 
-def test_a_metric_that_is_not_there():
-    callback = WarmupThenPlateau(0.1, monitor="val_f1")
+@pytest.mark.parametrize(
+    ("monitor", "validated"), [("f1", False), ("val_f1", True), ("Val_loss", False)]
+)
+def test_a_metric_that_is_not_there(monitor, validated):
+    callback, x = WarmupThenPlateau(0.1, monitor=monitor), np.zeros((1, 1), "float32")
+    data = {"validation_data": (x, x)} if validated else {}
     with pytest.raises(
-        ValueError, match=r"`monitor` must be in the logs.*; received: .*'val_f1'.*'loss'"
+        ValueError, match=rf"`monitor` must be in the logs.*; received: .*'{monitor}'.*'loss'"
     ):
-        train(weight_model("sgd"), 1, callback)
+        train(weight_model("sgd"), 1, callback, **data)
+
+
+def test_epochs_that_are_not_validated_do_not_count():
+    """With `validation_freq=2` the plateau is seen in epochs 1, 3 and 5."""
+    callback, x = WarmupThenPlateau(0.8, patience=1, factor=0.5), np.zeros((1, 1), "float32")
+    callback.min_delta = 1e9
+    options = {"epochs": 6, "validation_data": (x, x), "validation_freq": 2}
+    with pytest.warns(UserWarning, match="has not seen 'val_loss' yet"):
+        rates = train(weight_model("sgd"), 1, callback, **options)["learning_rate"]
+    np.testing.assert_allclose(rates, [0.8, 0.8, 0.8, 0.8, 0.4, 0.4], rtol=1e-6)
+
+
+METRICS = {
+    "auc_1": (lambda: keras.metrics.AUC(name="auc_1"), True),
+    "recall": (lambda: keras.metrics.Recall(name="recall"), True),
+    "f1": (lambda: keras.metrics.F1Score(average="micro", name="f1"), True),
+    "binary_accuracy": (lambda: "binary_accuracy", True),
+    "mae": (lambda: "mae", False),
+    "loss": (lambda: "mae", False),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_says_which_values_are_better(name):
+    metric, is_higher_better = METRICS[name]
+    model = weight_model("sgd", metrics=[metric()])
+    callback, x = WarmupThenPlateau(0.8, monitor=f"val_{name}"), np.zeros((1, 1), "float32")
+    train(model, 1, callback, validation_data=(x, x))
+    assert callback._is_higher_better() is is_higher_better
+
+
+def test_a_metric_that_does_not_say_it():
+    callback = WarmupThenPlateau(0.8, monitor="score")
+    with pytest.raises(
+        ValueError, match=r"`mode` must be .*; received: monitor='score', mode='auto'"
+    ):
+        train(weight_model("sgd"), 1, Metric([1.0], "score"), callback)

@@ -1,6 +1,7 @@
 """The callbacks that are in the same `fit`, of which Keras tells a callback nothing."""
 
 import sys
+import types
 
 import keras
 
@@ -13,7 +14,7 @@ def list_of(callback):
     It is looked for among the calls that have led here. There is none if something else than `fit`
     calls the callback.
     """
-    frame = sys._getframe(1)  # not this one, which would then hold itself
+    frame: types.FrameType | None = sys._getframe(1)  # not this one, which would hold itself
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, keras.callbacks.CallbackList) and any(

@@ -32,7 +32,8 @@ def hook_of(model, optimizer=None):
             optimizer=type(optimizer).__name__,
         )
     if not outer.built:
-        if outer is not getattr(model, "optimizer", None):
+        is_own = outer is getattr(model, "optimizer", None)
+        if not is_own:
             raise error(
                 "An optimizer besides model.optimizer must be built before fit: call its "
                 "build(variables) with the weights that it updates",

@@ -9,6 +9,7 @@ only the garbage collector finds them, which runs at any moment, also while a pr
 
 import gc
 import sys
+import types
 import weakref
 
 from kattn.callbacks.update.fit_callbacks import list_of
@@ -66,7 +67,8 @@ class _Fit:
 
     def _is_running(self):
         """Whether this is called from within the `fit`."""
-        callbacks, frame = self.callbacks(), sys._getframe(1)
+        callbacks = self.callbacks()
+        frame: types.FrameType | None = sys._getframe(1)
         while callbacks is not None and frame is not None:
             if any(value is callbacks for value in frame.f_locals.values()):
                 return True
