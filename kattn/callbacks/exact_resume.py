@@ -129,7 +129,7 @@ class ExactResume(keras.callbacks.Callback):
         fit_checks.check_callbacks(model, self.callbacks, self.params, self._late)
         fit_checks.check_data(self.data, self.params["steps"])
         interruption.watch(self)
-        if not model.optimizer.built:
+        if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._steps_per_execution = getattr(model, "steps_per_execution", 1)
         self._epoch, self.resumed_from, self._backup, self._skipper = None, None, None, None
@@ -166,7 +166,9 @@ class ExactResume(keras.callbacks.Callback):
             else:
                 # The order of the data is drawn from it.
                 training_state.set_random_state(state["random_at_epoch"])
-                self._skipper = StepSkipper(self.model, self._steps_per_execution, state["logs"])
+                self._skipper = StepSkipper(
+                    self.model, self._steps_per_execution, state["logs"], self._build_metrics
+                )
         if self.data is not None:
             self.data.set_epoch(epoch)
         self._epoch, self._random_at_epoch = epoch, training_state.random_state()
@@ -185,6 +187,8 @@ class ExactResume(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if self._backup is not None:
+            if self.model.stop_training:  # in a skipped step: the backup is the newest state
+                return
             raise error(
                 "The data must have as many steps as when the backup was made",
                 epoch=epoch,
@@ -223,9 +227,8 @@ class ExactResume(keras.callbacks.Callback):
             self.model._initial_epoch = None
         if self._backup is not None:  # there was nothing left to train
             self._set_history()
-            metrics = self.model.metrics_variables
-            if len(metrics) < len(self._backup["variables"]["metrics"]) and self.data is not None:
-                training_state.build_metrics(self.model, self.data[0])
+            if self.data is not None:
+                self._build_metrics(self.data[0])
             if len(self.model.metrics_variables) == len(self._backup["variables"]["metrics"]):
                 self._assign("metrics")
             self._has_resumed()
@@ -290,14 +293,18 @@ class ExactResume(keras.callbacks.Callback):
     def _go_on(self):
         """Restore the state again after the last skipped step, as others may have changed it."""
         self._skipper.remove()
-        state, model = self._backup, self.model
-        if len(model.metrics_variables) < len(state["variables"]["metrics"]):
-            training_state.build_metrics(model, self._skipper.batch)
+        state = self._backup
         self._restore()
         self._assign("metrics")
         self._set_history()
         training_state.set_random_state(state["random"])
         self._has_resumed()
+
+    def _build_metrics(self, batch):
+        """Have the metrics made that no step has made, as all were skipped."""
+        saved = self._backup["variables"]["metrics"]
+        if len(self._model.metrics_variables) < len(saved):
+            training_state.build_metrics(self._model, batch)
 
     def _restore(self):
         """Restore all but what Keras resets before an epoch."""

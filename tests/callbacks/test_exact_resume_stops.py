@@ -79,6 +79,14 @@ def test_a_stop_within_an_epoch_goes_on_with_the_next_step(tmp_path, place, vali
     check_same(found, fit(None, validate=validate)[0])
 
 
+def test_a_stop_in_a_step_that_is_skipped_changes_nothing(tmp_path):
+    fit(tmp_path, Stop("end"))
+    found, resumed = fit(tmp_path, Stop("end", batch=1))
+    assert (resumed, updates(found)) == ((1, 3), STEPS + 3)
+    assert files.paths(tmp_path)[-1].name == "backup-000001-000000003.kattn"
+    check_same(fit(tmp_path)[0], fit(None)[0])
+
+
 def test_a_stop_at_the_end_of_an_epoch_is_the_end(tmp_path):
     stopped, _ = fit(tmp_path, Stop("epoch"))
     assert updates(stopped) == 2 * STEPS

@@ -132,6 +132,15 @@ def test_an_optimizer_that_makes_no_updates_is_refused(make):
         fit(Pair(), callback)
 
 
+def test_a_model_without_an_optimizer_of_its_own(tmp_path):
+    """`compile` gives a model one that nobody asked for; it may be taken away."""
+    model, values = Pair(), Values()
+    model.optimizer = None
+    rate = LearningRate(schedules.Constant(0.1), optimizer="d_optimizer")
+    fit(model, rate, values, ExactResume(tmp_path))
+    np.testing.assert_allclose(changes(values), 0.1, rtol=1e-5)
+
+
 def test_the_average_is_of_the_weights_of_the_optimizer():
     model = Pair()
     fit(model, ExponentialMovingAverage(0.5, warmup=False, optimizer="d_optimizer"), steps=2)

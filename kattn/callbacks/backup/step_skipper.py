@@ -10,16 +10,16 @@ class StepSkipper:
         model: The model that is in `fit`.
         steps: How many steps one call of the training step joins.
         logs: What each skipped call returns as its logs, a dict of numbers.
+        see: Function that is called with the last batch of each skipped call; not on PyTorch, where
+            Keras reads the data elsewhere.
 
     Attributes:
         skips_next: Whether the next call is to be skipped. Each skipped call sets it to False.
-        batch: The last batch that was skipped.
     """
 
-    def __init__(self, model, steps, logs):
+    def __init__(self, model, steps, logs, see):
         self.skips_next = False
-        self.batch = None
-        self._model, self._steps, self._logs = model, steps, logs
+        self._model, self._steps, self._logs, self._see = model, steps, logs, see
         self._history = model.history  # each fit has a history of its own
         self._function = model.train_function
         model.train_function = self
@@ -33,7 +33,8 @@ class StepSkipper:
             return dict(self._logs)
         *state, iterator = arguments
         for _ in range(self._steps):
-            self.batch = next(iterator)
+            batch = next(iterator)
+        self._see(batch)
         return (dict(self._logs), *state) if state else dict(self._logs)
 
     def remove(self):

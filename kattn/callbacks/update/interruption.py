@@ -3,8 +3,8 @@
 Keras calls no callback then. So each callback that changes something registers here when training
 begins. What is left is put back as soon as Python drops the calls of that `fit`, which is at once
 where the exception is caught. A notebook keeps them for its traceback; then it is put back at the
-beginning of the next `fit` or `train_on_batch`, whether that has callbacks or not. So it is where
-only the garbage collector finds them, which runs at any moment, also while a program is traced.
+beginning of the next `fit` or `train_on_batch`, whether that has callbacks or not. The same holds
+if the garbage collector drops them, as that runs at any moment, also while a program is traced.
 """
 
 import gc
@@ -55,6 +55,7 @@ class _Fit:
         self.members = []
         self._model = weakref.ref(model)
         self._stock = model.make_train_function
+        self._shadow = vars(model).get("make_train_function")  # that someone else has put there
         object.__setattr__(model, _ATTRIBUTE, self)
         object.__setattr__(model, "make_train_function", self._make_train_function)
         weakref.finalize(callbacks, _release, weakref.ref(self)).atexit = False
@@ -87,6 +88,8 @@ class _Fit:
         if model is not None and vars(model).get(_ATTRIBUTE) is self:
             object.__delattr__(model, _ATTRIBUTE)
             object.__delattr__(model, "make_train_function")
+            if self._shadow is not None:
+                object.__setattr__(model, "make_train_function", self._shadow)
 
 
 _collections: set[str] = set()  # the one of the garbage collector, while it runs

@@ -69,9 +69,10 @@ class RuleCallback(keras.callbacks.Callback):
 
         Reading this property brings the variables of a model on JAX up to date.
         """
-        if self._model is None or getattr(self.model, "optimizer", None) is None:
+        if self._model is None:
             return None
-        return self.hook.rule_of(self)
+        optimizer = self.optimizer or getattr(self.model, "optimizer", None)
+        return None if optimizer is None else self.hook.rule_of(self)
 
     @property
     def hook(self):

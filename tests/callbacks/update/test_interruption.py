@@ -109,6 +109,21 @@ def test_nothing_stays_on_the_model(ends):
     assert not {"make_train_function", "_kattn_fit", "evaluate"} & set(vars(model))
 
 
+def test_what_others_have_put_on_the_model_stays():
+    model = weight_model("sgd")
+    stock = model.make_train_function
+    made = []
+
+    def counting(*args, **kwargs):
+        made.append(args)
+        return stock(*args, **kwargs)
+
+    object.__setattr__(model, "make_train_function", counting)
+    train(model, 2, LearningRate(schedules.Constant(0.1)))
+    assert made
+    assert vars(model)["make_train_function"] is counting
+
+
 def test_another_trace_within_the_fit_releases_nothing():
     class Retrace(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
