@@ -49,6 +49,7 @@
                                   a row of the mask is empty, its output means nothing; or None
     FUSED_RULES                   those that it knows, see `kattn.ops.kernels.fused.native_rules`
     devices()                     names of the devices that `keras.device` takes here
+    is_on_gpu(x)                  whether a tensor lies on a GPU, or would
     dense_gradient(g)             a gradient as a tensor
     norms(tensors)                l2 norms, `(len(tensors),)` float32
     scaled(tensors, factors)      each times its factor
@@ -120,6 +121,7 @@ fused_attention = _framework.fused_attention
 step_attention = _framework.step_attention
 FUSED_RULES = _framework.FUSED_RULES
 devices = _framework.devices
+is_on_gpu = _framework.is_on_gpu
 dense_gradient = _framework.dense_gradient
 norms = _framework.norms
 scaled = _framework.scaled

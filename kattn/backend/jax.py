@@ -331,6 +331,11 @@ def devices():
     return ("cpu:0", "gpu:0") if _has_gpu() else ("cpu:0",)
 
 
+def is_on_gpu(x):
+    """Whether a tensor would lie on a GPU: where steps of a loop wait for their kernels."""
+    return _has_gpu()
+
+
 @functools.cache
 def _has_gpu():
     return any(device.platform == "gpu" for device in jax.devices())

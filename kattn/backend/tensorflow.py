@@ -303,6 +303,11 @@ def devices():
     return ("cpu:0", "gpu:0") if tf.config.list_physical_devices("GPU") else ("cpu:0",)
 
 
+def is_on_gpu(x):
+    """Whether a tensor would lie on a GPU: where steps of a loop wait for their kernels."""
+    return len(devices()) > 1
+
+
 def dense_gradient(gradient):
     """A gradient as a tensor: that of an embedding holds a row for each time it was looked up."""
     return tf.convert_to_tensor(gradient)

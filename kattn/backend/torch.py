@@ -292,7 +292,7 @@ def _is_exported_for_gpu(x):
 
 def fused_unprofitable(call):
     """Why the kernel would not pay here, or None."""
-    if call.dropout_rate and not _is_on_gpu(call.query):
+    if call.dropout_rate and not is_on_gpu(call.query):
         return "on CPU scaled_dot_product_attention builds the T x S scores under dropout"
     return None
 
@@ -303,12 +303,13 @@ def fused_masks_pay(call):
     Measured on an H100, forward + backward, Window(256): at T = 4096 and 8192 it takes 0.3 and 0.6
     of the time of bands in float32, at T = 16384 2.2 times as long; in bfloat16 0.1 to 0.4.
     """
-    if None in (call.queries, call.keys) or not _is_on_gpu(call.query):
+    if None in (call.queries, call.keys) or not is_on_gpu(call.query):
         return False
     return call.queries * call.keys <= (2**28 if call.is_half else 2**26)
 
 
-def _is_on_gpu(x):
+def is_on_gpu(x):
+    """Whether a tensor lies on a GPU, or would: where steps of a loop wait for their kernels."""
     device = getattr(x, "device", None)  # symbolic tensors have none
     return torch.cuda.is_available() if device is None else device.type == "cuda"
 

@@ -29,6 +29,8 @@ from kattn.ops.linear import linear_attention as linear_attention
 from kattn.ops.linear import linear_attention_weights as linear_attention_weights
 from kattn.ops.quantized_cache import QuantizedCache as QuantizedCache
 from kattn.ops.quantized_cache import quantized_cache as quantized_cache
+from kattn.ops.recurrence import decode_linear_recurrence as decode_linear_recurrence
+from kattn.ops.recurrence import linear_recurrence as linear_recurrence
 from kattn.ops.rotary import rotary_frequencies as rotary_frequencies
 from kattn.ops.rotary import rotate as rotate
 from kattn.ops.sink_cache import SinkCache as SinkCache

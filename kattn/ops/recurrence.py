@@ -1,0 +1,240 @@
+"""The linear recurrence h_t = a_t h_{t-1} + b_t, channel by channel, in three forms.
+
+"step" takes T steps one after the other. "chunked", in chunks of about sqrt(T) steps, takes
+2 sqrt(T): all chunks go through their own steps side by side, each from a state of 0; then the
+chunks, one after the other, hand on their last states, which have decayed until each step by the
+product of its decays. "associative" takes log2(T), in each of which a step takes in what came as
+far before it as it has taken in already. Products of decays are made of their terms, never as a
+quotient, so that a decay of 0 forgets.
+
+Its gradient is the same recurrence backwards: with G_t = g_t + a_{t+1} G_{t+1} for the gradient g
+of the output, b_t has the gradient G_t and a_t has G_t h_{t-1}.
+"""
+
+import math
+
+from keras import ops
+
+from kattn import backend
+from kattn.arguments import check_choice, check_integers, error
+from kattn.masks.checks import REAL_STEP, bool_tensor
+from kattn.ops.sizes import at_least_one, ceil_divide, known_shape
+
+IMPLEMENTATIONS = ("auto", "associative", "chunked", "step")
+CHUNK = 32  # where the number of steps is not known
+
+
+def linear_recurrence(
+    decay, x, *, initial=None, mask=None, starts=None, implementation="auto", chunk=None
+):
+    """h_t = a_t h_{t-1} + x_t for each channel, computed in float32.
+
+    Shapes: B batch, T steps, C channels.
+
+    Args:
+        decay: Decays a, float, shape `(B, T, C)`, or `(C,)` for one per channel that is the same at
+            all steps.
+        x: Inputs of the recurrence, float, shape `(B, T, C)`.
+        initial: State h before the first step, float, shape `(B, C)`. None for zeros.
+        mask: Bool, shape `(B, T)`; True = real step, False = padding, which leaves the state as it
+            is. None if all steps are real.
+        starts: Bool, shape `(B, T)`; True at the first step of a segment, which does not see the
+            state before it. None if there is one segment.
+        implementation: "step" takes one step after the other; "chunked" takes chunks of steps side
+            by side, and then one chunk after the other; "associative" takes pairs of steps, pairs
+            of pairs and so on, in a number of steps that must be known. "auto" is "step" on a CPU
+            and "chunked" where there is a GPU. All give the same result.
+        chunk: Number of steps in a chunk. None for about the square root of the number of steps.
+
+    Returns:
+        The states h after each step, shape `(B, T, C)`, in the dtype of `x`. At padding it is the
+        state of the last real step.
+
+    Raises:
+        ValueError: If ranks, sizes or dtypes do not fit, or if `implementation` or `chunk` is not
+            one of the values above.
+
+    Example:
+        >>> x = keras.ops.ones((2, 5, 3))
+        >>> linear_recurrence(0.5 * x, x)[0, :, 0]
+        [1.0, 1.5, 1.75, 1.875, 1.9375]
+
+    Reference:
+        Blelloch 1990, sec. 1.4, on recurrences as scans,
+        https://www.cs.cmu.edu/~guyb/papers/Ble93.pdf. Resets at starts of segments: De et al. 2024
+        (Griffin), https://arxiv.org/abs/2402.19427
+    """
+    batch, channels = ops.shape(x)[0], ops.shape(x)[-1]
+    state = ops.zeros((batch, channels), "float32") if initial is None else initial
+    return decode_linear_recurrence(
+        decay, x, state, mask=mask, starts=starts, implementation=implementation, chunk=chunk
+    )[0]
+
+
+def decode_linear_recurrence(
+    decay, x, state, *, mask=None, starts=None, implementation="auto", chunk=None
+):
+    """`linear_recurrence` of any number of new steps, and the state after them.
+
+    Shapes: B batch, T new steps, C channels.
+
+    Args:
+        decay: Decays a of the new steps, float, shape `(B, T, C)`, or `(C,)` for one per channel
+            that is the same at all steps.
+        x: Inputs of the new steps, float, shape `(B, T, C)`.
+        state: State h before the new steps, float, shape `(B, C)`.
+        mask: Bool, shape `(B, T)`; True = real step, False = padding, which leaves the state as it
+            is. None if all new steps are real.
+        starts: Bool, shape `(B, T)`; True at the first step of a segment, which does not see the
+            state before it. None if there is one segment.
+        implementation: "step" takes one step after the other; "chunked" takes chunks of steps side
+            by side, and then one chunk after the other; "associative" takes pairs of steps, pairs
+            of pairs and so on, in a number of steps that must be known. "auto" is "step" on a CPU
+            and "chunked" where there is a GPU. All give the same result.
+        chunk: Number of steps in a chunk. None for about the square root of the number of steps.
+
+    Returns:
+        `(h, state)`: the states after each new step, shape `(B, T, C)`, in the dtype of `x`; and
+        the state after all of them, float32, shape `(B, C)`.
+
+    Raises:
+        ValueError: If ranks, sizes or dtypes do not fit, or if `implementation` or `chunk` is not
+            one of the values above.
+
+    Example:
+        >>> x, state = keras.ops.ones((2, 3, 4)), keras.ops.zeros((2, 4))
+        >>> h, state = decode_linear_recurrence(0.5 * x, x, state)
+        >>> state[0, 0]
+        1.75
+
+    Reference:
+        See `linear_recurrence`.
+    """
+    check_choice(IMPLEMENTATIONS, implementation=implementation)
+    if chunk is not None:
+        check_integers(1, chunk=chunk)
+    _check_shapes(decay, x, state)
+    a, b = (ops.cast(each, "float32") for each in (decay, x))
+    if len(a.shape) == 1:
+        a = a + ops.zeros_like(b)
+    if starts is not None:
+        a = ops.where(_steps(starts, "starts", x), 0.0, a)
+    if mask is not None:  # last: a padded step may not start a segment either
+        is_real = _steps(mask, "mask", x)
+        a, b = ops.where(is_real, a, 1.0), ops.where(is_real, b, 0.0)
+    if implementation == "auto" and chunk is None and not backend.is_on_gpu(b):
+        implementation = "step"
+    size = _chunk_size(ops.shape(x)[1], implementation, chunk)
+    h = _recur(size, a, b, ops.cast(state, "float32"))
+    # Not h[:, -1]: there may be no step.
+    last = ops.concatenate([ops.cast(state, "float32")[:, None], h], axis=1)[:, -1]
+    return ops.cast(h, x.dtype), last
+
+
+def _chunk_size(steps, implementation, chunk):
+    """Steps in a chunk; None for a single chunk of all steps, and 0 for pairs of pairs."""
+    if implementation == "associative":
+        if not isinstance(steps, int):
+            rule = '`implementation` must not be "associative" for an unknown number of steps'
+            raise error(rule, implementation=implementation, steps=steps)
+        return 0
+    if implementation == "step":
+        return None
+    if isinstance(steps, int):
+        size = chunk or math.isqrt(max(steps - 1, 0)) + 1
+        return None if size >= steps else size
+    return chunk or CHUNK
+
+
+@backend.compiled
+def _recur(size, a, b, first):
+    """All states `(B, T, C)`, float32, with their gradient."""
+
+    def forward(a, b, first):
+        return _scan(size, a, b, first), ()
+
+    def backward(inputs, residuals, gradient):
+        a, _, first = inputs
+        (h,) = residuals
+        # The decay of the last step behind the end is multiplied by 0.
+        later = ops.concatenate([a[:, 1:], ops.ones_like(a[:, :1])], axis=1)
+        later, gradient = ops.flip(later, axis=1), ops.flip(gradient, axis=1)
+        of_b = ops.flip(_scan(size, later, gradient, ops.zeros_like(first)), axis=1)
+        before = ops.concatenate([first[:, None], h], axis=1)[:, :-1]
+        of_first = ops.sum((a * of_b)[:, :1], axis=1)  # 0 without steps
+        return of_b * before, of_b, of_first
+
+    return backend.custom_gradient(forward, backward)(a, b, first)
+
+
+def _scan(size, a, b, first):
+    """All states `(B, T, C)`."""
+    if size == 0:
+        return _in_pairs(a, b, first)
+    if size is None:
+        return ops.moveaxis(_in_turn(ops.moveaxis(a, 1, 0), ops.moveaxis(b, 1, 0), first), 0, 1)
+    batch, steps, width = ops.shape(b)
+    count = at_least_one(ceil_divide(steps, size))
+    shape = (batch, count, size, width)
+    fill = ops.zeros((batch, count * size - steps, width), "float32")
+    a = ops.reshape(ops.concatenate([a, fill + 1.0], axis=1), shape)
+    b = ops.reshape(ops.concatenate([b, fill], axis=1), shape)
+    alone = _in_turn(ops.moveaxis(a, 2, 0), ops.moveaxis(b, 2, 0), ops.zeros_like(b[:, :, 0]))
+    alone = ops.moveaxis(alone, 0, 2)  # (B, chunks, size, C): of each chunk by itself
+    since = ops.cumprod(a, axis=2)  # what has stayed of the state before the chunk
+    ends = _in_turn(ops.moveaxis(since[:, :, -1], 1, 0), ops.moveaxis(alone[:, :, -1], 1, 0), first)
+    ends = ops.moveaxis(ends, 0, 1)  # (B, chunks, C)
+    before = ops.concatenate([first[:, None], ends], axis=1)[:, :-1]
+    h = alone + since * before[:, :, None]
+    return ops.reshape(h, (batch, count * size, width))[:, :steps]
+
+
+def _in_pairs(a, b, first):
+    """All states `(B, T, C)`: what 1, 2, 4 ... steps add, and what has stayed from before."""
+    steps, reach = b.shape[1], 1
+    while reach < steps:
+        before_a = ops.concatenate([ops.ones_like(a[:, :reach]), a[:, :-reach]], axis=1)
+        before_b = ops.concatenate([ops.zeros_like(b[:, :reach]), b[:, :-reach]], axis=1)
+        b = a * before_b + b
+        a, reach = a * before_a, 2 * reach
+    return a * first[:, None] + b
+
+
+def _in_turn(a, b, first):
+    """All states of steps that lie along the first axis."""
+    if b.shape[0] == 0:
+        return b
+
+    def step(state, decay_and_input):
+        state = decay_and_input[0] * state + decay_and_input[1]
+        return state, state
+
+    return backend.scan(step, first, ops.stack([a, b], axis=1))[1]
+
+
+def _steps(mask, name, x):
+    """A mask of steps as a tensor `(B, T, 1)`."""
+    meaning = REAL_STEP if name == "mask" else "True = first step of a segment"
+    mask = bool_tensor(mask, name, ("(B, T)",), meaning)
+    shape = known_shape(x)[:2]
+    sizes = zip(known_shape(mask), shape, strict=True)
+    if any(have != need and None not in (have, need) for have, need in sizes):
+        raise error(f"`{name}` must have shape (B, T)={shape}", **{name: mask})
+    return mask[:, :, None]
+
+
+def _check_shapes(decay, x, state):
+    if len(x.shape) != 3:
+        raise error("`x` must have rank 3, (B, T, C)", x=x)
+    shape = known_shape(x)
+    _check_shape("decay", decay, {3: shape, 1: shape[2:]}, "(B, T, C) or (C,)")
+    _check_shape("state", state, {2: (shape[0], shape[2])}, "(B, C)")
+
+
+def _check_shape(name, value, wanted, words):
+    need = wanted.get(len(value.shape))
+    fits = need is not None and all(
+        a == b or None in (a, b) for a, b in zip(known_shape(value), need, strict=True)
+    )
+    if not fits:
+        raise error(f"`{name}` must have shape {words}, with the sizes of `x`", **{name: value})
