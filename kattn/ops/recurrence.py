@@ -177,7 +177,7 @@ def _scan(size, a, b, first):
     count = at_least_one(ceil_divide(steps, size))
     shape = (batch, count, size, width)
     fill = ops.zeros((batch, count * size - steps, width), "float32")
-    a = ops.reshape(ops.concatenate([a, fill + 1.0], axis=1), shape)
+    a = ops.reshape(ops.concatenate([a, fill], axis=1), shape)
     b = ops.reshape(ops.concatenate([b, fill], axis=1), shape)
     alone = _in_turn(ops.moveaxis(a, 2, 0), ops.moveaxis(b, 2, 0), ops.zeros_like(b[:, :, 0]))
     alone = ops.moveaxis(alone, 0, 2)  # (B, chunks, size, C): of each chunk by itself
