@@ -34,11 +34,11 @@ def before_and_after(callback):
 
 
 def refuse(callback, others, kinds, reason):
-    """Raise ValueError if one of other callbacks is of a kind that a callback does not bear.
+    """Raise ValueError if one of the other callbacks is of a kind that must not be there.
 
     Args:
-        callback: The callback.
-        others: List of callbacks.
+        callback: The callback that refuses others, for the message.
+        others: List of the callbacks to look at.
         kinds: A class, or a tuple of classes.
         reason: The rule that is broken, a sentence without its stop.
     """

@@ -11,7 +11,7 @@ def hook_of(model, optimizer=None):
 
     Args:
         model: A compiled model that has been built. Its optimizer is built here if it was not.
-        optimizer: The optimizer, or the name of the attribute of the model that it is. None for
+        optimizer: The optimizer, or the name of the attribute of the model that holds it. None for
             `model.optimizer`.
 
     Returns:
@@ -75,8 +75,8 @@ def optimizer_of(model, optimizer=None):
     outer = getattr(model, optimizer, None) if isinstance(optimizer, str) else optimizer
     if not isinstance(outer, keras.optimizers.Optimizer):
         raise error(
-            "`optimizer` must be an optimizer, or the name of the attribute of the model that it "
-            "is",
+            "`optimizer` must be an optimizer, or the name of the attribute of the model that "
+            "holds it",
             optimizer=optimizer,
             attributes=optimizers_in(model),
         )

@@ -20,7 +20,7 @@ _ATTRIBUTE = "_kattn_fit"
 def watch(callback):
     """Have `callback.release()` called if this `fit` does not reach its end.
 
-    To be called in `on_train_begin`; `release` must bear to be called twice.
+    To be called in `on_train_begin`. A second call of `release` must change nothing.
     """
     callbacks, model = list_of(callback), callback.model
     if callbacks is None:

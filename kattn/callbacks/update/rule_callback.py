@@ -21,7 +21,7 @@ class RuleCallback(keras.callbacks.Callback):
 
     Args:
         optimizer: Optimizer whose updates the callback acts on, or the name of the attribute of the
-            model that it is. None for `model.optimizer`.
+            model that holds it. None for `model.optimizer`.
 
     Attributes:
         optimizer: As the argument.
