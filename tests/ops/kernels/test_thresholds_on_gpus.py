@@ -15,7 +15,7 @@ NAME = keras.backend.backend()
 def gpu(monkeypatch):
     """The backend's module, which takes every tensor for one on a GPU."""
     module = importlib.import_module(f"kattn.backend.{NAME}")
-    seen = {"torch": "_is_on_gpu", "jax": "_has_gpu"}[NAME]
+    seen = {"torch": "is_on_gpu", "jax": "_has_gpu"}[NAME]
     monkeypatch.setattr(module, seen, lambda *_: True)
 
 
