@@ -13,6 +13,7 @@ of the output, b_t has the gradient G_t and a_t has G_t h_{t-1}.
 
 import math
 
+import keras
 from keras import ops
 
 from kattn import backend
@@ -64,10 +65,12 @@ def linear_recurrence(
         https://www.cs.cmu.edu/~guyb/papers/Ble93.pdf. Resets at starts of segments: De et al. 2024
         (Griffin), https://arxiv.org/abs/2402.19427
     """
-    batch, channels = ops.shape(x)[0], ops.shape(x)[-1]
-    state = ops.zeros((batch, channels), "float32") if initial is None else initial
+    if initial is None:
+        _check_sequence(x)
+        initial = ops.zeros((ops.shape(x)[0], ops.shape(x)[-1]), "float32")
+    _check_shapes(decay, x, initial=initial)
     return decode_linear_recurrence(
-        decay, x, state, mask=mask, starts=starts, implementation=implementation, chunk=chunk
+        decay, x, initial, mask=mask, starts=starts, implementation=implementation, chunk=chunk
     )[0]
 
 
@@ -113,7 +116,7 @@ def decode_linear_recurrence(
     check_choice(IMPLEMENTATIONS, implementation=implementation)
     if chunk is not None:
         check_integers(1, chunk=chunk)
-    _check_shapes(decay, x, state)
+    _check_shapes(decay, x, state=state)
     a, b = (ops.cast(each, "float32") for each in (decay, x))
     if len(a.shape) == 1:
         a = a + ops.zeros_like(b)
@@ -126,9 +129,14 @@ def decode_linear_recurrence(
         implementation = "step"
     size = _chunk_size(ops.shape(x)[1], implementation, chunk)
     h = _recur(size, a, b, ops.cast(state, "float32"))
-    # Not h[:, -1]: there may be no step.
-    last = ops.concatenate([ops.cast(state, "float32")[:, None], h], axis=1)[:, -1]
-    return ops.cast(h, x.dtype), last
+    return ops.cast(h, x.dtype), _last(h, ops.cast(state, "float32"))
+
+
+def _last(h, first):
+    """The state after the last step; the one before, if there is no step."""
+    if known_shape(h)[1]:
+        return h[:, -1]
+    return ops.concatenate([first[:, None], h], axis=1)[:, -1]
 
 
 def _chunk_size(steps, implementation, chunk):
@@ -223,12 +231,20 @@ def _steps(mask, name, x):
     return mask[:, :, None]
 
 
-def _check_shapes(decay, x, state):
+def _check_sequence(x):
+    if isinstance(x, keras.KerasTensor):
+        rule = "A recurrence takes no symbolic tensors; call it in a layer of a functional model"
+        raise error(rule, x=x)
     if len(x.shape) != 3:
         raise error("`x` must have rank 3, (B, T, C)", x=x)
+
+
+def _check_shapes(decay, x, **first):
+    _check_sequence(x)
     shape = known_shape(x)
     _check_shape("decay", decay, {3: shape, 1: shape[2:]}, "(B, T, C) or (C,)")
-    _check_shape("state", state, {2: (shape[0], shape[2])}, "(B, C)")
+    for name, state in first.items():
+        _check_shape(name, state, {2: (shape[0], shape[2])}, "(B, C)")
 
 
 def _check_shape(name, value, wanted, words):

@@ -254,3 +254,14 @@ def test_bad_arguments(rng, name):
     *arrays, options = make(*(ops.convert_to_tensor(x) for x in inputs(rng)))
     with pytest.raises(ValueError, match=message):
         decode_linear_recurrence(*arrays, **options)
+
+
+def test_messages_name_the_argument(rng):
+    a, b, first = (ops.convert_to_tensor(x) for x in inputs(rng))
+    with pytest.raises(ValueError, match=r"`initial` must have shape \(B, C\).*\(2, 4\)"):
+        linear_recurrence(a, b, initial=first[:2])
+    for call in (linear_recurrence, lambda a, b: decode_linear_recurrence(a, b, first)):
+        with pytest.raises(ValueError, match="takes no symbolic tensors; call it in a layer"):
+            call(keras.Input((T, C)), keras.Input((T, C)))
+        with pytest.raises(ValueError, match="`x` must have rank 3"):
+            call(a, b[0])
