@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from kattn.arguments import check_integers, error, local_path
-from kattn.callbacks.backup import files, fit_checks, training_state
+from kattn.callbacks.backup import files, fit_checks, holdings, training_state
 from kattn.callbacks.backup.origin import origin
 from kattn.callbacks.backup.step_skipper import StepSkipper
 from kattn.callbacks.update import interruption
@@ -245,7 +245,7 @@ class ExactResume(keras.callbacks.Callback):
         self._epoch = self._backup = self._skipper = None
 
     def _count_of_optimizer_variables(self):
-        return len(training_state.variables(self.model)["optimizer"])
+        return len(holdings.optimizer_variables(self.model))
 
     def _check_last(self):
         size = self._count_of_optimizer_variables()

@@ -76,7 +76,8 @@ class GradualUnfreezing(RuleCallback):
         starts = self._starts()
         self.rule.set([float(epoch >= start) for start in starts.values()])
         if self.batch_norm == "inference":
-            self._rest([layer for layer in self._normalizations() if epoch < self._start(layer)])
+            layers = self._normalizations()
+            self._rest([layer for layer in layers if epoch < _start(layer, starts)])
 
     def release(self):
         super().release()
@@ -96,11 +97,6 @@ class GradualUnfreezing(RuleCallback):
         layers = self.model._flatten_layers()
         return [x for x in layers if isinstance(x, keras.layers.BatchNormalization)]
 
-    def _start(self, layer):
-        """The epoch from which on both scale and shift of a layer are trained."""
-        starts = self._starts()
-        return max((starts.get(id(v), 0) for v in layer.trainable_variables), default=0)
-
     def _rest(self, layers):
         """Let these layers, and no others, run in inference mode."""
         if [id(layer) for layer in layers] == [id(layer) for layer in self._resting]:
@@ -111,6 +107,11 @@ class GradualUnfreezing(RuleCallback):
             object.__setattr__(layer, "call", _in_inference(layer.call))
         self._resting = layers
         self.model.make_train_function(force=True)
+
+
+def _start(layer, starts):
+    """The epoch from which on both scale and shift of a layer are trained."""
+    return max((starts.get(id(v), 0) for v in layer.trainable_variables), default=0)
 
 
 def _in_inference(call):

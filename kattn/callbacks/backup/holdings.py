@@ -17,11 +17,16 @@ def optimizers(model):
     return list(found.values())
 
 
+def optimizer_variables(model):
+    """Return the variables of all these optimizers, one after the other."""
+    return [variable for optimizer in optimizers(model) for variable in optimizer.variables]
+
+
 def variables(model):
     """Return `model.variables`, and behind them those in attributes which these leave out.
 
-    Such as the states of a stateful recurrent layer. Variables of optimizers and of
-    metrics are not among them.
+    Such as the states of a stateful recurrent layer. Variables of optimizers and of metrics are not
+    among them.
     """
     found = {id(variable): variable for variable in model.variables}
     for value in _held(model, keras.Variable):
@@ -32,8 +37,9 @@ def variables(model):
 def _held(model, kind):
     """What is of a kind in attributes of a model and its parts, and in lists and dicts there."""
     for part in model._flatten_layers():
-        for value in vars(part).values():
-            yield from _members(value, kind)
+        for name, value in vars(part).items():
+            if not name.startswith("_self_"):  # TensorFlow's books, of what was there once, too
+                yield from _members(value, kind)
 
 
 def _members(value, kind):

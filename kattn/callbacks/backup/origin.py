@@ -28,11 +28,7 @@ def origin(model, callbacks, data, steps):
         "data": data.get_config() if hasattr(data, "get_config") else type(data).__name__,
         "shuffling_seed": backend.shuffling_seed() if data is None else None,
         "model_variables": [_label(variable) for variable in holdings.variables(model)],
-        "optimizer_variables": [
-            _label(variable)
-            for optimizer in holdings.optimizers(model)
-            for variable in optimizer.variables
-        ],
+        "optimizer_variables": [_label(v) for v in holdings.optimizer_variables(model)],
     }
 
 

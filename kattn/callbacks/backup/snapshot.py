@@ -40,8 +40,7 @@ class Snapshot:
 
 
 def _variables(model):
-    every = [v for optimizer in holdings.optimizers(model) for v in optimizer.variables]
-    return [*holdings.variables(model), *every]
+    return [*holdings.variables(model), *holdings.optimizer_variables(model)]
 
 
 def _by_id(variables):

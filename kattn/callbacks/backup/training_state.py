@@ -30,10 +30,9 @@ ATTRIBUTES = {
 
 def variables(model):
     """Return all variables that a step changes, as lists by what they belong to."""
-    optimizers = holdings.optimizers(model)
     return {
         "model": holdings.variables(model),
-        "optimizer": [v for optimizer in optimizers for v in optimizer.variables],
+        "optimizer": holdings.optimizer_variables(model),
         "metrics": model.metrics_variables,
     }
 
@@ -41,14 +40,15 @@ def variables(model):
 def trained_weights(model):
     """Return what `build_optimizers` needs: for each optimizer the places of its weights.
 
-    A list for each optimizer, with places in the list of the model's variables; None for an
-    optimizer that has not been built.
+    A list for each optimizer, with places in the list of the variables that the model holds; None
+    for an optimizer that has not been built, or that has weights which the model does not hold.
     """
-    place = {id(variable): i for i, variable in enumerate(model.variables)}
-    return [
-        [place[id(v)] for v in optimizer._trainable_variables] if optimizer.built else None
-        for optimizer in holdings.optimizers(model)
-    ]
+    place = {id(variable): i for i, variable in enumerate(holdings.variables(model))}
+    found = []
+    for optimizer in holdings.optimizers(model):
+        places = [place.get(id(v)) for v in optimizer._trainable_variables]
+        found.append(places if optimizer.built and None not in places else None)
+    return found
 
 
 def build_optimizers(model, places):
@@ -61,7 +61,7 @@ def build_optimizers(model, places):
         model: The model.
         places: What `trained_weights` returned.
     """
-    variables = model.variables
+    variables = holdings.variables(model)
     for optimizer, weights in zip(holdings.optimizers(model), places, strict=False):
         is_known = weights is not None and all(i < len(variables) for i in weights)
         if is_known and not optimizer.built:

@@ -47,7 +47,7 @@ def hook_of(model, optimizer=None):
                 built=False,
             )
         outer.build(model.trainable_variables)
-    hook = vars(optimizer).get("_kattn_hook")
+    hook = existing_hook(optimizer)
     if hook is None:
         hook = OptimizerHook(optimizer)
         object.__setattr__(optimizer, "_kattn_hook", hook)

@@ -35,7 +35,8 @@ def watch(callback):
 
 def end(callback):
     """Forget a callback, as training has ended."""
-    fit = vars(callback.model).get(_ATTRIBUTE)
+    model = callback.model
+    fit = None if model is None else vars(model).get(_ATTRIBUTE)
     if fit is not None:
         fit.members = [each for each in fit.members if each is not callback]
         if not fit.members:
@@ -58,6 +59,8 @@ class _Fit:
         self._shadow = vars(model).get("make_train_function")  # that someone else has put there
         object.__setattr__(model, _ATTRIBUTE, self)
         object.__setattr__(model, "make_train_function", self._make_train_function)
+        if _note_collection not in gc.callbacks:
+            gc.callbacks.append(_note_collection)
         weakref.finalize(callbacks, _release, weakref.ref(self)).atexit = False
 
     def _make_train_function(self, *args, **kwargs):
@@ -97,9 +100,6 @@ _collections: set[str] = set()  # the one of the garbage collector, while it run
 
 def _note_collection(phase, _):
     (_collections.add if phase == "start" else _collections.discard)("now")
-
-
-gc.callbacks.append(_note_collection)
 
 
 def _release(reference):

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 
-from kattn.callbacks.backup import holdings
+from kattn.callbacks.backup import holdings, training_state
 
 
 class Two(keras.Model):
@@ -42,6 +42,28 @@ def test_variables_that_the_lists_of_keras_leave_out():
     assert not {id(v) for v in states} & {id(v) for v in model.variables}
     found = [id(v) for v in holdings.variables(model)]
     assert found == [id(v) for v in [*model.variables, *states]]
+
+
+def test_weights_of_optimizers_have_places_or_none():
+    """Those that a model does not hold cannot be found again, and are no fault."""
+    model = Two()
+    model.compile()
+    model(np.zeros((2, 4, 5), "float32"))
+    weights = model.trainable_variables
+    model.d_optimizer.build(weights[::-1])
+    model.more["g"][0].build([keras.Variable(1.0)])
+    model.optimizer = None
+    places = training_state.trained_weights(model)
+    assert all(model.variables[i] is w for i, w in zip(places[0], weights[::-1], strict=True))
+    assert places[1] is None
+    other = Two()
+    other.compile()
+    other(np.zeros((2, 4, 5), "float32"))
+    other.optimizer = None
+    training_state.build_optimizers(other, places)
+    built = other.d_optimizer._trainable_variables
+    assert list(map(id, built)) == list(map(id, other.trainable_variables[::-1]))
+    assert not other.more["g"][0].built
 
 
 def test_nothing_more_in_a_plain_model():

@@ -109,6 +109,11 @@ def test_nothing_stays_on_the_model(ends):
     assert not {"make_train_function", "_kattn_fit", "evaluate"} & set(vars(model))
 
 
+@pytest.mark.parametrize("kind", ACTING)
+def test_a_callback_can_be_released_that_was_never_used(kind):
+    ACTING[kind]().release()
+
+
 def test_what_others_have_put_on_the_model_stays():
     model = weight_model("sgd")
     stock = model.make_train_function
