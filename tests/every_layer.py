@@ -95,6 +95,18 @@ LAYERS = {
     "TransformerDecoderBlock": block(
         "TransformerDecoderBlock", two_sequences, norm="layer", cross_attention="CrossAttention"
     ),
+    "MinGRU": (functools.partial(layers.MinGRU, 8), sequence),
+    "MinLSTM": (functools.partial(layers.MinLSTM, 8, activation="tanh"), sequence),
+    "RGLRU": (functools.partial(layers.RGLRU, HEADS), sequence),
+    "SRU": (functools.partial(layers.SRU, 8, peephole=False), sequence),
+    "SRUPlusPlus": (functools.partial(layers.SRUPlusPlus, 8, 4, peephole=False), sequence),
+    "GatedDeltaNet": (functools.partial(layers.GatedDeltaNet, HEADS), sequence),
+    "CausalDepthwiseConv1D": (functools.partial(layers.CausalDepthwiseConv1D, 3), sequence),
+    "GriffinRecurrence": (functools.partial(layers.GriffinRecurrence, HEADS), sequence),
+    "GriffinBlock": (
+        functools.partial(layers.GriffinBlock, HEADS, window=2, pattern=("recurrent", "attention")),
+        sequence,
+    ),
     "FeedForward": (functools.partial(layers.FeedForward, activation="swiglu"), sequence),
     "DropPath": (functools.partial(layers.DropPath, 0.5), sequence),
     "LayerScale": (layers.LayerScale, sequence),

@@ -23,6 +23,18 @@ LAYERS = {
         "tests.layers.attention.test_gated_linear_attention",
         [(3, 5, 8)],
     ),
+    "min_gru": ("tests.layers.recurrent.test_min_gru", [(3, 5, 8)]),
+    "min_lstm": ("tests.layers.recurrent.test_min_lstm", [(3, 5, 8)]),
+    "rglru": ("tests.layers.recurrent.test_rglru", [(3, 5, 8)]),
+    "sru": ("tests.layers.recurrent.test_sru", [(3, 5, 8)]),
+    "sru_plus_plus": ("tests.layers.recurrent.test_sru_plus_plus", [(3, 5, 8)]),
+    "gated_delta_net": ("tests.layers.recurrent.test_gated_delta_net", [(3, 5, 8)]),
+    "griffin_recurrence": ("tests.layers.recurrent.test_griffin_recurrence", [(3, 5, 8)]),
+    "griffin_block": ("tests.layers.recurrent.test_griffin_block", [(3, 5, 8)]),
+    "causal_depthwise_conv1d": (
+        "tests.layers.recurrent.test_causal_depthwise_conv1d",
+        [(3, 5, 8)],
+    ),
     "alibi": ("tests.layers.position.test_alibi", [(2, 3, 5, 7)]),
     "t5_relative_bias": ("tests.layers.position.test_t5_relative_bias", [(2, 3, 9, 9)]),
     "shaw_relative": (

@@ -99,6 +99,11 @@ def scan(step, state, inputs):
     return jax.lax.scan(step, state, inputs)
 
 
+def unrolls_loops(x):
+    """False: a loop is one operation, however many times it runs."""
+    return False
+
+
 def take(x, i):
     """x[i]."""
     return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)

@@ -83,6 +83,11 @@ def scan(step, state, inputs):
     return state, torch.stack(outputs)
 
 
+def unrolls_loops(x):
+    """Whether what is computed of x is traced, and each turn of a loop becomes a part of it."""
+    return torch.compiler.is_compiling() or type(x) is not torch.Tensor
+
+
 def take(x, i):
     """x[i]."""
     return x[i]

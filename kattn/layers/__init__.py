@@ -21,6 +21,17 @@ from kattn.layers.position.score_bias import ScoreBias as ScoreBias
 from kattn.layers.position.shaw_relative import ShawRelative as ShawRelative
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions as SinusoidalPositions
 from kattn.layers.position.t5_relative_bias import T5RelativeBias as T5RelativeBias
+from kattn.layers.recurrent.causal_depthwise_conv1d import (
+    CausalDepthwiseConv1D as CausalDepthwiseConv1D,
+)
+from kattn.layers.recurrent.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from kattn.layers.recurrent.griffin_block import GriffinBlock as GriffinBlock
+from kattn.layers.recurrent.griffin_recurrence import GriffinRecurrence as GriffinRecurrence
+from kattn.layers.recurrent.min_gru import MinGRU as MinGRU
+from kattn.layers.recurrent.min_lstm import MinLSTM as MinLSTM
+from kattn.layers.recurrent.rglru import RGLRU as RGLRU
+from kattn.layers.recurrent.sru import SRU as SRU
+from kattn.layers.recurrent.sru_plus_plus import SRUPlusPlus as SRUPlusPlus
 from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D
 from kattn.layers.transformer.drop_path import DropPath as DropPath
 from kattn.layers.transformer.feed_forward import FeedForward as FeedForward

@@ -11,7 +11,11 @@ from kattn.ops.cache import empty_cache as empty_cache
 from kattn.ops.context_cache import ContextCache as ContextCache
 from kattn.ops.context_cache import context_cache as context_cache
 from kattn.ops.context_cache import decode_context as decode_context
+from kattn.ops.convolution import causal_convolution as causal_convolution
+from kattn.ops.convolution import decode_causal_convolution as decode_causal_convolution
 from kattn.ops.decoding import decode as decode
+from kattn.ops.delta_rule import decode_gated_delta_rule as decode_gated_delta_rule
+from kattn.ops.delta_rule import gated_delta_rule as gated_delta_rule
 from kattn.ops.feature_maps import elu_plus_one as elu_plus_one
 from kattn.ops.feature_maps import orthogonal_projection as orthogonal_projection
 from kattn.ops.feature_maps import positive_random_features as positive_random_features
@@ -29,9 +33,12 @@ from kattn.ops.linear import linear_attention as linear_attention
 from kattn.ops.linear import linear_attention_weights as linear_attention_weights
 from kattn.ops.quantized_cache import QuantizedCache as QuantizedCache
 from kattn.ops.quantized_cache import quantized_cache as quantized_cache
+from kattn.ops.recurrence import RecurrentState as RecurrentState
 from kattn.ops.recurrence import decode_linear_recurrence as decode_linear_recurrence
+from kattn.ops.recurrence import initial_recurrent_state as initial_recurrent_state
 from kattn.ops.recurrence import linear_recurrence as linear_recurrence
 from kattn.ops.rotary import rotary_frequencies as rotary_frequencies
 from kattn.ops.rotary import rotate as rotate
 from kattn.ops.sink_cache import SinkCache as SinkCache
 from kattn.ops.sink_cache import sink_cache as sink_cache
+from kattn.ops.sru import simple_recurrence as simple_recurrence

@@ -137,6 +137,43 @@ def lower_triangle(size):
     return steps[:, None] >= steps[None, :]
 
 
+def silence(x, mask):
+    """`(B, T, K, D)` with zeros at padding."""
+    return x if mask is None else ops.where(mask[:, :, None, None], x, ops.zeros_like(x))
+
+
+def log_decays(log_decay, mask, steps, size):
+    """Log decays in chunks, 0 at padding and behind the last step.
+
+    `(B, T, K, D)`, `(B, T, K)` or `(K,)` to `(B, K, chunks, size, D)`, with 1 for D where a head
+    has one decay, and for B and chunks where all steps have the same.
+    """
+    g = ops.cast(log_decay, "float32")
+    if len(g.shape) == 1:
+        g, whole = g[None, None, :, None], steps if size is None else size
+        if mask is None and isinstance(steps, int) and steps > 0 and steps % whole == 0:
+            return of_keys(ops.repeat(g, whole, axis=1), size)  # one chunk stands for all
+        g = g * ops.ones((1, steps, 1, 1), "float32")
+    elif len(g.shape) == 3:
+        g = g[..., None]
+    if mask is not None:
+        g = ops.where(mask[:, :, None, None], g, 0.0)
+    return of_keys(g, size)
+
+
+def spans(g):
+    """The sums over l of g_l with s < l <= t: `(..., n, D)` to `(..., t, s, D)`."""
+    steps = ops.arange(ops.shape(g)[-2], dtype="int32")
+    later = steps[:, None] > steps[None, :]
+    return ops.cumsum(ops.where(later[..., None], g[..., :, None, :], 0.0), axis=-3)
+
+
+def decayed(sums):
+    """exp(sums) `(..., t, s, D)` where t >= s, else 0."""
+    seen = lower_triangle(ops.shape(sums)[-2])
+    return ops.where(seen[..., None], ops.exp(sums), 0.0)
+
+
 def _cut(steps, size):
     """The number of chunks, and the number of steps in one."""
     if size is None:

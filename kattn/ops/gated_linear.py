@@ -60,6 +60,41 @@ def initial_gated_linear_state(batch_size, num_key_value_heads, key_dim, value_d
     return GatedLinearState(state, ops.zeros((batch_size,), "int32"))
 
 
+def check_decay(log_decay, key, *, by_channel=True):
+    """The log decays; raises ValueError unless they fit the keys.
+
+    Args:
+        log_decay: Logarithms of the decays, of one of the shapes that the message names.
+        key: Keys, shape `(B, T, K, D)`.
+        by_channel: Whether each channel of the keys may have a decay of its own.
+
+    Returns:
+        `log_decay`.
+
+    Raises:
+        ValueError: If the shape is another one.
+
+    Example:
+        >>> check_decay(keras.ops.zeros((2, 3, 4)), keras.ops.zeros((2, 3, 4, 8))).shape
+        (2, 3, 4)
+    """
+    shape = known_shape(key)
+    kinds = {4: shape, 3: shape[:3], 1: shape[2:3]}
+    words = "(B, T, K, D), (B, T, K) or (K,)"
+    if not by_channel:
+        del kinds[4]
+        words = "(B, T, K) or (K,)"
+    wanted = kinds.get(len(log_decay.shape), ())
+    fits = wanted and all(
+        have == need or None in (have, need)
+        for have, need in zip(known_shape(log_decay), wanted, strict=True)
+    )
+    if not fits:
+        rule = f"`log_decay` must have shape {words}, with the sizes of `key`"
+        raise error(rule, log_decay=log_decay, key=key)
+    return log_decay
+
+
 def gated_linear_attention(
     query, key, value, log_decay, *, mask=None, state=None, implementation="auto", chunk=None
 ):
@@ -164,7 +199,7 @@ def decode_gated_linear_attention(
     mask = chunks.check(query, key, value, mask, implementation, chunk)
     chunks.check_same_steps(query, key)
     state = GatedLinearState(*map(ops.convert_to_tensor, state))
-    log_decay = _check_decay(ops.convert_to_tensor(log_decay), key)
+    log_decay = check_decay(ops.convert_to_tensor(log_decay), key)
     plan = _Plan(implementation, chunk)
     output, after = _attend(plan, query, key, value, log_decay, mask, state.state)
     return output, GatedLinearState(after, state.length + chunks.real_steps(query, mask))
@@ -183,8 +218,8 @@ def _attend(plan, query, key, value, log_decay, mask, first):
     steps, by_channel = ops.shape(query)[1], len(log_decay.shape) == 4
     size = _size(steps, *plan, by_channel=by_channel)
     q = chunks.of_queries(query, key.shape[2], size)
-    k, v = chunks.of_keys(_silence(key, mask), size), chunks.of_keys(value, size)
-    g = _decays(log_decay, mask, steps, size)
+    k, v = chunks.of_keys(chunks.silence(key, mask), size), chunks.of_keys(value, size)
+    g = chunks.log_decays(log_decay, mask, steps, size)
     mixed, q, k, total = (_mix_by_channel if by_channel else _mix_by_head)(q, k, v, g)
     before, after = _carry(total, backend.matmul(k, v, transpose_a=True), first)
     mixed = mixed + block.weights_by_values(q, before)
@@ -204,25 +239,6 @@ def _size(steps, implementation, chunk, *, by_channel):
     return 1 << (limit - 1).bit_length()
 
 
-def _silence(key, mask):
-    return key if mask is None else ops.where(mask[:, :, None, None], key, ops.zeros_like(key))
-
-
-def _decays(log_decay, mask, steps, size):
-    """Log decays in chunks, 0 at padding and behind the last step."""
-    g = ops.cast(log_decay, "float32")
-    if len(g.shape) == 1:
-        g, whole = g[None, None, :, None], steps if size is None else size
-        if mask is None and isinstance(steps, int) and steps > 0 and steps % whole == 0:
-            return chunks.of_keys(ops.repeat(g, whole, axis=1), size)  # one chunk stands for all
-        g = g * ops.ones((1, steps, 1, 1), "float32")
-    elif len(g.shape) == 3:
-        g = g[..., None]
-    if mask is not None:
-        g = ops.where(mask[:, :, None, None], g, 0.0)
-    return chunks.of_keys(g, size)
-
-
 def _mix_by_head(q, k, v, g):
     """A chunk by itself, one decay a head.
 
@@ -230,8 +246,8 @@ def _mix_by_head(q, k, v, g):
         The output of each step but for what the chunk's first state adds; q and k decayed from the
         chunk's start and until its end; the log decay of the whole chunk.
     """
-    spans = _spans(g)
-    weights = _decayed(spans)[..., 0]  # (B, K, chunks, t, s)
+    spans = chunks.spans(g)
+    weights = chunks.decayed(spans)[..., 0]  # (B, K, chunks, t, s)
     scores = block.queries_by_keys(q, k) * weights[:, :, :, None]
     from_start, to_end = spans[..., :, 0, :] + g[..., :1, :], spans[..., -1, :, :]
     q = q * ops.exp(from_start)[:, :, :, None]
@@ -286,19 +302,6 @@ def _read(q, k, v):
     return ops.reshape(backend.matmul(scores, v), (*lead, steps, groups, ops.shape(v)[-1]))
 
 
-def _spans(g):
-    """The sums over l of g_l with s < l <= t: `(..., n, D)` to `(..., t, s, D)`."""
-    steps = ops.arange(ops.shape(g)[-2], dtype="int32")
-    later = steps[:, None] > steps[None, :]
-    return ops.cumsum(ops.where(later[..., None], g[..., :, None, :], 0.0), axis=-3)
-
-
-def _decayed(spans):
-    """exp(spans) where t >= s, else 0."""
-    seen = chunks.lower_triangle(ops.shape(spans)[-2])
-    return ops.where(seen[..., None], ops.exp(spans), 0.0)
-
-
 def _carry(total, sums, first):
     """The state before each chunk and after the last: S_{c+1} = exp(total_c) S_c + sums_c.
 
@@ -322,7 +325,7 @@ def _carry(total, sums, first):
 def _carry_at_once(total, sums, first):
     """`_carry` for a number of chunks that is a symbol: all pairs of chunks, and no loop."""
     lead = ops.zeros_like(total[:, :, :1])
-    decays = _decayed(_spans(ops.concatenate([lead, total], axis=2)))  # (B, K, t, s, D)
+    decays = chunks.decayed(chunks.spans(ops.concatenate([lead, total], axis=2)))  # (B, K, t, s, D)
     sums = ops.concatenate([first[:, :, None], sums], axis=2)  # (B, K, s, D, Dv)
     states = ops.matmul(ops.moveaxis(decays, 4, 2), ops.swapaxes(sums, 2, 3))  # (B, K, D, t, Dv)
     states = ops.swapaxes(states, 2, 3)
@@ -332,20 +335,3 @@ def _carry_at_once(total, sums, first):
 def _initial_state_of(query, key, value):
     batch, width = ops.shape(query)[0], key.shape[-1]
     return initial_gated_linear_state(batch, key.shape[2], width, value.shape[-1])
-
-
-def _check_decay(log_decay, key):
-    """`log_decay`; raises ValueError unless it fits the keys."""
-    shape = known_shape(key)
-    wanted = {4: shape, 3: shape[:3], 1: shape[2:3]}.get(len(log_decay.shape), ())
-    fits = wanted and all(
-        have == need or None in (have, need)
-        for have, need in zip(known_shape(log_decay), wanted, strict=True)
-    )
-    if not fits:
-        raise error(
-            "`log_decay` must have shape (B, T, K, D), (B, T, K) or (K,), with the sizes of `key`",
-            log_decay=log_decay,
-            key=key,
-        )
-    return log_decay

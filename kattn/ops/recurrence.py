@@ -7,11 +7,15 @@ product of its decays. "associative" takes log2(T), in each of which a step take
 far before it as it has taken in already. Products of decays are made of their terms, never as a
 quotient, so that a decay of 0 forgets.
 
+Where a loop would become T copies of its body, as in what PyTorch compiles, "auto" is
+"associative"; and a program that PyTorch traces for any number of steps has no other form.
+
 Its gradient is the same recurrence backwards: with G_t = g_t + a_{t+1} G_{t+1} for the gradient g
 of the output, b_t has the gradient G_t and a_t has G_t h_{t-1}.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -19,10 +23,44 @@ from keras import ops
 from kattn import backend
 from kattn.arguments import check_choice, check_integers, error
 from kattn.masks.checks import REAL_STEP, bool_tensor
-from kattn.ops.sizes import at_least_one, ceil_divide, known_shape
+from kattn.ops.sizes import at_least_one, ceil_divide, is_symbol, known_shape
 
 IMPLEMENTATIONS = ("auto", "associative", "chunked", "step")
 CHUNK = 32  # where the number of steps is not known
+ROUNDS = 20  # of the associative form where T is a symbol: enough for a million steps
+
+
+class RecurrentState(NamedTuple):
+    """What a recurrent layer knows of the steps before, batch first in every tensor.
+
+    Shapes: B batch, C channels.
+
+    Args:
+        state: State of each channel, float32, shape `(B, C)`.
+        length: Number of real steps that each item has so far, int32, shape `(B,)`.
+    """
+
+    state: Any
+    length: Any
+
+
+def initial_recurrent_state(batch_size, channels):
+    """The `RecurrentState` before the first step.
+
+    Args:
+        batch_size: Number of sequences, B.
+        channels: Number of channels, C.
+
+    Returns:
+        A `RecurrentState` of zeros.
+
+    Example:
+        >>> state = initial_recurrent_state(2, 64)
+        >>> state.state.shape, state.length
+        ((2, 64), [0, 0])
+    """
+    zeros = ops.zeros((batch_size, channels), "float32")
+    return RecurrentState(zeros, ops.zeros((batch_size,), "int32"))
 
 
 def linear_recurrence(
@@ -43,8 +81,10 @@ def linear_recurrence(
             state before it. None if there is one segment.
         implementation: "step" takes one step after the other; "chunked" takes chunks of steps side
             by side, and then one chunk after the other; "associative" takes pairs of steps, pairs
-            of pairs and so on, in a number of steps that must be known. "auto" is "step" on a CPU
-            and "chunked" where there is a GPU. All give the same result.
+            of pairs and so on; on TensorFlow the number of steps must be known for it. "auto" is
+            "step" on a CPU, "chunked" where there is a GPU, and "associative" in what PyTorch
+            compiles. All give the same result. A model that PyTorch exports for any number of
+            steps is always "associative".
         chunk: Number of steps in a chunk. None for about the square root of the number of steps.
 
     Returns:
@@ -92,8 +132,10 @@ def decode_linear_recurrence(
             state before it. None if there is one segment.
         implementation: "step" takes one step after the other; "chunked" takes chunks of steps side
             by side, and then one chunk after the other; "associative" takes pairs of steps, pairs
-            of pairs and so on, in a number of steps that must be known. "auto" is "step" on a CPU
-            and "chunked" where there is a GPU. All give the same result.
+            of pairs and so on; on TensorFlow the number of steps must be known for it. "auto" is
+            "step" on a CPU, "chunked" where there is a GPU, and "associative" in what PyTorch
+            compiles. All give the same result. A model that PyTorch exports for any number of
+            steps is always "associative".
         chunk: Number of steps in a chunk. None for about the square root of the number of steps.
 
     Returns:
@@ -125,24 +167,40 @@ def decode_linear_recurrence(
     if mask is not None:  # last: a padded step may not start a segment either
         is_real = _steps(mask, "mask", x)
         a, b = ops.where(is_real, a, 1.0), ops.where(is_real, b, 0.0)
-    if implementation == "auto" and chunk is None and not backend.is_on_gpu(b):
-        implementation = "step"
-    size = _chunk_size(ops.shape(x)[1], implementation, chunk)
+    size = _chunk_size(b, implementation, chunk)
     h = _recur(size, a, b, ops.cast(state, "float32"))
-    return ops.cast(h, x.dtype), _last(h, ops.cast(state, "float32"))
+    return ops.cast(h, x.dtype), last_state(h, ops.cast(state, "float32"))
 
 
-def _last(h, first):
-    """The state after the last step; the one before, if there is no step."""
+def last_state(h, first):
+    """The state after the last step; the one before, if there is no step.
+
+    Args:
+        h: States after each step, shape `(B, T, C)`.
+        first: State before the first step, shape `(B, C)`.
+
+    Returns:
+        `(B, C)`.
+
+    Example:
+        >>> last_state(keras.ops.zeros((2, 0, 3)), keras.ops.ones((2, 3)))
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
     if known_shape(h)[1]:
         return h[:, -1]
     return ops.concatenate([first[:, None], h], axis=1)[:, -1]
 
 
-def _chunk_size(steps, implementation, chunk):
+def _chunk_size(b, implementation, chunk):
     """Steps in a chunk; None for a single chunk of all steps, and 0 for pairs of pairs."""
+    steps, unrolls = ops.shape(b)[1], backend.unrolls_loops(b)
+    if is_symbol(steps) and unrolls:
+        return 0
+    if implementation == "auto" and chunk is None:
+        implementation = "chunked" if backend.is_on_gpu(b) else "step"
+        implementation = "associative" if unrolls else implementation
     if implementation == "associative":
-        if not isinstance(steps, int):
+        if backend.is_computed(steps):
             rule = '`implementation` must not be "associative" for an unknown number of steps'
             raise error(rule, implementation=implementation, steps=steps)
         return 0
@@ -199,13 +257,23 @@ def _scan(size, a, b, first):
 
 def _in_pairs(a, b, first):
     """All states `(B, T, C)`: what 1, 2, 4 ... steps add, and what has stayed from before."""
-    steps, reach = b.shape[1], 1
-    while reach < steps:
-        before_a = ops.concatenate([ops.ones_like(a[:, :reach]), a[:, :-reach]], axis=1)
-        before_b = ops.concatenate([ops.zeros_like(b[:, :reach]), b[:, :-reach]], axis=1)
-        b = a * before_b + b
-        a, reach = a * before_a, 2 * reach
+    steps = b.shape[1]
+    rounds = ROUNDS if is_symbol(steps) else max(steps - 1, 0).bit_length()
+    for i in range(rounds):
+        before_a, before_b = _reach_back(2**i, a, b)
+        a, b = a * before_a, a * before_b + b
     return a * first[:, None] + b
+
+
+def _reach_back(reach, a, b):
+    """The decays and sums of so many steps before each; 1 and 0 where there is none."""
+    if is_symbol(b.shape[1]):  # which may be smaller than `reach`
+        source = ops.arange(b.shape[1], dtype="int32") - reach
+        exists, place = (source >= 0)[None, :, None], ops.maximum(source, 0)
+        found = (backend.gather(x, place, 1) for x in (a, b))
+        return [ops.where(exists, x, fill) for x, fill in zip(found, (1.0, 0.0), strict=True)]
+    before_a = ops.concatenate([ops.ones_like(a[:, :reach]), a[:, :-reach]], axis=1)
+    return before_a, ops.concatenate([ops.zeros_like(b[:, :reach]), b[:, :-reach]], axis=1)
 
 
 def _in_turn(a, b, first):

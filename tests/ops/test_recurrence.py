@@ -15,6 +15,7 @@ from tests.compute import (
     run,
     second_derivatives,
 )
+from tests.traced import traced_for_any_length
 
 B, T, C = 3, 11, 4
 FORMS = {
@@ -223,6 +224,35 @@ def test_an_unknown_number_of_steps(rng):
     call = functools.partial(decode_linear_recurrence, implementation="associative")
     with pytest.raises(ValueError, match='must not be "associative" for an unknown number'):
         tf.function(call, input_signature=signature).get_concrete_function()
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it has tensors for sizes")
+@pytest.mark.parametrize("form", ["step", "chunked", "associative", "auto"])
+def test_traced_for_any_length(rng, form):
+    """Also longer than the sequence that PyTorch traces it with, and than a chunk."""
+    if keras.backend.backend() == "jax" and form != "auto":
+        pytest.skip("JAX knows no quotient of a symbol, nor when it has done all pairs")
+    shapes = [(B, "T", C), (B, "T", C), (B, C)]
+
+    def function(a, b, first):
+        return decode_linear_recurrence(a, b, first, **FORMS[form])[0]
+
+    traced = traced_for_any_length(function, inputs(rng, 5), shapes)
+    for steps in (7, 70):
+        a, b, first = inputs(rng, steps)
+        assert_close(run(traced, a, b, first), expected(a, b, first)[0])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="others have loops in programs")
+def test_a_traced_program_holds_no_copies_of_steps(rng):
+    """With 500 steps it has some operations for each of the 9 rounds, and not for each step."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    arrays = inputs(rng, 500)
+    tensors = [ops.convert_to_tensor(x) for x in arrays]
+    traced = make_fx(decode_linear_recurrence, tracing_mode="fake")(*tensors)
+    assert_close(run(traced, *tensors)[0], expected(*arrays)[0])
+    assert len(traced.graph.nodes) < 200
 
 
 BAD = {

@@ -1,0 +1,1 @@
+"""Recurrent layers: attention in recurrences, over them, and recurrences without a loop."""
