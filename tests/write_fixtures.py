@@ -30,7 +30,6 @@ LAYERS = {
     "sru_plus_plus": ("tests.layers.recurrent.test_sru_plus_plus", [(3, 5, 8)]),
     "gated_delta_net": ("tests.layers.recurrent.test_gated_delta_net", [(3, 5, 8)]),
     "griffin_recurrence": ("tests.layers.recurrent.test_griffin_recurrence", [(3, 5, 8)]),
-    "griffin_block": ("tests.layers.recurrent.test_griffin_block", [(3, 5, 8)]),
     "causal_depthwise_conv1d": (
         "tests.layers.recurrent.test_causal_depthwise_conv1d",
         [(3, 5, 8)],

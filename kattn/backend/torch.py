@@ -85,7 +85,8 @@ def scan(step, state, inputs):
 
 def unrolls_loops(x):
     """Whether what is computed of x is traced, and each turn of a loop becomes a part of it."""
-    return torch.compiler.is_compiling() or type(x) is not torch.Tensor
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return is_traced or type(x) is not torch.Tensor
 
 
 def take(x, i):

@@ -230,6 +230,8 @@ def _recur(size, a, b, first):
         of_first = ops.sum((a * of_b)[:, :1], axis=1)  # 0 without steps
         return of_b * before, of_b, of_first
 
+    if is_symbol(ops.shape(b)[1]) and backend.unrolls_loops(b):
+        return _scan(size, a, b, first)  # ONNX has no function with a gradient of its own
     return backend.custom_gradient(forward, backward)(a, b, first)
 
 

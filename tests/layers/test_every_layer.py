@@ -17,6 +17,8 @@ TRACED = (
     "LinearAttention, softmax",
     "GatedLinearAttention",
     "GatedLinearAttention, fixed",
+    "GatedDeltaNet",
+    "GriffinRecurrence",
 )
 # On JAX each call is traced and compiled, so that one layer of each kind must do.
 ON_JAX = ("SelfAttention", "LinearAttention", "GatedLinearAttention", "SelfAttention2D, rotary")

@@ -6,7 +6,12 @@ import pytest
 from keras import ops
 
 from kattn.ops import recurrence
-from kattn.ops.recurrence import decode_linear_recurrence, linear_recurrence
+from kattn.ops.recurrence import (
+    RecurrentState,
+    decode_linear_recurrence,
+    initial_recurrent_state,
+    linear_recurrence,
+)
 from tests.compute import (
     assert_close,
     compiled,
@@ -166,6 +171,13 @@ def test_in_pieces(rng, cuts):
     assert_close(state, end)
 
 
+def test_the_state_of_a_layer():
+    state = initial_recurrent_state(2, 3)
+    assert isinstance(state, RecurrentState)
+    np.testing.assert_array_equal(run(lambda: state.state), np.zeros((2, 3)))
+    np.testing.assert_array_equal(run(lambda: state.length), [0, 0])
+
+
 def test_no_steps(rng):
     a, b, first = inputs(rng, 0)
     for form in FORMS:
@@ -250,7 +262,9 @@ def test_a_traced_program_holds_no_copies_of_steps(rng):
 
     arrays = inputs(rng, 500)
     tensors = [ops.convert_to_tensor(x) for x in arrays]
-    traced = make_fx(decode_linear_recurrence, tracing_mode="fake")(*tensors)
+    traced = make_fx(lambda a, b, h: decode_linear_recurrence(a, b, h), tracing_mode="fake")(
+        *tensors
+    )
     assert_close(run(traced, *tensors)[0], expected(*arrays)[0])
     assert len(traced.graph.nodes) < 200
 

@@ -62,6 +62,10 @@ class CausalDepthwiseConv1D(RematerializedLayer):
         (2, 9, 16)
         >>> cache = layer.init_cache(batch_size=2, length=9)
         >>> y, cache = layer.decode(keras.random.normal((2, 1, 16)), cache)
+
+    Reference:
+        In front of linear attention: Fu et al. 2022, sec. 3.1, https://arxiv.org/abs/2212.14052; of
+        the RG-LRU: De et al. 2024, sec. 2.3, https://arxiv.org/abs/2402.19427
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from kattn.layers.attention.mask_reader import read_padding
 from kattn.layers.attention.self_attention import SelfAttention
 from kattn.layers.position.rotary_embedding import RotaryEmbedding
 from kattn.layers.recurrent.griffin_recurrence import GriffinRecurrence
+from kattn.layers.rematerialized_layer import RematerializedLayer
 from kattn.layers.transformer.block_stack import BlockStack
 from kattn.layers.transformer.feed_forward import FeedForward
 from kattn.layers.transformer.transformer_encoder_block import TransformerEncoderBlock
@@ -28,7 +29,7 @@ ARGUMENTS = (
 
 
 @keras.saving.register_keras_serializable("kattn")
-class GriffinBlock(keras.layers.Layer):
+class GriffinBlock(RematerializedLayer):
     """Two recurrent blocks and one of attention to a window, as Griffin repeats them.
 
     Each is x + mix(norm(x)) and then x + feed_forward(norm(x)), with RMS norms and a feed-forward

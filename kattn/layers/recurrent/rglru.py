@@ -116,13 +116,15 @@ class RGLRU(RecurrentLayer):
 
     def _advance(self, x, cache, padding, starts):
         input_gate, decay_gate = self._gates(x)
-        log_a = -SCALE * decay_gate * ops.softplus(ops.cast(self._decay, "float32"))
+        speed = SCALE * decay_gate * ops.softplus(ops.cast(self._decay, "float32"))  # -log a
+        tanh = ops.tanh(speed)
+        gain = _square_root(2.0 * tanh / (1.0 + tanh))  # 1 - a^2, also where a is nearly 1
         is_first = next_positions(cache, ops.shape(x)[1], padding) == 0  # (B, T)
         if starts is not None:
             is_first = ops.logical_or(is_first, starts)
-        gain = ops.where(is_first[..., None], 1.0, _square_root(-ops.expm1(2.0 * log_a)))
+        gain = ops.where(is_first[..., None], 1.0, gain)
         h, state = decode_linear_recurrence(
-            ops.exp(log_a),
+            ops.exp(-speed),
             gain * input_gate * ops.cast(x, "float32"),
             cache.state,
             mask=padding,

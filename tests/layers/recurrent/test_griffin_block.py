@@ -8,7 +8,7 @@ from kattn.layers import (
     RotaryEmbedding,
     SelfAttention,
 )
-from tests.checks import check_layer
+from tests import checks
 from tests.compute import assert_close, quick, run
 from tests.recurrent_oracle import KEEP, build, weights_of
 
@@ -71,9 +71,22 @@ def make(**options):
     return GriffinBlock(**{**FULL, **options})
 
 
-def test_battery():
-    x = np.random.default_rng(0).normal(size=(3, 5, 8))
-    check_layer(make, [x], fixture="griffin_block", causal=True, decodes=True)
+CHECKS = [
+    checks.check_config,
+    checks.check_sublayers,
+    checks.check_training,
+    checks.check_saving,
+    checks.check_masks,
+    checks.check_future,
+    checks.check_dropout,
+    checks.check_decoding,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_as_a_layer(rng, check):
+    """What of the battery the block could get wrong; its parts pass all of it."""
+    check(make, [rng.normal(size=(3, 5, 8)).astype("float32")])
 
 
 BAD = {
