@@ -1,0 +1,1 @@
+"""Recurrent layers that attend, and Keras's recurrent layers inside of them."""
