@@ -68,6 +68,17 @@ def block(name, shapes, *, norm, **parts):
     return make, shapes
 
 
+def recurrent(name, *args, rnn, **options):
+    """An entry for a layer that holds a recurrent layer of Keras, of the width of the input."""
+
+    def make(**more):
+        policy = {"dtype": more["dtype"]} if "dtype" in more else {}
+        held = getattr(keras.layers, rnn)(WIDTH, return_sequences=True, **policy)
+        return getattr(layers, name)(held, *args, **options, **more)
+
+    return make, sequence
+
+
 LAYERS = {
     "SelfAttention": attention("SelfAttention", position=layers.T5RelativeBias, causal=True),
     "SelfAttention, window": attention(
@@ -90,6 +101,10 @@ LAYERS = {
     ),
     "SelfAttention2D, rotary": attention(
         "SelfAttention2D", image, position=lambda: layers.RotaryEmbedding(axes=2), key_dim=4
+    ),
+    "SelfAttentionRNN": recurrent("SelfAttentionRNN", HEADS, rnn="LSTM", combine="gate"),
+    "SelfAttentionRNN, window": recurrent(
+        "SelfAttentionRNN", HEADS, rnn="GRU", combine="concat", window=2
     ),
     "TransformerEncoderBlock": block("TransformerEncoderBlock", sequence, norm="rms"),
     "TransformerDecoderBlock": block(

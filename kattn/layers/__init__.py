@@ -21,8 +21,8 @@ from kattn.layers.position.score_bias import ScoreBias as ScoreBias
 from kattn.layers.position.shaw_relative import ShawRelative as ShawRelative
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions as SinusoidalPositions
 from kattn.layers.position.t5_relative_bias import T5RelativeBias as T5RelativeBias
-from kattn.layers.recurrent.native_loop import LoopExplanation as LoopExplanation
 from kattn.layers.recurrent.native_loop import explain_loops as explain_loops
+from kattn.layers.recurrent.self_attention_rnn import SelfAttentionRNN as SelfAttentionRNN
 from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D
 from kattn.layers.transformer.drop_path import DropPath as DropPath
 from kattn.layers.transformer.feed_forward import FeedForward as FeedForward
