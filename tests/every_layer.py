@@ -15,7 +15,7 @@ from kattn import layers
 
 # Base classes, which compute nothing.
 BASES = {"Position", "InputPosition", "HeadPosition", "ScoreBias"}
-HEADS, WIDTH = 2, 8
+HEADS, WIDTH, HOPS = 2, 8, 5
 
 
 def sequence(batch, steps):
@@ -73,6 +73,8 @@ def recurrent(name, *args, rnn, **options):
 
     def make(**more):
         policy = {"dtype": more["dtype"]} if "dtype" in more else {}
+        # Keras's own initializer knows no half precision.
+        policy["recurrent_initializer"] = "glorot_uniform"
         held = getattr(keras.layers, rnn)(WIDTH, return_sequences=True, **policy)
         return getattr(layers, name)(held, *args, **options, **more)
 
@@ -106,6 +108,10 @@ LAYERS = {
     "SelfAttentionRNN, window": recurrent(
         "SelfAttentionRNN", HEADS, rnn="GRU", combine="concat", window=2
     ),
+    "StructuredSelfAttention": (
+        functools.partial(layers.StructuredSelfAttention, HOPS, 6, penalty=0.1),
+        sequence,
+    ),
     "TransformerEncoderBlock": block("TransformerEncoderBlock", sequence, norm="rms"),
     "TransformerDecoderBlock": block(
         "TransformerDecoderBlock", two_sequences, norm="layer", cross_attention="CrossAttention"
@@ -133,6 +139,11 @@ def arrays(shapes, *, batch, steps):
     """Inputs of a layer."""
     rng = np.random.default_rng(5)
     return [rng.normal(size=shape).astype("float32") for shape in shapes(batch, steps)]
+
+
+def output_shape(name, shape):
+    """The shape of the output, given that of the first input: the same, unless the layer pools."""
+    return (shape[0], HOPS, WIDTH) if name == "StructuredSelfAttention" else shape
 
 
 def symbols(shapes, unknown):

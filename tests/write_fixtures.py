@@ -27,6 +27,10 @@ LAYERS = {
         "tests.layers.recurrent.test_self_attention_rnn",
         [(3, 5, 8)],
     ),
+    "structured_self_attention": (
+        "tests.layers.recurrent.test_structured_self_attention",
+        [(3, 5, 8)],
+    ),
     "alibi": ("tests.layers.position.test_alibi", [(2, 3, 5, 7)]),
     "t5_relative_bias": ("tests.layers.position.test_t5_relative_bias", [(2, 3, 9, 9)]),
     "shaw_relative": (

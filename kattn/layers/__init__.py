@@ -23,6 +23,9 @@ from kattn.layers.position.sinusoidal_positions import SinusoidalPositions as Si
 from kattn.layers.position.t5_relative_bias import T5RelativeBias as T5RelativeBias
 from kattn.layers.recurrent.native_loop import explain_loops as explain_loops
 from kattn.layers.recurrent.self_attention_rnn import SelfAttentionRNN as SelfAttentionRNN
+from kattn.layers.recurrent.structured_self_attention import (
+    StructuredSelfAttention as StructuredSelfAttention,
+)
 from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D
 from kattn.layers.transformer.drop_path import DropPath as DropPath
 from kattn.layers.transformer.feed_forward import FeedForward as FeedForward

@@ -69,7 +69,7 @@ def run_rnn(rnn, x, padding, *, training=None):
         padding: Bool, shape `(B, T)`, True = real step, given to the layer as its mask; or None.
         training: Whether dropout is applied.
     """
-    if x.shape[1] == 0:  # Keras looks at the first step
+    if 0 in x.shape[:2]:  # Keras looks at the first step, and TensorFlow at the first item
         width = rnn.compute_output_shape(tuple(x.shape))[-1]
         return ops.repeat(0 * x[..., :1], width, axis=-1)
     options = {} if padding is None else {"mask": padding}
