@@ -81,6 +81,14 @@ def recurrent(name, *args, rnn, **options):
     return make, sequence
 
 
+def _r_transformer_block(**options):
+    policy = {"dtype": options["dtype"]} if "dtype" in options else {}
+    rnn = keras.layers.GRU(WIDTH, recurrent_initializer="glorot_uniform", **policy)
+    attention = layers.SelfAttention(HEADS, causal=True, **policy)
+    parts = attention, layers.FeedForward(6, **policy)
+    return layers.RTransformerBlock(rnn, *parts, window=3, norm="rms", **options)
+
+
 LAYERS = {
     "SelfAttention": attention("SelfAttention", position=layers.T5RelativeBias, causal=True),
     "SelfAttention, window": attention(
@@ -108,6 +116,7 @@ LAYERS = {
     "SelfAttentionRNN, window": recurrent(
         "SelfAttentionRNN", HEADS, rnn="GRU", combine="concat", window=2
     ),
+    "RTransformerBlock": (_r_transformer_block, sequence),
     "StructuredSelfAttention": (
         functools.partial(layers.StructuredSelfAttention, HOPS, 6, penalty=0.1),
         sequence,

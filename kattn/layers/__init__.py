@@ -22,6 +22,7 @@ from kattn.layers.position.shaw_relative import ShawRelative as ShawRelative
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions as SinusoidalPositions
 from kattn.layers.position.t5_relative_bias import T5RelativeBias as T5RelativeBias
 from kattn.layers.recurrent.native_loop import explain_loops as explain_loops
+from kattn.layers.recurrent.r_transformer_block import RTransformerBlock as RTransformerBlock
 from kattn.layers.recurrent.self_attention_rnn import SelfAttentionRNN as SelfAttentionRNN
 from kattn.layers.recurrent.structured_self_attention import (
     StructuredSelfAttention as StructuredSelfAttention,
