@@ -15,7 +15,7 @@ from kattn import layers
 
 # Base classes, which compute nothing.
 BASES = {"Position", "InputPosition", "HeadPosition", "ScoreBias"}
-HEADS, WIDTH = 2, 8
+HEADS, WIDTH, HOPS = 2, 8, 5
 
 
 def sequence(batch, steps):
@@ -68,6 +68,27 @@ def block(name, shapes, *, norm, **parts):
     return make, shapes
 
 
+def recurrent(name, *args, rnn, **options):
+    """An entry for a layer that holds a recurrent layer of Keras, of the width of the input."""
+
+    def make(**more):
+        policy = {"dtype": more["dtype"]} if "dtype" in more else {}
+        # Keras's own initializer knows no half precision.
+        policy["recurrent_initializer"] = "glorot_uniform"
+        held = getattr(keras.layers, rnn)(WIDTH, return_sequences=True, **policy)
+        return getattr(layers, name)(held, *args, **options, **more)
+
+    return make, sequence
+
+
+def _r_transformer_block(**options):
+    policy = {"dtype": options["dtype"]} if "dtype" in options else {}
+    rnn = keras.layers.GRU(WIDTH, recurrent_initializer="glorot_uniform", **policy)
+    attention = layers.SelfAttention(HEADS, causal=True, **policy)
+    parts = attention, layers.FeedForward(6, **policy)
+    return layers.RTransformerBlock(rnn, *parts, window=3, norm="rms", **options)
+
+
 LAYERS = {
     "SelfAttention": attention("SelfAttention", position=layers.T5RelativeBias, causal=True),
     "SelfAttention, window": attention(
@@ -90,6 +111,15 @@ LAYERS = {
     ),
     "SelfAttention2D, rotary": attention(
         "SelfAttention2D", image, position=lambda: layers.RotaryEmbedding(axes=2), key_dim=4
+    ),
+    "SelfAttentionRNN": recurrent("SelfAttentionRNN", HEADS, rnn="LSTM", combine="gate"),
+    "SelfAttentionRNN, window": recurrent(
+        "SelfAttentionRNN", HEADS, rnn="GRU", combine="concat", window=2
+    ),
+    "RTransformerBlock": (_r_transformer_block, sequence),
+    "StructuredSelfAttention": (
+        functools.partial(layers.StructuredSelfAttention, HOPS, 6, penalty=0.1),
+        sequence,
     ),
     "TransformerEncoderBlock": block("TransformerEncoderBlock", sequence, norm="rms"),
     "TransformerDecoderBlock": block(
@@ -130,6 +160,11 @@ def arrays(shapes, *, batch, steps):
     """Inputs of a layer."""
     rng = np.random.default_rng(5)
     return [rng.normal(size=shape).astype("float32") for shape in shapes(batch, steps)]
+
+
+def output_shape(name, shape):
+    """The shape of the output, given that of the first input: the same, unless the layer pools."""
+    return (shape[0], HOPS, WIDTH) if name == "StructuredSelfAttention" else shape
 
 
 def symbols(shapes, unknown):

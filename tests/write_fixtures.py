@@ -1,9 +1,12 @@
 """Writes the files that `tests.checks.check_fixture` reads, for the backend at hand.
 
-for b in tensorflow jax torch; do KERAS_BACKEND=$b python -m tests.write_fixtures; done
+for b in tensorflow jax torch; do KERAS_BACKEND=$b python -m tests.write_fixtures NAME; done
+
+Without names all are written anew.
 """
 
 import importlib
+import sys
 
 import numpy as np
 
@@ -32,6 +35,18 @@ LAYERS = {
     "griffin_recurrence": ("tests.layers.recurrent.test_griffin_recurrence", [(3, 5, 8)]),
     "causal_depthwise_conv1d": (
         "tests.layers.recurrent.test_causal_depthwise_conv1d",
+        [(3, 5, 8)],
+    ),
+    "self_attention_rnn": (
+        "tests.layers.recurrent.test_self_attention_rnn",
+        [(3, 5, 8)],
+    ),
+    "structured_self_attention": (
+        "tests.layers.recurrent.test_structured_self_attention",
+        [(3, 5, 8)],
+    ),
+    "r_transformer_block": (
+        "tests.layers.recurrent.test_r_transformer_block",
         [(3, 5, 8)],
     ),
     "alibi": ("tests.layers.position.test_alibi", [(2, 3, 5, 7)]),
@@ -63,15 +78,21 @@ MODELS = {
 }
 
 if __name__ == "__main__":
+    names = sys.argv[1:] or [*LAYERS, *MODELS]
     for name, (module, shapes) in LAYERS.items():
+        if name not in names:
+            continue
         rng = np.random.default_rng(0)
         make = importlib.import_module(module).make
         write_fixture(make, [rng.normal(size=shape) for shape in shapes], name)
     for name, (module, shapes) in MODELS.items():
+        if name not in names:
+            continue
         rng = np.random.default_rng(0)
         inputs = [
             rng.integers(10, size=shape) if len(shape) == 2 else rng.normal(size=shape)
             for shape in shapes
         ]
         write_fixture(importlib.import_module(module).full, inputs, name)
-    write_trained()
+    if not sys.argv[1:]:
+        write_trained()

@@ -48,6 +48,10 @@
     step_attention(query, key, value, keep, scale)
                                   the framework's own on heads-first tensors, for few queries; where
                                   a row of the mask is empty, its output means nothing; or None
+    native_rnn_unsupported(*x)    why the framework has no loop of its own over the steps of an LSTM
+                                  or a GRU for such tensors, or None
+    native_rnn(kind, x, mask, states, weights)
+                                  outputs `(B, T, U)` and states of this loop, under any mask
     FUSED_RULES                   those that it knows, see `kattn.ops.kernels.fused.native_rules`
     devices()                     names of the devices that `keras.device` takes here
     is_on_gpu(x)                  whether a tensor lies on a GPU, or would
@@ -121,6 +125,8 @@ fused_unprofitable = _framework.fused_unprofitable
 fused_masks_pay = _framework.fused_masks_pay
 fused_attention = _framework.fused_attention
 step_attention = _framework.step_attention
+native_rnn_unsupported = _framework.native_rnn_unsupported
+native_rnn = _framework.native_rnn
 FUSED_RULES = _framework.FUSED_RULES
 devices = _framework.devices
 is_on_gpu = _framework.is_on_gpu

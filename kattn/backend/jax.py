@@ -305,6 +305,16 @@ def fused_unprofitable(call):
     return None
 
 
+def native_rnn_unsupported(*tensors):
+    """Why there is no loop of the framework's own for an LSTM or a GRU."""
+    return "JAX compiles Keras's own loop"
+
+
+def native_rnn(kind, x, mask, states, weights):
+    """Nothing: `native_rnn_unsupported` says so."""
+    raise NotImplementedError
+
+
 def step_attention(query, key, value, keep, scale):
     """None: plain operations are compiled to what is as fast."""
     return

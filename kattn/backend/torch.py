@@ -8,6 +8,8 @@ import torch.utils.checkpoint
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kattn.backend.plain import are_operations_plain, plain_function, plain_operations, replaced
+from kattn.backend.torch_rnn import native_rnn as native_rnn
+from kattn.backend.torch_rnn import native_rnn_unsupported as native_rnn_unsupported
 from kattn.backend.torch_trace import Traced
 
 

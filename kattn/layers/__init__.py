@@ -29,9 +29,15 @@ from kattn.layers.recurrent.griffin_block import GriffinBlock as GriffinBlock
 from kattn.layers.recurrent.griffin_recurrence import GriffinRecurrence as GriffinRecurrence
 from kattn.layers.recurrent.min_gru import MinGRU as MinGRU
 from kattn.layers.recurrent.min_lstm import MinLSTM as MinLSTM
+from kattn.layers.recurrent.native_loop import explain_loops as explain_loops
+from kattn.layers.recurrent.r_transformer_block import RTransformerBlock as RTransformerBlock
 from kattn.layers.recurrent.rglru import RGLRU as RGLRU
+from kattn.layers.recurrent.self_attention_rnn import SelfAttentionRNN as SelfAttentionRNN
 from kattn.layers.recurrent.sru import SRU as SRU
 from kattn.layers.recurrent.sru_plus_plus import SRUPlusPlus as SRUPlusPlus
+from kattn.layers.recurrent.structured_self_attention import (
+    StructuredSelfAttention as StructuredSelfAttention,
+)
 from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D
 from kattn.layers.transformer.drop_path import DropPath as DropPath
 from kattn.layers.transformer.feed_forward import FeedForward as FeedForward

@@ -7,7 +7,7 @@ from keras import ops
 
 from tests.checks import shake
 from tests.compute import assert_close, differentiate, quick, run
-from tests.every_layer import LAYERS, arrays, exported, symbols
+from tests.every_layer import LAYERS, arrays, exported, output_shape, symbols
 from tests.traced import traced_for_any_length
 
 # Tracing takes PyTorch and JAX a second each; these are all kinds of loops and tables.
@@ -40,11 +40,13 @@ def test_no_layer_is_left_out():
 @pytest.mark.parametrize(("batch", "steps"), [(0, 5), (2, 0)])
 @pytest.mark.parametrize("name", CHECKED)
 def test_sizes_of_zero(name, batch, steps):
-    """The output is as empty as the input, and so are the gradients."""
+    """The output is as empty as the input, or 0 where it pools, and so are the gradients."""
     layer, shapes = ready(name)
     inputs = arrays(shapes, batch=batch, steps=steps)
-    output, gradients = differentiate(quick(lambda *x: layer(*x)), inputs, inputs[0])
-    assert output.shape == inputs[0].shape
+    shape = output_shape(name, inputs[0].shape)
+    output, gradients = differentiate(quick(lambda *x: layer(*x)), inputs, np.zeros(shape))
+    assert output.shape == shape
+    assert (output == 0).all()
     assert [x.shape for x in gradients] == [x.shape for x in inputs]
 
 
@@ -87,7 +89,7 @@ def test_unknown_lengths_inside_of_a_block(name):
     block = Block(make())
     nodes = [keras.Input(shape[1:]) for shape in symbols(shapes, None)]
     model = keras.Model(nodes, block(*nodes))
-    assert model.output.shape[1:] == symbols(shapes, None)[0][1:]
+    assert model.output.shape[1:] == output_shape(name, symbols(shapes, None)[0])[1:]
     inputs = arrays(shapes, batch=2, steps=3)
     assert_close(run(model, inputs), run(block.layer, *inputs))
 

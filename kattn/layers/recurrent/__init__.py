@@ -1,1 +1,1 @@
-"""Recurrent layers: attention in recurrences, over them, and recurrences without a loop."""
+"""Recurrent layers: attention inside of recurrences and over them, and parallel recurrences."""

@@ -118,7 +118,8 @@ class TransformerBlock(MaskObjectLayer):
         x, padding, _ = read_new_masks(x, mask)
         pairs = zip(self._mixers(), cache, strict=True)
         steps = [_Step(layer, own_cache, padding) for layer, own_cache in pairs]
-        steps[0].mask = mask  # the others read padding only
+        for step in steps:
+            step.mask = mask if step.layer is self.attention else None  # others read padding only
         y = self._through(x, (*steps, self.feed_forward), training=False)
         return y, tuple(step.cache for step in steps)
 
@@ -132,7 +133,7 @@ class TransformerBlock(MaskObjectLayer):
         }
 
     def _mixers(self):
-        """The parts that mix steps, in their order; the first attends to the sequence itself."""
+        """The parts that mix steps, in their order."""
         return [self.attention]
 
     def _build_part(self, part, *shapes):
