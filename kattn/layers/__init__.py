@@ -21,6 +21,15 @@ from kattn.layers.position.score_bias import ScoreBias as ScoreBias
 from kattn.layers.position.shaw_relative import ShawRelative as ShawRelative
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions as SinusoidalPositions
 from kattn.layers.position.t5_relative_bias import T5RelativeBias as T5RelativeBias
+from kattn.layers.recurrent.additive_score import AdditiveScore as AdditiveScore
+from kattn.layers.recurrent.attention_cell import AttentionCell as AttentionCell
+from kattn.layers.recurrent.attention_rnn import AttentionRNN as AttentionRNN
+from kattn.layers.recurrent.attention_score import AttentionScore as AttentionScore
+from kattn.layers.recurrent.dot_score import DotScore as DotScore
+from kattn.layers.recurrent.general_score import GeneralScore as GeneralScore
+from kattn.layers.recurrent.location_score import LocationScore as LocationScore
+from kattn.layers.recurrent.multi_head_score import MultiHeadScore as MultiHeadScore
+from kattn.layers.recurrent.predicted_window import PredictedWindow as PredictedWindow
 from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D
 from kattn.layers.transformer.drop_path import DropPath as DropPath
 from kattn.layers.transformer.feed_forward import FeedForward as FeedForward
