@@ -14,7 +14,17 @@ import numpy as np
 from kattn import layers
 
 # Base classes, which compute nothing.
-BASES = {"Position", "InputPosition", "HeadPosition", "ScoreBias"}
+BASES = {"Position", "InputPosition", "HeadPosition", "ScoreBias", "AttentionScore"}
+# Parts of recurrent layers, which give them scores, places or one step, and no sequence.
+PARTS = {
+    "AdditiveScore",
+    "AttentionCell",
+    "DotScore",
+    "GeneralScore",
+    "LocationScore",
+    "MultiHeadScore",
+    "PredictedWindow",
+}
 HEADS, WIDTH = 2, 8
 
 
@@ -68,6 +78,16 @@ def block(name, shapes, *, norm, **parts):
     return make, shapes
 
 
+def recurrent(cell, score, **options):
+    """An entry for a layer around a new cell."""
+
+    def make(**more):
+        given = {"dtype": more["dtype"]} if "dtype" in more else {}
+        return layers.AttentionRNN(cell(WIDTH, **given), score, **options, **more)
+
+    return make, sequence
+
+
 LAYERS = {
     "SelfAttention": attention("SelfAttention", position=layers.T5RelativeBias, causal=True),
     "SelfAttention, window": attention(
@@ -95,6 +115,12 @@ LAYERS = {
     "TransformerDecoderBlock": block(
         "TransformerDecoderBlock", two_sequences, norm="layer", cross_attention="CrossAttention"
     ),
+    "AttentionRNN": recurrent(
+        keras.layers.LSTMCell, "additive", attend="after", input_feeding=True, causal=True
+    ),
+    "AttentionRNN, window": recurrent(
+        keras.layers.GRUCell, "general", causal=True, window=2, output="attentional"
+    ),
     "FeedForward": (functools.partial(layers.FeedForward, activation="swiglu"), sequence),
     "DropPath": (functools.partial(layers.DropPath, 0.5), sequence),
     "LayerScale": (layers.LayerScale, sequence),
@@ -109,9 +135,9 @@ LAYERS = {
 
 
 def exported():
-    """The names of all layers that kattn exports, but for base classes."""
+    """The names of all layers that kattn exports, but for base classes and parts."""
     found = (name for name, value in vars(layers).items() if isinstance(value, type))
-    return {n for n in found if issubclass(getattr(layers, n), keras.layers.Layer)} - BASES
+    return {n for n in found if issubclass(getattr(layers, n), keras.layers.Layer)} - BASES - PARTS
 
 
 def arrays(shapes, *, batch, steps):

@@ -22,6 +22,24 @@ class AttentionScore(QuantizableLayer):
         query: States that ask, float, shape `(B, T, U)`.
         memory: Sequence that is attended to, float, shape `(B, S, E)`.
 
+    Returns:
+        Scores `(B, N, T, S)`, before the softmax.
+
+    Raises:
+        ValueError: If an argument is no initializer or regularizer.
+
+    Example:
+        >>> class NearestScore(kattn.layers.AttentionScore):
+        ...     def score(self, query, keys, weights=None):
+        ...         gap = query[:, None, :, None] - keys[:, :, None]
+        ...         return -keras.ops.sum(keras.ops.square(gap), axis=-1)
+        >>> layer = kattn.layers.AttentionRNN(keras.layers.GRUCell(6), NearestScore())
+        >>> layer(keras.random.normal((2, 5, 6))).shape
+        (2, 5, 6)
+
+    Reference:
+        Luong et al. 2015, sec. 3.1, https://arxiv.org/abs/1508.04025
+
     Attributes:
         num_heads: Number of heads, N.
         reads_weights: Whether the scores depend on the attention weights of the step before.
