@@ -83,7 +83,9 @@ def recurrent(cell, score, **options):
 
     def make(**more):
         given = {"dtype": more["dtype"]} if "dtype" in more else {}
-        return layers.AttentionRNN(cell(WIDTH, **given), score, **options, **more)
+        # Keras's own initializer of these has no bfloat16.
+        made = cell(WIDTH, recurrent_initializer="he_normal", **given)
+        return layers.AttentionRNN(made, score, **options, **more)
 
     return make, sequence
 

@@ -43,15 +43,22 @@ def loop_steps(step, state, inputs, like):
             the state as it is where that is False.
         state: State before the first step, a structure of tensors.
         inputs: Dictionary of tensors, each with the batch and the steps as its first axes,
-            `(B, T, ...)`, or `(1, T, ...)`.
-        like: Structure of tensors with the shapes and dtypes of an output.
+            `(B, T, ...)`, or `(1, T, ...)`; "x" among them, `(B, T, C)`.
+        like: List of tensors with the shapes and dtypes of an output.
 
     Returns:
         `(state, outputs)`: the last state; and the outputs, each of shape `(B, T, ...)`.
     """
+    steps = next(iter(inputs.values())).shape[1]
+    if steps == 0:  # one step of padding, so that the outputs have shapes and gradients
+        inputs = {"real": inputs["x"][..., 0] > 0, **inputs}
+        ends = [(0, 0), (0, 1)]
+        inputs = {
+            name: backend.pad(x, ends + [(0, 0)] * (len(x.shape) - 2)) for name, x in inputs.items()
+        }
     inputs = {name: ops.swapaxes(x, 0, 1) for name, x in inputs.items()}
-    state, outputs = _scan(step, state, inputs, like)
-    return state, [ops.swapaxes(x, 0, 1) for x in outputs]
+    state, outputs = backend.scan_trees(step, state, inputs, like)
+    return state, [ops.swapaxes(x, 0, 1)[:, :steps] for x in outputs]
 
 
 def loop_frames(step, state, inputs, memory, like, *, window, causal):
@@ -101,7 +108,7 @@ def loop_frames(step, state, inputs, memory, like, *, window, causal):
         inner = {name: given[name] for name in inputs}
         inner["allowed"] = ops.logical_and(shape, given["seen"][None])  # (size, B, F)
         view = Memory(given["keys"], given.get("values", given["keys"]))
-        return _scan(lambda state, now: step(state, now, view), state, inner, like)
+        return backend.scan_trees(lambda state, now: step(state, now, view), state, inner, like)
 
     outer = {name: chunks(x) for name, x in inputs.items()}
     outer["keys"] = frames(memory.keys, 2)
@@ -118,10 +125,3 @@ def _join(x, steps):
     """`(chunks, size, B, ...)` to `(B, T, ...)`."""
     _, _, *rest = ops.shape(x)
     return ops.swapaxes(ops.reshape(x, (steps, *rest)), 0, 1)
-
-
-def _scan(step, state, inputs, like):
-    """Steps that lie along the first axis; outputs without steps where there are none."""
-    if next(iter(inputs.values())).shape[0] == 0:
-        return state, [ops.zeros((0, *ops.shape(x)), x.dtype) for x in like]
-    return backend.scan_trees(step, state, inputs, like)
