@@ -14,7 +14,17 @@ import numpy as np
 from kattn import layers
 
 # Base classes, which compute nothing.
-BASES = {"Position", "InputPosition", "HeadPosition", "ScoreBias"}
+BASES = {"Position", "InputPosition", "HeadPosition", "ScoreBias", "AttentionScore"}
+# Parts of recurrent layers, which give them scores, places or one step, and no sequence.
+PARTS = {
+    "AdditiveScore",
+    "AttentionCell",
+    "DotScore",
+    "GeneralScore",
+    "LocationScore",
+    "MultiHeadScore",
+    "PredictedWindow",
+}
 HEADS, WIDTH, HOPS = 2, 8, 5
 
 
@@ -81,6 +91,18 @@ def recurrent(name, *args, rnn, **options):
     return make, sequence
 
 
+def attending(cell, score, **options):
+    """An entry for a layer around a new cell."""
+
+    def make(**more):
+        given = {"dtype": more["dtype"]} if "dtype" in more else {}
+        # Keras's own initializer of these has no bfloat16.
+        made = cell(WIDTH, recurrent_initializer="he_normal", **given)
+        return layers.AttentionRNN(made, score, **options, **more)
+
+    return make, sequence
+
+
 def _r_transformer_block(**options):
     policy = {"dtype": options["dtype"]} if "dtype" in options else {}
     rnn = keras.layers.GRU(WIDTH, recurrent_initializer="glorot_uniform", **policy)
@@ -137,6 +159,12 @@ LAYERS = {
         functools.partial(layers.GriffinBlock, HEADS, window=2, pattern=("recurrent", "attention")),
         sequence,
     ),
+    "AttentionRNN": attending(
+        keras.layers.LSTMCell, "additive", attend="after", input_feeding=True, causal=True
+    ),
+    "AttentionRNN, window": attending(
+        keras.layers.GRUCell, "general", causal=True, window=2, output="attentional"
+    ),
     "FeedForward": (functools.partial(layers.FeedForward, activation="swiglu"), sequence),
     "DropPath": (functools.partial(layers.DropPath, 0.5), sequence),
     "LayerScale": (layers.LayerScale, sequence),
@@ -151,9 +179,9 @@ LAYERS = {
 
 
 def exported():
-    """The names of all layers that kattn exports, but for base classes."""
+    """The names of all layers that kattn exports, but for base classes and parts."""
     found = (name for name, value in vars(layers).items() if isinstance(value, type))
-    return {n for n in found if issubclass(getattr(layers, n), keras.layers.Layer)} - BASES
+    return {n for n in found if issubclass(getattr(layers, n), keras.layers.Layer)} - BASES - PARTS
 
 
 def arrays(shapes, *, batch, steps):

@@ -19,6 +19,8 @@
     loop_over(lists, i, body, x)  x = body(j, x) for the integers j in lists[i]; likewise
     scan(step, x, inputs)         x, y = step(x, input) for each input; the last x and all y
     unrolls_loops(x)              whether a loop over x is traced turn by turn
+    scan_trees(step, x, inputs, like)
+                                  likewise for structures of tensors, differentiable in O(T)
     take(x, i)                    x[i]
     add_at(x, i, update)          x with x[i] += update; x may be changed in place
     put_at(x, i, value)           x with x[i] = value; x may be changed in place
@@ -100,6 +102,7 @@ loop = _framework.loop
 loop_over = _framework.loop_over
 scan = _framework.scan
 unrolls_loops = _framework.unrolls_loops
+scan_trees = _framework.scan_trees
 take = _framework.take
 add_at = _framework.add_at
 put_at = _framework.put_at

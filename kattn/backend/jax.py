@@ -104,6 +104,11 @@ def unrolls_loops(x):
     return False
 
 
+def scan_trees(step, state, inputs, like):
+    """`scan` whose states, inputs and outputs are structures of tensors; `like` is an output."""
+    return jax.lax.scan(step, state, inputs)
+
+
 def take(x, i):
     """x[i]."""
     return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)

@@ -121,6 +121,39 @@ def unrolls_loops(x):
     return False
 
 
+def scan_trees(step, state, inputs, like):
+    """`scan` whose states, inputs and outputs are structures of tensors; `like` is an output."""
+    flat = [tf.convert_to_tensor(x) for x in keras.tree.flatten(inputs)]
+    count = tf.shape(flat[0])[0]
+
+    def array(x, shape):
+        return tf.TensorArray(x.dtype, count, element_shape=shape, clear_after_read=False)
+
+    # The gradient of an array that is read is written once; that of x[i] would be added up over
+    # all of x in each step.
+    given = [array(x, x.shape[1:]).unstack(x) for x in flat]
+    shapes = [x.shape for x in keras.tree.flatten(state)]
+
+    def body(i, state, outputs):
+        now = keras.tree.pack_sequence_as(inputs, [x.read(i) for x in given])
+        state, output = step(keras.tree.pack_sequence_as(first, state), now)
+        state = [tf.convert_to_tensor(x) for x in keras.tree.flatten(state)]
+        if not tf.executing_eagerly():
+            for x, shape in zip(state, shapes, strict=True):
+                x.set_shape(shape)  # which a loop must not forget
+        pairs = zip(outputs, keras.tree.flatten(output), strict=True)
+        return i + 1, state, [all_of.write(i, x) for all_of, x in pairs]
+
+    first = state
+    state = [tf.convert_to_tensor(x) for x in keras.tree.flatten(state)]
+    outputs = [array(x, x.shape) for x in keras.tree.flatten(like)]
+    _, state, outputs = tf.while_loop(
+        lambda *_: True, body, (0, state, outputs), maximum_iterations=count
+    )
+    stacked = [x.stack() for x in outputs]
+    return keras.tree.pack_sequence_as(first, state), keras.tree.pack_sequence_as(like, stacked)
+
+
 def take(x, i):
     """x[i]."""
     return x[i]

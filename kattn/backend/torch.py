@@ -91,6 +91,18 @@ def unrolls_loops(x):
     return is_traced or type(x) is not torch.Tensor
 
 
+def scan_trees(step, state, inputs, like):
+    """`scan` whose states, inputs and outputs are structures of tensors; `like` is an output."""
+    outputs = []
+    # The gradient of `unbind` is one `stack`; that of x[i] would be zeros for all but step i.
+    for each in zip(*(x.unbind() for x in keras.tree.flatten(inputs)), strict=True):
+        state, output = step(state, keras.tree.pack_sequence_as(inputs, each))
+        outputs.append(keras.tree.flatten(output))
+    return state, keras.tree.pack_sequence_as(
+        like, [torch.stack(column) for column in zip(*outputs, strict=True)]
+    )
+
+
 def take(x, i):
     """x[i]."""
     return x[i]

@@ -21,15 +21,24 @@ from kattn.layers.position.score_bias import ScoreBias as ScoreBias
 from kattn.layers.position.shaw_relative import ShawRelative as ShawRelative
 from kattn.layers.position.sinusoidal_positions import SinusoidalPositions as SinusoidalPositions
 from kattn.layers.position.t5_relative_bias import T5RelativeBias as T5RelativeBias
+from kattn.layers.recurrent.additive_score import AdditiveScore as AdditiveScore
+from kattn.layers.recurrent.attention_cell import AttentionCell as AttentionCell
+from kattn.layers.recurrent.attention_rnn import AttentionRNN as AttentionRNN
+from kattn.layers.recurrent.attention_score import AttentionScore as AttentionScore
 from kattn.layers.recurrent.causal_depthwise_conv1d import (
     CausalDepthwiseConv1D as CausalDepthwiseConv1D,
 )
+from kattn.layers.recurrent.dot_score import DotScore as DotScore
 from kattn.layers.recurrent.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from kattn.layers.recurrent.general_score import GeneralScore as GeneralScore
 from kattn.layers.recurrent.griffin_block import GriffinBlock as GriffinBlock
 from kattn.layers.recurrent.griffin_recurrence import GriffinRecurrence as GriffinRecurrence
+from kattn.layers.recurrent.location_score import LocationScore as LocationScore
 from kattn.layers.recurrent.min_gru import MinGRU as MinGRU
 from kattn.layers.recurrent.min_lstm import MinLSTM as MinLSTM
+from kattn.layers.recurrent.multi_head_score import MultiHeadScore as MultiHeadScore
 from kattn.layers.recurrent.native_loop import explain_loops as explain_loops
+from kattn.layers.recurrent.predicted_window import PredictedWindow as PredictedWindow
 from kattn.layers.recurrent.r_transformer_block import RTransformerBlock as RTransformerBlock
 from kattn.layers.recurrent.rglru import RGLRU as RGLRU
 from kattn.layers.recurrent.self_attention_rnn import SelfAttentionRNN as SelfAttentionRNN

@@ -11,7 +11,17 @@ from kattn.layers.projection import Projection
 
 # The number of the first matrix of a projection among those of its layer: a seeded initializer
 # draws other numbers for each of them.
-FIRST = {"key_value": 1, "gate": 5, "output": 6, "decay_down": 7, "decay_up": 8}
+FIRST = {
+    "key": 1,
+    "key_value": 1,
+    "energy": 2,
+    "position": 1,
+    "location": 4,
+    "gate": 5,
+    "output": 6,
+    "decay_down": 7,
+    "decay_up": 8,
+}
 
 
 @dataclasses.dataclass(frozen=True)
