@@ -138,6 +138,7 @@ LAYERS = {
     "SelfAttentionRNN, window": recurrent(
         "SelfAttentionRNN", HEADS, rnn="GRU", combine="concat", window=2
     ),
+    "DecodingRNN": recurrent("DecodingRNN", rnn="GRU"),
     "RTransformerBlock": (_r_transformer_block, sequence),
     "StructuredSelfAttention": (
         functools.partial(layers.StructuredSelfAttention, HOPS, 6, penalty=0.1),

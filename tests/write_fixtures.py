@@ -37,6 +37,7 @@ LAYERS = {
         "tests.layers.recurrent.test_causal_depthwise_conv1d",
         [(3, 5, 8)],
     ),
+    "decoding_rnn": ("tests.layers.recurrent.test_decoding_rnn", [(3, 5, 8)]),
     "self_attention_rnn": (
         "tests.layers.recurrent.test_self_attention_rnn",
         [(3, 5, 8)],

@@ -28,6 +28,7 @@ from kattn.layers.recurrent.attention_score import AttentionScore as AttentionSc
 from kattn.layers.recurrent.causal_depthwise_conv1d import (
     CausalDepthwiseConv1D as CausalDepthwiseConv1D,
 )
+from kattn.layers.recurrent.decoding_rnn import DecodingRNN as DecodingRNN
 from kattn.layers.recurrent.dot_score import DotScore as DotScore
 from kattn.layers.recurrent.gated_delta_net import GatedDeltaNet as GatedDeltaNet
 from kattn.layers.recurrent.general_score import GeneralScore as GeneralScore

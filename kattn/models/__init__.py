@@ -2,6 +2,7 @@
 
 from kattn.models.replace_attention import replace_attention as replace_attention
 from kattn.models.sa_cnn import sa_cnn as sa_cnn
+from kattn.models.sa_rnn import sa_rnn as sa_rnn
 from kattn.models.time_series_transformer import TimeSeriesTransformer as TimeSeriesTransformer
 from kattn.models.transformer_classifier import TransformerClassifier as TransformerClassifier
 from kattn.models.transformer_lm import TransformerLM as TransformerLM

@@ -1,0 +1,172 @@
+"""A recurrent network whose outputs attend to each other, for tokens, vectors and time series."""
+
+import keras
+from keras import layers, ops
+
+from kattn import arguments
+from kattn.layers.recurrent.decoding_rnn import DecodingRNN
+from kattn.layers.recurrent.self_attention_rnn import SelfAttentionRNN
+
+RNNS = {"lstm": layers.LSTM, "gru": layers.GRU}
+EPSILON = 1e-5  # added to the variance of a series, which is normalised by it
+
+
+def sa_rnn(
+    *,
+    vocabulary_size: int | None = None,
+    input_width: int | None = None,
+    num_classes: int | None = None,
+    horizon: int | None = None,
+    input_length: int | None = None,
+    segment_length: int = 1,
+    units: int = 128,
+    num_layers: int = 1,
+    num_heads: int | None = 4,
+    window: int | None = None,
+    combine: str = "add",
+    rnn: str = "lstm",
+    bidirectional: bool = False,
+    mask_zero: bool = False,
+    dropout: float = 0.0,
+    name: str = "sa_rnn",
+) -> keras.Model:
+    """Recurrent layers, each with attention over its outputs; what comes in and out is chosen.
+
+    Classes of tokens or of sequences of vectors (`num_classes`), the next token of a text at each
+    step (`vocabulary_size` alone), or the next steps of time series (`horizon`).
+
+    Each of the layers is a `SelfAttentionRNN`, or without attention a `DecodingRNN`. A language
+    model writes by `kattn.generate`. Series are forecast channel by channel with the same weights:
+    each is brought to mean 0 and variance 1, and cut into segments that are the steps of the
+    recurrent layers; a matrix makes all steps ahead of all that comes out.
+
+    Shapes: B batch, T steps, V tokens, L input steps and M channels of series, H steps ahead.
+
+    Args:
+        vocabulary_size: Number of tokens of the vocabulary, V, if the input are tokens.
+        input_width: Number of channels of each step, if the input are vectors or series.
+        num_classes: Number of classes to tell apart.
+        horizon: Number of steps of series that are forecast, H.
+        input_length: Number of steps of series that the model reads, L; for `horizon` alone.
+        segment_length: Number of steps of series that are one step of the recurrent layers. It must
+            divide `input_length`.
+        units: Number of channels of the recurrent layers, in both directions together.
+        num_layers: Number of recurrent layers.
+        num_heads: Number of attention heads of each layer. None for no attention.
+        window: Number of steps that attention looks at, the step's own included. None for all.
+        combine: How outputs and attention become one: "add", "concat" or "gate", as in
+            `SelfAttentionRNN`.
+        rnn: Name of the recurrent layer, "lstm" or "gru".
+        bidirectional: Whether each layer reads in both directions, and attention looks at later
+            steps, too. Not for language models.
+        mask_zero: Whether token 0 is padding.
+        dropout: Fraction of the channels that are dropped behind the embedding and each layer
+            during training, in [0, 1).
+        name: Name of the model.
+
+    Returns:
+        A functional `keras.Model`: from tokens `(B, T)` or vectors `(B, T, input_width)` to logits
+        `(B, num_classes)`; from tokens `(B, T)` to logits of the next ones `(B, T, V)`; or from
+        series `(B, L, M)` to forecasts `(B, H, M)`; in float32. Layers are called "embedding",
+        "rnn0", "rnn1" and so on, and "logits" or "forecast".
+
+    Raises:
+        ValueError: If an argument is out of range, or if those for input and output do not fit.
+
+    Example:
+        >>> writer = sa_rnn(vocabulary_size=65, units=32)
+        >>> writer(np.array([[1, 2, 3]])).shape
+        (1, 3, 65)
+        >>> reader = sa_rnn(vocabulary_size=65, num_classes=2, units=32, bidirectional=True)
+        >>> reader(np.array([[1, 2, 3]])).shape
+        (1, 2)
+        >>> forecaster = sa_rnn(input_width=7, input_length=96, horizon=24, segment_length=12)
+        >>> forecaster(keras.random.normal((2, 96, 7))).shape
+        (2, 24, 7)
+
+    Reference:
+        Segments of series as steps, and all steps ahead at once: Lin et al. 2023, sec. 4,
+        https://arxiv.org/abs/2308.11200; the other channels' attention is not theirs.
+        Normalisation of each series: Kim et al. 2022, https://openreview.net/forum?id=cGDAkQo1C0p,
+        here without learned gains.
+    """
+    given = {"vocabulary_size": vocabulary_size, "input_width": input_width}
+    _check_ends(given, num_classes, horizon, input_length, segment_length)
+    sizes = {"units": units, "num_layers": num_layers, "segment_length": segment_length}
+    arguments.check_integers(1, **sizes)
+    arguments.check_choice(tuple(RNNS), rnn=rnn)
+    arguments.check_fractions(dropout=dropout)
+    writes = num_classes is None and horizon is None
+    if bidirectional and (writes or units % 2):
+        raise arguments.error(
+            "`bidirectional` must be False for a language model, and `units` even without one",
+            bidirectional=bidirectional,
+            units=units,
+        )
+
+    def recurrent(h):
+        for number in range(num_layers):
+            made = RNNS[rnn](units // 2 if bidirectional else units, return_sequences=True)
+            made = layers.Bidirectional(made) if bidirectional else made
+            if num_heads is None:
+                h = DecodingRNN(made, name=f"rnn{number}")(h)
+            else:
+                options = {"combine": combine, "window": window, "causal": not bidirectional}
+                h = SelfAttentionRNN(made, num_heads, name=f"rnn{number}", **options)(h)
+            h = layers.Dropout(dropout, name=f"dropout{number}")(h)
+        return h
+
+    if horizon is not None:
+        inputs = layers.Input((input_length, input_width), name="series")
+        outputs = _forecast(inputs, recurrent, horizon, segment_length, units)
+    else:
+        if vocabulary_size is None:
+            inputs = h = layers.Input((None, input_width), name="vectors")
+        else:
+            inputs = layers.Input((None,), dtype="int32", name="tokens")
+            h = layers.Embedding(vocabulary_size, units, mask_zero=mask_zero, name="embedding")(
+                inputs
+            )
+            h = layers.Dropout(dropout, name="embedding_dropout")(h)
+        h = recurrent(h)
+        if not writes:
+            h = layers.GlobalAveragePooling1D(name="pool")(h)
+        logits = layers.Dense(num_classes or vocabulary_size, dtype="float32", name="logits")
+        outputs = logits(h)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def _forecast(series, recurrent, horizon, segment_length, units):
+    """The next steps `(B, H, M)` of series `(B, L, M)`, each channel by itself."""
+    _, length, channels = series.shape
+    x = ops.transpose(ops.cast(series, "float32"), (0, 2, 1))  # (B, M, L)
+    mean = ops.mean(x, axis=-1, keepdims=True)
+    deviation = ops.sqrt(ops.var(x, axis=-1, keepdims=True) + EPSILON)
+    segments = length // segment_length
+    h = ops.reshape((x - mean) / deviation, (-1, segments, segment_length))  # (B * M, ...)
+    h = recurrent(layers.Dense(units, name="embedding")(h))
+    h = ops.reshape(h, (-1, channels, segments * units))
+    h = layers.Dense(horizon, dtype="float32", name="forecast")(h)  # (B, M, H)
+    return ops.transpose(h * deviation + mean, (0, 2, 1))
+
+
+def _check_ends(given, num_classes, horizon, input_length, segment_length):
+    """Raises ValueError unless one kind of input and of output is described."""
+    sizes = {**given, "num_classes": num_classes, "horizon": horizon, "input_length": input_length}
+    arguments.check_optional_integers(1, **sizes)
+    tokens, width = given.values()
+    if (tokens is None) == (width is None):
+        rule = "One of `vocabulary_size`, for tokens, and `input_width`, for vectors, must be given"
+        raise arguments.error(rule, **given)
+    if num_classes is not None and horizon is not None:
+        rule = "Only one of `num_classes` and `horizon` must be given"
+        raise arguments.error(rule, num_classes=num_classes, horizon=horizon)
+    if (horizon is None) != (input_length is None) or (horizon is not None and width is None):
+        rule = "Forecasts need `horizon`, `input_length` and `input_width`, and nothing else does"
+        raise arguments.error(rule, **{**sizes, "num_classes": num_classes})
+    if width is not None and num_classes is None and horizon is None:
+        rule = "`num_classes` or `horizon` must be given where the input are no tokens"
+        raise arguments.error(rule, num_classes=num_classes, horizon=horizon)
+    if input_length is not None and input_length % max(segment_length, 1):
+        rule = "`segment_length` must divide `input_length`"
+        raise arguments.error(rule, segment_length=segment_length, input_length=input_length)
