@@ -1,6 +1,7 @@
 """The delta rule with a gate, as a layer (Yang et al., 2024)."""
 
 import functools
+import math
 
 import keras
 from keras import ops
@@ -225,11 +226,11 @@ def _unit(x):
 
 def _speeds(shape, dtype=None):
     """A, as in Mamba-2: the logarithms of rates between 1 and 16."""
-    return ops.log(keras.random.uniform(shape, 1.0, FASTEST, dtype=dtype))
+    return ops.log(keras.initializers.RandomUniform(1.0, FASTEST)(shape, dtype=dtype))
 
 
 def _shifts(shape, dtype=None):
     """The c for which softplus(c) is spread evenly over the logarithms between `STEPS`."""
-    low, high = ops.log(ops.convert_to_tensor(STEPS, dtype))
-    step = ops.exp(keras.random.uniform(shape, dtype=dtype) * (high - low) + low)
+    low, high = (math.log(step) for step in STEPS)
+    step = ops.exp(keras.initializers.RandomUniform(low, high)(shape, dtype=dtype))
     return ops.log(ops.expm1(step))

@@ -173,6 +173,6 @@ def _by_block(initializer):
 def _spread_decays(shape, dtype=None):
     """P for which exp(-softplus(P)) is spread between the radii, evenly over the area between."""
     low, high = (radius**2 for radius in RADII)
-    squares = keras.random.uniform(shape, low, high, dtype="float32")
+    squares = keras.initializers.RandomUniform(low, high)(shape, dtype="float32")
     decay = -0.5 * ops.log(squares)  # softplus(P)
     return ops.cast(ops.log(ops.expm1(decay)), dtype)
