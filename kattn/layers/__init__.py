@@ -24,6 +24,7 @@ from kattn.layers.position.t5_relative_bias import T5RelativeBias as T5RelativeB
 from kattn.layers.recurrent.native_loop import explain_loops as explain_loops
 from kattn.layers.recurrent.r_transformer_block import RTransformerBlock as RTransformerBlock
 from kattn.layers.recurrent.self_attention_rnn import SelfAttentionRNN as SelfAttentionRNN
+from kattn.layers.recurrent.sha_rnn_block import SHARNNBlock as SHARNNBlock
 from kattn.layers.recurrent.structured_self_attention import (
     StructuredSelfAttention as StructuredSelfAttention,
 )
