@@ -1,5 +1,7 @@
 """Variables that hold what a layer carries from one call to the next."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -21,7 +23,7 @@ class SegmentKeeper(keras.layers.Layer):
         super().__init__(**kwargs)
         self.memory_length = memory_length
         self.memory = []
-        self._first = None
+        self._first: Any = None
 
     def build_for(self, batch_size, first):
         """Makes the variables, for a batch size: `first(batch_size)` is what they hold at first."""

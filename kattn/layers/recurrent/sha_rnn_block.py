@@ -91,6 +91,7 @@ class SHARNNBlock(QuantizableLayer):
     Example:
         >>> rnn = keras.layers.LSTM(16, return_sequences=True, return_state=True)
         >>> block = kattn.layers.SHARNNBlock(rnn, memory_length=32)
+        >>> block.build((2, 10, 16))
         >>> text = keras.random.normal((2, 20, 16))
         >>> memory = block.init_memory(batch_size=2)
         >>> y, memory = block.segment(text[:, :10], memory)
@@ -267,7 +268,8 @@ class SHARNNBlock(QuantizableLayer):
         h, state = decode_rnn(self.rnn, h, state, padding)
 
         def attend(h, m):
-            y, rest[0] = decode(*self._heads(h, m), rest[0], real=padding)
+            q, k, v = self._heads(h, m)
+            y, rest[0] = decode(q, k, v, rest[0], real=padding)
             return y
 
         return self._behind_rnn(h, attend, training=False), (state, *rest)
@@ -298,7 +300,7 @@ class SHARNNBlock(QuantizableLayer):
             memory = SegmentMemory(*keras.tree.map_structure(ops.stop_gradient, tuple(memory)))
             given["initial_state"] = memory.state
         h, *state = self.rnn(self._normalized("start", x), training=training, **given)
-        held = []  # what is attended to, and which of it is real
+        held: list[Any] = []  # what is attended to, and which of it is real
 
         def attend(h, m):
             keep = padding
@@ -307,10 +309,9 @@ class SHARNNBlock(QuantizableLayer):
                 keep = ops.concatenate([memory.is_real, keep], axis=1)
                 m = ops.concatenate([ops.cast(memory.steps, m.dtype), m], axis=1)  # (B, M + T, C)
             held[:] = m, keep
-            allowed = masks.Causal()
-            if keep is not None:
-                allowed = allowed & masks.Padding(keep)
-            return attention(*self._heads(h, m), mask=allowed)
+            real = None if keep is None else masks.Padding(keep)
+            q, k, v = self._heads(h, m)
+            return attention(q, k, v, mask=masks.intersect(masks.Causal(), real))
 
         y = self._behind_rnn(h, attend, training=training)
         if memory is None:
