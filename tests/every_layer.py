@@ -78,13 +78,14 @@ def block(name, shapes, *, norm, **parts):
     return make, shapes
 
 
-def recurrent(name, *args, rnn, **options):
+def recurrent(name, *args, rnn, return_state=False, **options):
     """An entry for a layer that holds a recurrent layer of Keras, of the width of the input."""
 
     def make(**more):
         policy = {"dtype": more["dtype"]} if "dtype" in more else {}
         # Keras's own initializer knows no half precision.
         policy["recurrent_initializer"] = "glorot_uniform"
+        policy["return_state"] = return_state
         held = getattr(keras.layers, rnn)(WIDTH, return_sequences=True, **policy)
         return getattr(layers, name)(held, *args, **options, **more)
 
@@ -139,6 +140,7 @@ LAYERS = {
         "SelfAttentionRNN", HEADS, rnn="GRU", combine="concat", window=2
     ),
     "DecodingRNN": recurrent("DecodingRNN", rnn="GRU"),
+    "SHARNNBlock": recurrent("SHARNNBlock", rnn="LSTM", return_state=True, norm="rms"),
     "RTransformerBlock": (_r_transformer_block, sequence),
     "StructuredSelfAttention": (
         functools.partial(layers.StructuredSelfAttention, HOPS, 6, penalty=0.1),

@@ -50,6 +50,7 @@ LAYERS = {
         "tests.layers.recurrent.test_r_transformer_block",
         [(3, 5, 8)],
     ),
+    "sha_rnn_block": ("tests.layers.recurrent.test_sha_rnn_block", [(3, 5, 8)]),
     "alibi": ("tests.layers.position.test_alibi", [(2, 3, 5, 7)]),
     "t5_relative_bias": ("tests.layers.position.test_t5_relative_bias", [(2, 3, 9, 9)]),
     "shaw_relative": (

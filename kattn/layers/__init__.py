@@ -43,6 +43,7 @@ from kattn.layers.recurrent.predicted_window import PredictedWindow as Predicted
 from kattn.layers.recurrent.r_transformer_block import RTransformerBlock as RTransformerBlock
 from kattn.layers.recurrent.rglru import RGLRU as RGLRU
 from kattn.layers.recurrent.self_attention_rnn import SelfAttentionRNN as SelfAttentionRNN
+from kattn.layers.recurrent.sha_rnn_block import SHARNNBlock as SHARNNBlock
 from kattn.layers.recurrent.sru import SRU as SRU
 from kattn.layers.recurrent.sru_plus_plus import SRUPlusPlus as SRUPlusPlus
 from kattn.layers.recurrent.structured_self_attention import (

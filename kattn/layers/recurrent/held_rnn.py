@@ -15,7 +15,7 @@ from kattn.layers.attention.mask_reader import silence
 from kattn.layers.recurrent.native_loop import native_outputs, use_native_loops
 
 
-def read_rnn(rnn, name="rnn", *, sequences=True):
+def read_rnn(rnn, name="rnn", *, sequences=True, state=False):
     """A recurrent layer that a layer was given, or its config.
 
     An LSTM or a GRU of Keras runs PyTorch's own kernel from now on, on that backend.
@@ -25,6 +25,8 @@ def read_rnn(rnn, name="rnn", *, sequences=True):
             by itself; or the config of one.
         name: Name of the argument; the layer gets it, unless it is built.
         sequences: Whether it must return the outputs of all steps, or only the last.
+        state: Whether it must return its states, too, and so be one of Keras's, and in one
+            direction.
 
     Returns:
         The layer.
@@ -34,15 +36,16 @@ def read_rnn(rnn, name="rnn", *, sequences=True):
     """
     if isinstance(rnn, dict):
         rnn = keras.saving.deserialize_keras_object(rnn)
-    kinds = keras.layers.RNN, keras.layers.Bidirectional
-    if not isinstance(rnn, kinds) and not (sequences and decodes_itself(rnn)):
+    kinds = (keras.layers.RNN,) if state else (keras.layers.RNN, keras.layers.Bidirectional)
+    is_own = sequences and not state and decodes_itself(rnn)
+    if not isinstance(rnn, kinds) and not is_own:
+        options = f"return_sequences={sequences}, return_state={state}"
         raise arguments.error(
-            f"`{name}` must be a recurrent layer, such as keras.layers.LSTM(64, "
-            f"return_sequences={sequences})",
+            f"`{name}` must be a recurrent layer, such as keras.layers.LSTM(64, {options})",
             **{name: rnn},
         )
     if isinstance(rnn, kinds):
-        _check_options(rnn, name, sequences)
+        _check_options(rnn, name, sequences, state)
     if not rnn.built:
         rnn.name = name
     use_native_loops(rnn)
@@ -129,12 +132,13 @@ def decode_rnn(rnn, x, cache, mask=None):
     return y, keras.tree.pack_sequence_as(cache, keras.tree.flatten(states))
 
 
-def _check_options(rnn, name, sequences):
-    """Raises ValueError unless a layer returns its outputs alone, in their order."""
-    if rnn.return_sequences != sequences or rnn.return_state:
+def _check_options(rnn, name, sequences, state):
+    """Raises ValueError unless a layer returns what it must, its outputs in their order."""
+    if rnn.return_sequences != sequences or rnn.return_state != state:
+        hint = "" if state else "; `init_cache` and `decode` give states"
         raise arguments.error(
-            f"`{name}` must be made with return_sequences={sequences} and return_state=False; "
-            "`init_cache` and `decode` give states",
+            f"`{name}` must be made with return_sequences={sequences} and return_state={state}"
+            f"{hint}",
             return_sequences=rnn.return_sequences,
             return_state=rnn.return_state,
         )
