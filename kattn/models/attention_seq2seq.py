@@ -257,7 +257,9 @@ class AttentionSeq2Seq(keras.Model):
                 context=context,
             )
         memory, last = self._encode(context, context_mask, training=False)
-        states = self._first_states(last)
+        # Copies, as slices lie in memory in another way than the states of later steps do, and
+        # PyTorch would trace the first step for itself.
+        states = [[ops.copy(x) for x in layer] for layer in self._first_states(last)]
         if self._attending is None:
             return states, last
         cache = self._attending.init_cache(batch_size, length, memory, keras_mask(memory))
