@@ -76,6 +76,7 @@ MODELS = {
     "transformer_lm": ("tests.models.test_transformer_lm", [(3, 5)]),
     "transformer_classifier": ("tests.models.test_transformer_classifier", [(3, 5)]),
     "transformer_seq2seq": ("tests.models.test_transformer_seq2seq", [(3, 4), (3, 5)]),
+    "attention_seq2seq": ("tests.models.test_attention_seq2seq", [(3, 4), (3, 5)]),
     "time_series_transformer": ("tests.models.test_time_series_transformer", [(3, 10, 2)]),
     "vision_transformer": ("tests.models.test_vision_transformer", [(3, 4, 6, 2)]),
 }
