@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from kattn import arguments
+from kattn.layers.recurrent.native_loop import use_native_loops
 
 LAYERS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
 CELLS = {"lstm": keras.layers.LSTMCell, "gru": keras.layers.GRUCell}
@@ -13,7 +14,7 @@ CELLS = {"lstm": keras.layers.LSTMCell, "gru": keras.layers.GRUCell}
 def run_recurrent(layer, x, *, mask, states, training):
     """All outputs of a recurrent layer, and its last states.
 
-    All of Keras's recurrent layers in the models are called here.
+    All of Keras's recurrent layers in the models are called here. On PyTorch they run its own loop.
 
     Args:
         layer: `keras.layers.LSTM`, `keras.layers.GRU` or `keras.layers.Bidirectional` of one, with
@@ -66,6 +67,7 @@ class RecurrentStack(keras.layers.Layer):
                 layer = keras.layers.Bidirectional(layer, dtype=policy, name=f"layer{i}")
             else:
                 layer = LAYERS[kind](width, name=f"layer{i}", **options)
+            use_native_loops(layer)
             self._layers_in_turn.append(layer)
             own = None if seed is None else seed + i
             drop = keras.layers.Dropout(dropout, seed=own, dtype=policy) if i and dropout else None

@@ -7,7 +7,7 @@ from keras import ops
 
 import kattn
 from kattn.generation import BeamSearch
-from kattn.layers import AdditiveScore
+from kattn.layers import AdditiveScore, explain_loops
 from kattn.models import AttentionSeq2Seq
 from tests import attention_rnn_oracle as oracle
 from tests.checks import check_dropout, check_fixture, check_training, plain, ready
@@ -294,3 +294,13 @@ def test_bad_input():
         seq2seq()([SOURCE, TARGET[..., None]])
     with pytest.raises(ValueError, match=r"no attention weights.*attention=None"):
         made("none").attention_weights(PAIR)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="other loops are compiled")
+def test_layers_that_do_not_attend_run_the_loop_of_the_framework():
+    """Those of the encoder, in both directions, and the decoder's below the one that attends."""
+    model = AttentionSeq2Seq(11, 2, 8, attend="after", cell="gru")
+    model.build(((None, 4), (None, 5)))
+    loops = [each.loop for each in explain_loops(model)]
+    assert loops
+    assert set(loops) == {"torch.gru"}
