@@ -13,7 +13,7 @@ LOCALES = (
     *("sl", "sv", "tr", "uk", "vi", "zh"),
 )
 FORMATS = ("full", "long", "medium")  # with the day of the week; without; abbreviated
-FIRST, DAYS = datetime.date(1900, 1, 1), 73_049  # up to 2099
+FIRST, DAYS = datetime.date(2000, 1, 1), 10_958  # up to 2029
 
 
 def draw(count: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
