@@ -95,8 +95,8 @@ def network(task: memory.MemoryTask, settings: Settings, kind: str, width: int) 
     from recipes.harness import mixers
 
     mixer, window = windows(settings)[kind]
-    options = {"num_heads": settings.num_heads, "window": window}
-    return mixers.network(mixer, task.vocabulary_size, task.length, width, **options)
+    sizes, heads = (task.vocabulary_size, task.length, width), settings.num_heads
+    return mixers.network(mixer, *sizes, num_heads=heads, window=window)
 
 
 def width_of(task: memory.MemoryTask, settings: Settings, kind: str) -> int:

@@ -44,10 +44,9 @@ class Settings(harness.TrainingFlags):
     split_seed: int = 0  # draws what a source does not have of the parts to validate and to test
     attention: str = "additive"  # of the RNN with one head: additive, dot, general or multi_head
     sweep_heads: tuple[int, ...] = (1, 4)  # an RNN with attention for each number of heads
-    label_smoothing: float = 0.1  # part of a label that all subwords share
     num_beams: int = 5  # candidates of the beam search
     rnn_learning_rate: float = 3e-3  # highest rate of the RNNs
-    learning_rate: float = 2e-3  # highest rate of the Transformer, reached after one epoch; AdamW
+    learning_rate: float = 3e-3  # highest rate of the Transformer, reached after one epoch; AdamW
     clip: str = "global_norm:1"  # gradients: MODE or MODE:THRESHOLD
     seeds: int = 1  # number of runs of each model, each with another seed
 
@@ -55,14 +54,15 @@ class Settings(harness.TrainingFlags):
     lower: bool = False  # take the texts in lower case
     vocabulary_size: int = 600  # subwords of both languages, at most
     length: int = 32  # subwords of a text at most, its end included
-    num_layers: int = 2  # blocks of the Transformer's encoder, and of its decoder
+    num_layers: int = 1  # blocks of the Transformer's encoder, and of its decoder
     num_heads: int = 4  # heads of each attention layer of the Transformer
-    width: int = 64  # channels of the Transformer
+    width: int = 96  # channels of the Transformer
     rnn_layers: int = 1  # LSTMs of the encoder, and of the decoder
-    rnn_width: int = 64  # channels of the RNNs
-    dropout: float = 0.1  # fraction of the channels that are dropped
-    batch_size: int = 64  # pairs in one training step
-    epochs: int = 6  # passes over the pairs to train
+    rnn_width: int = 96  # channels of the RNNs
+    dropout: float = 0.0  # fraction of the channels that are dropped
+    label_smoothing: float = 0.0  # part of a label that all subwords share
+    batch_size: int = 16  # pairs in one training step
+    epochs: int = 8  # passes over the pairs to train
 
     def check(self) -> None:
         """Raise ValueError for a setting that nothing else would refuse in time."""
@@ -96,7 +96,8 @@ def presets(given: Settings) -> Settings:
     if given.dataset == "dates":
         return Settings()
     options: dict[str, Any] = {"lower": True, "vocabulary_size": 4000, "length": 48, "epochs": 8}
-    options |= {"num_layers": 3, "width": 128, "rnn_width": 256, "dropout": 0.2}
+    options |= {"num_layers": 2, "width": 128, "rnn_width": 256, "dropout": 0.1}
+    options |= {"label_smoothing": 0.1, "batch_size": 64}
     return Settings(dataset=given.dataset, **options)
 
 
@@ -169,10 +170,10 @@ def sections(
     for kind, rows in found.items():
         if kind == RNN:
             continue  # it attends to nothing
-        begin = np.full((SHOWN, 1), BEGIN, "int32")
+        begin: np.ndarray = np.full((len(source), 1), BEGIN, "int32")
         read = np.concatenate([begin, rows], axis=1)  # a step more than the source
         weights = alignments(models[kind], source, read)
-        words = [(task.pieces(rows[i]), task.pieces(source[i])) for i in range(SHOWN)]
+        words = [(task.pieces(rows[i]), task.pieces(source[i])) for i in range(len(source))]
         draw = functools.partial(alignment_figure, weights, words)
         title = f"Alignments of {settings.titles[kind]}"
         figures.append(folder.add_figure(f"alignments-{kind}.png", title, draw))
@@ -186,8 +187,13 @@ def sections(
 def prepare(settings: Settings) -> harness.Job:
     """Read and encode the texts, and compare the models on them."""
     languages = settings.source_language, settings.target_language
-    options = {"data_dir": settings.data_dir, "seed": settings.split_seed}
-    texts = parallel_texts.load(settings.dataset, languages, lower=settings.lower, **options)
+    texts = parallel_texts.load(
+        settings.dataset,
+        languages,
+        data_dir=settings.data_dir,
+        seed=settings.split_seed,
+        lower=settings.lower,
+    )
     task = EncodedPairs.of(texts, settings.vocabulary_size, settings.length)
     about, size, titles = harness.in_markdown(texts.about), settings.batch_size, settings.titles
     accuracy = harness.Score("accuracy", "test accuracy", is_percentage=True, digits=2)

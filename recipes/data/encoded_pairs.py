@@ -1,6 +1,6 @@
 """Parallel texts as rows of subwords, and their translations as texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,15 +77,15 @@ class EncodedPairs:
         """The first pairs to validate as `fit` takes them, all of one width."""
         from recipes.data.length_buckets import teacher_forcing
 
-        return teacher_forcing(*(side[:count] for side in self.validate), MULTIPLE)
+        return teacher_forcing([side[:count] for side in self.validate], MULTIPLE)
 
-    def text(self, tokens: Sequence[int]) -> str:
+    def text(self, tokens: Iterable[int]) -> str:
         """The text of tokens, which ends before `END`."""
         kept = [int(token) for token in tokens]
         kept = kept[: kept.index(END)] if END in kept else kept
         return self.subwords.decode([token for token in kept if token not in (PAD, BEGIN)])
 
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
+    def pieces(self, tokens: Iterable[int]) -> list[str]:
         """Each token as a text of its own, up to the padding."""
         names = dict(enumerate(SPECIAL))
         return [
@@ -107,7 +107,7 @@ class EncodedPairs:
                 token at each step.
             batch_size: Number of sources that are decoded together.
         """
-        import kattn
+        from kattn.generation import generate
         from recipes.data.length_buckets import lengths, rounded_up
 
         found: np.ndarray = np.zeros((len(source), self.length), "int32")
@@ -117,7 +117,7 @@ class EncodedPairs:
             rows = order[start : start + batch_size]
             filled = source[np.resize(rows, batch_size)]
             width = rounded_up(int(lengths(filled).max()), MULTIPLE, source.shape[1])
-            tokens = kattn.generate(
+            tokens = generate(
                 model,
                 begin,
                 self.length,
@@ -153,7 +153,8 @@ def _encode(subwords: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def _rows(subwords: Any, pairs: Pairs, length: int) -> tuple[np.ndarray, np.ndarray]:
     count = len(pairs.sources)
-    source, target = (np.zeros((count, width), "int32") for width in (length, length + 1))
+    source: np.ndarray = np.zeros((count, length), "int32")
+    target: np.ndarray = np.zeros((count, length + 1), "int32")
     target[:, 0] = BEGIN
     for rows, side in ((source, pairs.sources), (target[:, 1:], pairs.targets)):
         for row, tokens in zip(rows, _encode(subwords, side), strict=True):

