@@ -2,8 +2,9 @@
 
 Task    Associative recall (MQAR): pairs of a key and a value, then keys, at each of which its value
         is to be said. Or --task copy: ten symbols, to be said again after a delay. An LSTM, one
-        layer of attention, an LSTM whose outputs attend to each other, and a Transformer of two
-        layers, with as many parameters each.
+        layer of attention, an LSTM whose outputs attend to each other, a linear recurrence
+        (RG-LRU) with attention to a window, a gated delta net, and a Transformer of two layers,
+        with as many parameters each.
 Data    Generated, as the code of Zoology (https://github.com/HazyResearch/zoology) and of TCN
         (https://github.com/locuslab/TCN) generate it. No sequence is seen twice; numbers of pairs
         are mixed in each batch.
@@ -102,11 +103,11 @@ def network(task: memory.MemoryTask, settings: Settings, kind: str, width: int) 
 def width_of(task: memory.MemoryTask, settings: Settings, kind: str) -> int:
     """The width at which a kind has as many parameters as `SIZED` has at that of the flag."""
     from kattn.profile import parameter_count
-    from recipes.harness.mixers import width_of_size
+    from recipes.harness.mixers import MIXERS, width_of_size
 
     make = functools.partial(network, task, settings)
     wanted = parameter_count(lambda: make(SIZED, settings.width))
-    step = 2 * settings.num_heads  # rotary positions turn channels in pairs
+    step = settings.num_heads * MIXERS[windows(settings)[kind][0]].multiple
     return width_of_size(wanted, functools.partial(make, kind), step)
 
 

@@ -20,10 +20,13 @@ class Mixer(NamedTuple):
         title: Its name in a report.
         mix: Function of vectors `(B, T, C)`, a number of heads, and a window or None that returns
             vectors of the same shape. No step may see a later one.
+        multiple: Number of which the channels of a head are a multiple: rotary positions turn them
+            in pairs.
     """
 
     title: str
     mix: Callable[[Any, int, int | None], Any]
+    multiple: int = 2
 
 
 def _lstm(h: Any, num_heads: int, window: int | None) -> Any:
@@ -45,10 +48,23 @@ def _transformer(blocks: int, h: Any, num_heads: int, window: int | None) -> Any
     return h
 
 
+def _gated_delta_net(h: Any, num_heads: int, window: int | None) -> Any:
+    mixer = layers.GatedDeltaNet(num_heads)
+    return layers.TransformerDecoderBlock(mixer, name="block0")(h)
+
+
+def _griffin(h: Any, num_heads: int, window: int | None) -> Any:
+    seen = window or max(h.shape[1] // 2, 1)  # else the recurrence would have nothing to keep
+    pattern = ("recurrent", "attention")
+    return layers.GriffinBlock(num_heads, window=seen, pattern=pattern, name="griffin")(h)
+
+
 MIXERS = {
     "lstm": Mixer("LSTM", _lstm),
     "attention": Mixer("one attention layer", functools.partial(_transformer, 1)),
     "lstm-attention": Mixer("LSTM + attention", _lstm_attention),
+    "rg-lru-window": Mixer("RG-LRU + attention to half of the steps", _griffin, 4),
+    "gated-delta-net": Mixer("gated delta net", _gated_delta_net),
     "transformer": Mixer("Transformer of two layers", functools.partial(_transformer, 2)),
 }
 

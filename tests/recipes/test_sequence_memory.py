@@ -120,8 +120,8 @@ def test_models_have_as_many_parameters():
         widths = {kind: sequence_memory.width_of(task, settings, kind)}
         sizes[kind] = sequence_memory.build(task, settings, widths, kind, 0).count_params()
     whole = sequence_memory.network(task, settings, "lstm-attention", 64).count_params()
-    assert sizes == dict.fromkeys(sizes, pytest.approx(whole, rel=0.05))
-    assert len(sizes) == 4
+    assert sizes == dict.fromkeys(sizes, pytest.approx(whole, rel=0.06))
+    assert len(sizes) == 6
 
 
 def test_models_of_one_seed_begin_alike():
