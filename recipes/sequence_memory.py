@@ -52,7 +52,7 @@ class Settings(harness.TrainingFlags):
     width: int = 64  # channels of the LSTM with attention; other widths follow from its parameters
     num_heads: int = 1  # heads of each attention layer
     batch_size: int = 64  # sequences in one training step
-    epochs: int = 8  # each of epoch_steps steps, then the models are validated
+    epochs: int = 5  # each of epoch_steps steps, then the models are validated
     epoch_steps: int = 100  # training steps in an epoch
     learning_rate: float = 3e-3  # highest rate, reached after one epoch of warm-up; AdamW
     clip: str = "global_norm:1"  # gradients: MODE or MODE:THRESHOLD

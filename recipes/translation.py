@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import sacrebleu
@@ -26,7 +26,6 @@ import sacrebleu
 from recipes import harness
 from recipes.data import parallel_texts
 from recipes.data.encoded_pairs import BEGIN, PAD, EncodedPairs, text_scores
-from recipes.harness.alignments import alignment_figure, alignments
 
 RECIPE = "translation"
 RNN, TRANSFORMER = "rnn", "transformer"
@@ -42,7 +41,10 @@ class Settings(harness.TrainingFlags):
     target_language: str = "en"
     data_dir: Path | None = None  # where TensorFlow Datasets keeps its files
     split_seed: int = 0  # draws what a source does not have of the parts to validate and to test
-    attention: str = "additive"  # of the RNN with one head: additive, dot, general or multi_head
+    attention: Literal[  # of the RNN with one head
+        "additive", "general", "dot", "location", "multi_head"
+    ] = "additive"
+    attend: Literal["before", "after"] = "before"  # the state of the decoder changes
     sweep_heads: tuple[int, ...] = (1, 4)  # an RNN with attention for each number of heads
     num_beams: int = 5  # candidates of the beam search
     rnn_learning_rate: float = 3e-3  # highest rate of the RNNs
@@ -129,7 +131,8 @@ def build(task: EncodedPairs, settings: Settings, kind: str, seed: int) -> Any:
             settings.rnn_layers,
             settings.rnn_width,
             attention=attention,
-            num_heads=heads or 1,
+            num_heads=heads if attention == "multi_head" else None,
+            attend=settings.attend,
             **options,
         )
     model.build(((None, settings.length), (None, settings.length)))
@@ -160,6 +163,8 @@ def sections(
     task: EncodedPairs, settings: Settings, models: Mapping[str, Any], folder: harness.RunFolder
 ) -> dict[str, str]:
     """Some translations, and what the decoders looked at while they wrote them."""
+    from recipes.harness.alignments import alignment_figure, alignments
+
     source = task.test[0][:SHOWN]
     found = {kind: task.translate(model, source) for kind, model in models.items()}
     lines, figures = [], []

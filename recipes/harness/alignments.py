@@ -1,13 +1,19 @@
-"""What a decoder attends to in its source, as numbers and as a figure."""
+"""What a decoder attends to in its source, as numbers and as a figure.
+
+It needs Keras, so import this only once the backend is chosen.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
+
+from kattn import arguments, visualize
 
 UNDRAWABLE = "\N{WHITE SQUARE}"  # in the place of characters that the font does not have
 
@@ -16,19 +22,21 @@ def alignments(model: Any, source: np.ndarray, target: np.ndarray) -> np.ndarray
     """The weights with which a model attends to a source at each step of a target.
 
     Args:
-        model: Model of pairs of tokens, whose attention layers of kattn look at the source if
-            their weights have one column for each of its steps and are not in the encoder.
+        model: Model of pairs of tokens: one with a method `attention_weights`, or one of attention
+            layers of kattn, of which those look at the source whose weights have a row for each
+            step of the target and a column for each of the source.
         source: Tokens of the sources, shape `(B, S)`.
         target: Tokens that the decoder reads, shape `(B, T)`, with T other than S.
 
     Returns:
-        float array, shape `(B, T, S)`: the mean over all such layers and their heads.
+        float array, shape `(B, T, S)`: the mean over heads, and over all such layers.
 
     Raises:
-        ValueError: If the model has no such layer.
+        ValueError: If the model has neither.
     """
-    from kattn import arguments, visualize
-
+    if hasattr(model, "attention_weights"):
+        weights = keras.ops.convert_to_numpy(model.attention_weights((source, target)))
+        return weights.mean(1)
     shape = target.shape[1], source.shape[1]
     if shape[0] == shape[1]:
         raise arguments.error("`source` and `target` must differ in length", lengths=shape)

@@ -26,12 +26,11 @@ class TokenCrossentropy(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """The loss at each step `(B, T)` of tokens `(B, T)` and logits `(B, T, V)`."""
-        logits = ops.cast(y_pred, "float32")
-        loss = ops.sparse_categorical_crossentropy(y_true, logits, from_logits=True)
+        """The loss at each step `(B, T)` of tokens `(B, T)` and logits `(B, T, V)`, float32."""
+        loss = ops.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
         if not self.label_smoothing:
             return loss
-        of_all = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)
+        of_all = ops.logsumexp(y_pred, axis=-1) - ops.mean(y_pred, axis=-1)
         return (1 - self.label_smoothing) * loss + self.label_smoothing * of_all
 
     def get_config(self) -> dict[str, Any]:

@@ -34,9 +34,8 @@ def _lstm(h: Any, num_heads: int, window: int | None) -> Any:
 
 
 def _lstm_attention(h: Any, num_heads: int, window: int | None) -> Any:
-    h = _lstm(h, num_heads, window)
-    attention = layers.SelfAttention(num_heads, causal=True, window=window, name="attention")
-    return h + attention(h)
+    rnn = keras.layers.LSTM(h.shape[-1], return_sequences=True, name="lstm")
+    return layers.SelfAttentionRNN(rnn, num_heads, window=window, name="lstm_attention")(h)
 
 
 def _transformer(blocks: int, h: Any, num_heads: int, window: int | None) -> Any:
@@ -63,7 +62,7 @@ MIXERS = {
     "lstm": Mixer("LSTM", _lstm),
     "attention": Mixer("one attention layer", functools.partial(_transformer, 1)),
     "lstm-attention": Mixer("LSTM + attention", _lstm_attention),
-    "rg-lru-window": Mixer("RG-LRU + attention to half of the steps", _griffin, 4),
+    "rg-lru-window": Mixer("RG-LRU + window of half the steps", _griffin, 4),
     "gated-delta-net": Mixer("gated delta net", _gated_delta_net),
     "transformer": Mixer("Transformer of two layers", functools.partial(_transformer, 2)),
 }

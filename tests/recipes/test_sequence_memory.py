@@ -66,6 +66,18 @@ def test_a_run_leaves_a_folder_with_everything(tmp_path, write_again):
     write_again(sequence_memory.main, command, run)
 
 
+@pytest.mark.parametrize("fill", ["blank", "random"])
+def test_steps_between_are_filled_as_asked(monkeypatch, fill):
+    compared = []
+    monkeypatch.setattr(
+        harness, "compare", lambda comparison, settings: compared.append(comparison)
+    )
+    sequence_memory.prepare(parse(*TINY, "--length", "16", "--models", "lstm", "--fill", fill))
+    tokens, labels, _ = compared[0].batches("lstm", 0)[0]
+    between = tokens[:, 4:][labels[:, 4:] == 0]
+    assert between.any() == (fill == "random")
+
+
 @pytest.mark.usefixtures("steps_are_not_timed")
 def test_copying(tmp_path):
     run = tmp_path / "run"

@@ -49,10 +49,11 @@ def asked(monkeypatch):
     """How the recurrent models are asked for, where Transformers stand in for them."""
     found = []
 
-    def new(vocabulary_size, num_layers, width, *, attention, num_heads, dropout, padding_token):
-        found.append((vocabulary_size, num_layers, width, attention, num_heads, dropout))
+    def new(*sizes, attention, num_heads, attend, dropout, padding_token):
+        found.append((*sizes, attention, num_heads, attend, dropout))
+        vocabulary, layers, width = sizes
         options = {"padding_token": padding_token}
-        return models.TransformerSeq2Seq(vocabulary_size, num_layers, num_heads, width, **options)
+        return models.TransformerSeq2Seq(vocabulary, layers, num_heads or 1, width, **options)
 
     monkeypatch.setattr(models, "AttentionSeq2Seq", new, raising=False)
     return found
@@ -125,15 +126,19 @@ def test_recurrent_models_by_their_heads(dataset, asked):
         assert model.compiled
     sizes = task.vocabulary_size, 3, 8
     assert asked == [
-        (*sizes, None, 1, 0.5),
-        (*sizes, "additive", 1, 0.5),
-        (*sizes, "multi_head", 2, 0.5),
-        (*sizes, "multi_head", 8, 0.5),
+        (*sizes, None, None, "before", 0.5),
+        (*sizes, "additive", None, "before", 0.5),
+        (*sizes, "multi_head", 2, "before", 0.5),
+        (*sizes, "multi_head", 8, "before", 0.5),
     ]
-    dot = parse("--attention", "dot")
+    dot = parse("--attention", "dot", "--attend", "after")
     assert dot.titles["rnn-1"] == "RNN + dot attention"
     translation.build(task, dot, "rnn-1", 0)
-    assert asked[-1][3] == "dot"
+    assert asked[-1][3:6] == ("dot", None, "after")
+    one = parse("--attention", "multi_head")
+    assert one.titles["rnn-1"] == "RNN + multi-head attention"
+    translation.build(task, one, "rnn-1", 0)
+    assert asked[-1][3:5] == ("multi_head", 1)
 
 
 @pytest.mark.usefixtures("steps_are_not_timed")
@@ -157,6 +162,24 @@ def test_recurrent_models_beside_each_other(dataset, asked, tmp_path, monkeypatc
     assert {each["test"]["accuracy"] for each in results.values()} == {1.0}
     assert "RNN + 2 heads against RNN: the test BLEU is" in " ".join(report.split())
     assert asked
+
+
+def test_scores_are_those_of_the_sources_to_test(dataset, monkeypatch):
+    """Greedily and by a search, of which each has its own."""
+    settings = parse(*TINY)
+    task = task_of(dataset, settings)
+
+    def translate(task, model, source, sampler=None):
+        np.testing.assert_array_equal(source, task.test[0])
+        if sampler is None:
+            return task.test[1][:, 1:]
+        assert sampler.num_beams == 2
+        return task.test[1][::-1, 1:]
+
+    monkeypatch.setattr(EncodedPairs, "translate", translate)
+    found = translation.test(task, settings, None)
+    assert set(found) == {"bleu", "accuracy", "beam_bleu", "beam_accuracy"}
+    assert (found["accuracy"], found["beam_accuracy"]) == (1, 0)
 
 
 def test_the_loss_of_what_validates(dataset):

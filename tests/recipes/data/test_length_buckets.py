@@ -46,8 +46,8 @@ def test_widths_are_alike_in_a_batch(pairs):
     data = LengthBuckets(*pairs, batch_size=8, seed=0, multiple=4)
     widths = [data[i][0][0].shape[1] for i in range(len(data))]
     assert len(set(widths)) > 3
-    assert sorted(widths) != widths  # the order of the batches is drawn, too
-    assert sorted(widths, reverse=True) != widths
+    rises = (np.diff(widths) > 0).sum(), (np.diff(widths) < 0).sum()
+    assert min(rises) > 4  # the order of the batches is drawn, too
     order = np.random.default_rng(0).permutation(208)
     drawn = 4 * np.ceil(data.lengths[order].reshape(-1, 8).max(1) / 4)
     assert np.mean(widths) < 0.8 * drawn.mean()

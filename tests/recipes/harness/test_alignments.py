@@ -22,6 +22,18 @@ def test_only_what_attends_to_the_source_counts(rng):
     assert not found[0, :, 3].any()
 
 
+def test_a_model_that_tells_its_weights(rng):
+    class Model:
+        def attention_weights(self, inputs):
+            source, target = inputs
+            assert (source, target) == ("source", "target")
+            return keras.ops.convert_to_tensor(weights)
+
+    weights = rng.random((2, 3, 4, 4)).astype("float32")  # (B, N, T, S)
+    found = alignments(Model(), "source", "target")
+    np.testing.assert_allclose(found, weights.mean(1), rtol=1e-6)
+
+
 def test_lengths_that_tell_nothing(rng):
     model = models.TransformerSeq2Seq(11, 1, 1, 4)
     tokens = rng.integers(1, 11, (2, 4))

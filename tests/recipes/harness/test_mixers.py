@@ -36,16 +36,11 @@ def test_griffin_sees_half_of_the_steps(steps, seen):
 def test_the_lstm_attends_and_remembers_itself(rng):
     """h + attention(h), by the layers that the model holds."""
     model = network("lstm-attention", 11, 6, 8, num_heads=2)
-    layer = {each.name: each for each in model.layers}
-    h = layer["lstm"](layer["embedding"](rng.integers(0, 11, (2, 6))))
-    read = keras.Model(layer["embedding"].output, layer["norm"].input)
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 11, (2, 6))
-    vectors = layer["embedding"](tokens)
-    h = layer["lstm"](vectors)
-    found, wanted = (
-        keras.ops.convert_to_numpy(x) for x in (read(vectors), h + layer["attention"](h))
-    )
+    embedding, layer = model.get_layer("embedding"), model.get_layer("lstm_attention")
+    read = keras.Model(embedding.output, model.get_layer("norm").input)
+    vectors = embedding(rng.integers(0, 11, (2, 6)))
+    h = layer.rnn(vectors)
+    found, wanted = (keras.ops.convert_to_numpy(x) for x in (read(vectors), h + layer.attention(h)))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
