@@ -43,8 +43,8 @@ class Settings(harness.TrainingFlags):
     split_seed: int = 0  # draws what a source does not have of the parts to validate and to test
     attention: Literal[  # of the RNN with one head
         "additive", "general", "dot", "location", "multi_head"
-    ] = "additive"
-    attend: Literal["before", "after"] = "before"  # the state of the decoder changes
+    ] = "general"
+    attend: Literal["before", "after"] = "after"  # the state of the decoder changes
     sweep_heads: tuple[int, ...] = (1, 4)  # an RNN with attention for each number of heads
     num_beams: int = 5  # candidates of the beam search
     rnn_learning_rate: float = 3e-3  # highest rate of the RNNs

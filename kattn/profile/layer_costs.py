@@ -41,7 +41,7 @@ class LayerCost:
     Args:
         layer: Name of the layer.
         kind: Name of the class of the layer.
-        output_shape: Shape of the output without the batch axis.
+        output_shape: Shape of the output, or of the first one, without the batch axis.
         parameters: Number of weights, whether they are trained or not.
         flops: Floating-point operations of the forward pass, 2 per multiply-add.
         weight_bytes: Bytes of the weights, in the types in which they are kept.
@@ -120,7 +120,7 @@ def layer_costs(model):
             continue  # it serves other layers, as the positions of attention layers do
         weights = [w for w in layer.weights if id(w) not in seen]
         seen.update(map(id, weights))
-        output = outputs[id(layer)]
+        output = keras.tree.flatten(outputs[id(layer)])[0]  # behind which there may be states
         shape = tuple(output.shape[1:])
         costs.append(
             LayerCost(

@@ -116,6 +116,14 @@ def test_a_language_model():
     assert costs["decoder"].output_shape == (5, 8)
 
 
+def test_the_first_of_several_outputs():
+    inputs = keras.Input((5, 3))
+    y, *states = keras.layers.LSTM(4, return_sequences=True, return_state=True)(inputs)
+    cost = layer_costs(keras.Model(inputs, [y, *states]))[-1]
+    assert (cost.output_shape, cost.output_bytes) == ((5, 4), 5 * 4 * 4)
+    assert cost.flops == 2 * 5 * (3 + 4) * 4 * 4
+
+
 def test_a_model_of_two_sequences():
     """Of 6 tokens to read and 5 to write, each with the shape that the model was built with."""
     sizes = {"position": kattn.layers.RotaryEmbedding(), "hidden_dim": 12, "padding_token": 0}

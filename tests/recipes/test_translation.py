@@ -118,7 +118,7 @@ def test_recurrent_models_by_their_heads(dataset, asked):
     task = task_of(dataset, settings)
     assert settings.titles == {
         "rnn": "RNN",
-        "rnn-1": "RNN + additive attention",
+        "rnn-1": "RNN + general attention",
         "rnn-2": "RNN + 2 heads",
         "rnn-8": "RNN + 8 heads",
         "transformer": "Transformer",
@@ -129,15 +129,15 @@ def test_recurrent_models_by_their_heads(dataset, asked):
         assert model.compiled
     sizes = task.vocabulary_size, 3, 8
     assert asked == [
-        (*sizes, None, None, "before", 0.5),
-        (*sizes, "additive", None, "before", 0.5),
-        (*sizes, "multi_head", 2, "before", 0.5),
-        (*sizes, "multi_head", 8, "before", 0.5),
+        (*sizes, None, None, "after", 0.5),
+        (*sizes, "general", None, "after", 0.5),
+        (*sizes, "multi_head", 2, "after", 0.5),
+        (*sizes, "multi_head", 8, "after", 0.5),
     ]
-    dot = parse("--attention", "dot", "--attend", "after")
+    dot = parse("--attention", "dot", "--attend", "before")
     assert dot.titles["rnn-1"] == "RNN + dot attention"
     translation.build(task, dot, "rnn-1", 0)
-    assert asked[-1][3:6] == ("dot", None, "after")
+    assert asked[-1][3:6] == ("dot", None, "before")
     one = parse("--attention", "multi_head")
     assert one.titles["rnn-1"] == "RNN + multi-head attention"
     translation.build(task, one, "rnn-1", 0)
