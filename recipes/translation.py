@@ -132,7 +132,7 @@ def build(task: EncodedPairs, settings: Settings, kind: str, seed: int) -> Any:
             settings.rnn_width,
             attention=attention,
             num_heads=heads if attention == "multi_head" else None,
-            attend=settings.attend,
+            attend=settings.attend if heads else "before",
             **options,
         )
     model.build(((None, settings.length), (None, settings.length)))

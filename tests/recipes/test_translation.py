@@ -129,7 +129,7 @@ def test_recurrent_models_by_their_heads(dataset, asked):
         assert model.compiled
     sizes = task.vocabulary_size, 3, 8
     assert asked == [
-        (*sizes, None, None, "after", 0.5),
+        (*sizes, None, None, "before", 0.5),
         (*sizes, "general", None, "after", 0.5),
         (*sizes, "multi_head", 2, "after", 0.5),
         (*sizes, "multi_head", 8, "after", 0.5),
