@@ -41,7 +41,7 @@ class LayerCost:
     Args:
         layer: Name of the layer.
         kind: Name of the class of the layer.
-        output_shape: Shape of the output without the batch axis.
+        output_shape: Shape of the output, or of the first one, without the batch axis.
         parameters: Number of weights, whether they are trained or not.
         flops: Floating-point operations of the forward pass, 2 per multiply-add.
         weight_bytes: Bytes of the weights, in the types in which they are kept.
@@ -120,7 +120,7 @@ def layer_costs(model):
             continue  # it serves other layers, as the positions of attention layers do
         weights = [w for w in layer.weights if id(w) not in seen]
         seen.update(map(id, weights))
-        output = outputs[id(layer)]
+        output = keras.tree.flatten(outputs[id(layer)])[0]  # behind which there may be states
         shape = tuple(output.shape[1:])
         costs.append(
             LayerCost(
@@ -146,15 +146,27 @@ def _zeros(model):
         known = [(shape, None) for shape in shapes]
     else:
         raise arguments.error("`model` must be built: call its `build` first", model=model.name)
-    for shape, _ in known:
+    shapes = [each for shape, _ in known for each in (shape if _is_several(shape) else [shape])]
+    for shape in shapes:
         if None in shape[1:]:
             raise arguments.error(
                 "all axes of the inputs of the model but the batch must have a known size",
                 model=model.name,
                 input_shape=tuple(shape),
             )
-    zeros = [ops.zeros((1, *shape[1:]), dtype) for shape, dtype in known]
+    zeros = [_zeros_of(shape, dtype) for shape, dtype in known]
     return [zeros] if getattr(model, "inputs", None) and len(zeros) > 1 else zeros
+
+
+def _zeros_of(shape, dtype):
+    """One example of zeros, or a tuple of them for a model that reads several sequences."""
+    if _is_several(shape):
+        return tuple(_zeros_of(each, dtype) for each in shape)
+    return ops.zeros((1, *shape[1:]), dtype)
+
+
+def _is_several(shape):
+    return all(isinstance(each, tuple | list) for each in shape)
 
 
 def _rules(model):

@@ -13,6 +13,7 @@ from recipes.harness.comparison import compare as compare
 from recipes.harness.comparison import compare_each as compare_each
 from recipes.harness.figures import COLOURS as COLOURS
 from recipes.harness.figures import curves as curves
+from recipes.harness.figures import lines as lines
 from recipes.harness.figures import panels as panels
 from recipes.harness.figures import results_figure as results_figure
 from recipes.harness.fitting import Restartable as Restartable

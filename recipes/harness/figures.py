@@ -15,6 +15,7 @@ from recipes.harness.names import LINES, printable
 from recipes.harness.statistics import PairedDifference
 
 COLOURS = GREY, RED, BLUE, YELLOW = ("#7f7f7f", "#d1495b", "#00798c", "#edae49")  # baseline: grey
+MARKED = 12  # points of a line that are drawn as such
 MORE_COLOURS = ("#8f5d9d", "#6a994e", "#f3722c", "#7f5539")
 
 
@@ -97,6 +98,38 @@ def _band(axes: Any, values: np.ndarray, colour: str, label: str) -> None:
     epochs = np.arange(1, values.shape[1] + 1)
     axes.plot(epochs, values.mean(0), color=colour, label=label, linewidth=1.8)
     axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+
+
+def lines(
+    values: Mapping[str, Mapping[float, Sequence[float]]], x_title: str, y_title: str
+) -> Figure:
+    """Lines over numbers: means over runs, and bands from the lowest to the highest of them.
+
+    Args:
+        values: For each line, for each number, the results of all runs. Percentages get an axis
+            from 0 to 100, as their title ends with "%"; other results a logarithmic one.
+        x_title: Title of the axis of the numbers.
+        y_title: Title of the axis of the results.
+    """
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for colour, (label, by_number) in _coloured(values):
+        numbers, results = list(by_number), np.array(list(by_number.values()))  # (numbers, runs)
+        mark = "o" if len(numbers) <= MARKED else None
+        axes.plot(numbers, results.mean(1), color=colour, label=label, linewidth=1.8, marker=mark)
+        axes.fill_between(numbers, results.min(1), results.max(1), color=colour, alpha=0.2, lw=0)
+    if y_title.endswith("%"):
+        axes.set_ylim(0, 103)
+    else:
+        axes.set_yscale("log")
+    if all(len(each) <= MARKED for each in values.values()):
+        axes.set_xticks(sorted({number for each in values.values() for number in each}))
+    axes.set_xlabel(x_title)
+    axes.set_ylabel(y_title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:

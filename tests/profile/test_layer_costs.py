@@ -116,6 +116,30 @@ def test_a_language_model():
     assert costs["decoder"].output_shape == (5, 8)
 
 
+def test_the_first_of_several_outputs():
+    inputs = keras.Input((5, 3))
+    y, *states = keras.layers.LSTM(4, return_sequences=True, return_state=True)(inputs)
+    cost = layer_costs(keras.Model(inputs, [y, *states]))[-1]
+    assert (cost.output_shape, cost.output_bytes) == ((5, 4), 5 * 4 * 4)
+    assert cost.flops == 2 * 5 * (3 + 4) * 4 * 4
+
+
+def test_a_model_of_two_sequences():
+    """Of 6 tokens to read and 5 to write, each with the shape that the model was built with."""
+    sizes = {"position": kattn.layers.RotaryEmbedding(), "hidden_dim": 12, "padding_token": 0}
+    model = kattn.models.TransformerSeq2Seq(11, 2, 2, 8, **sizes)
+    model.build(((None, 6), (None, 5)))
+    encoder = 2 * (6 * (4 * 8**2 + 2 * 8 * 12) + 2 * 6 * 6 * 8)
+    cross = (5 + 6) * 2 * 8**2 + 2 * 5 * 6 * 8
+    decoder = 2 * (5 * (4 * 8**2 + 2 * 8 * 12) + 2 * 5 * 5 * 8 + cross)
+    counted = {cost.layer: cost.flops for cost in layer_costs(model) if cost.flops}
+    assert counted == {"encoder": 2 * encoder, "decoder": 2 * decoder, "tokens": 2 * 5 * 8 * 11}
+    model = kattn.models.TransformerSeq2Seq(11, 2, 2, 8)
+    model.build(((None, 6), (None, None)))
+    with pytest.raises(ValueError, match=r"must have a known size; .*input_shape=\(None, None\)"):
+        layer_costs(model)
+
+
 def test_each_channel_of_a_forecast_passes_the_blocks():
     sizes = {"input_length": 24, "num_layers": 2, "num_heads": 2, "width": 4, "hidden_dim": 6}
     model = kattn.models.TimeSeriesTransformer(5, patch_length=8, stride=4, **sizes)

@@ -27,6 +27,31 @@ def test_curves(tmp_path, runs):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("title", "scale"), [("accuracy, %", "linear"), ("norm", "log")])
+def test_lines(tmp_path, title, scale):
+    """Means over runs at each number, and bands from the lowest to the highest."""
+    values = {"a": {2: [10.0, 30.0], 8: [50.0, 70.0]}, "b": {2: [1.0, 1.0], 8: [2.0, 2.0]}}
+    figure = harness.lines(values, "pairs", title)
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("pairs", title, scale)
+    assert axes.get_xticks().tolist() == [2, 8]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [
+        [[2, 20], [8, 60]],
+        [[2, 1], [8, 2]],
+    ]
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {(2, 10), (2, 30), (8, 50), (8, 70)} <= {tuple(vertex) for vertex in band.tolist()}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    harness.RunFolder(tmp_path).write_figure("lines.png", figure)
+
+
+def test_lines_over_many_numbers_have_no_marks():
+    figure = harness.lines({"a": {k: [float(k + 1)] for k in range(40)}}, "distance", "norm")
+    (line,) = figure.axes[0].lines
+    assert line.get_marker() in (None, "None", "")
+    assert len(figure.axes[0].get_xticks()) < 20
+
+
 def test_many_models_each_have_a_curve():
     histories = {f"model {i}": [[{"loss": float(i + 1)}]] for i in range(10)}
     finals = {name: [float(i)] for i, name in enumerate(histories)}
