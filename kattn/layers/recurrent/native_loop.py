@@ -35,7 +35,7 @@ class LoopExplanation(NamedTuple):
     """Which loop a recurrent layer runs, and why.
 
     Args:
-        layer: Name of the layer; a `Bidirectional` has two.
+        layer: Path of the layer; a `Bidirectional` has two.
         loop: Name of the loop: "torch.lstm", "torch.gru", or "keras" for Keras's own.
         reason: Reason why it is Keras's own, or None.
     """
@@ -92,7 +92,7 @@ def _explanation(layer):
     if reason is None and "inner_loop" not in vars(layer):
         reason = "no layer of kattn holds it"
     loop = "keras" if reason else f"torch.{KINDS[type(layer.cell)]}"
-    return LoopExplanation(layer.name, loop, reason)
+    return LoopExplanation(layer.path or layer.name, loop, reason)
 
 
 def _unsupported(layer):

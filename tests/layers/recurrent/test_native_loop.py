@@ -376,6 +376,62 @@ def test_inside_of_transformations_the_loop_of_keras_runs(rng, calls, kind):
         assert torch.allclose(tangent, moved, atol=1e-2)
 
 
+@pytest.fixture
+def exported(rng, tmp_path):
+    """A function that writes a model of a layer and a mask, of any length or of nine steps."""
+
+    def export(native, name, steps, **options):
+        nodes = keras.Input((steps, 4)), keras.Input((steps,), dtype="bool")
+        model = keras.Model(nodes, native(nodes[0], mask=nodes[1]))
+        given = [rng.normal(size=(2, 9, 4)).astype("float32"), rng.random((2, 9)) < 0.6]
+        expected = run(model, given)
+        path = tmp_path / name
+        model.export(str(path), verbose=False, **options)
+        return path, given, expected
+
+    return export
+
+
+@on_torch
+@pytest.mark.filterwarnings("ignore")  # exporters warn of what they do not support elsewhere
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx(exported, kind):
+    """For any length, with masks; ONNX has such loops itself."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    _, native = pair(kind, return_state=False)
+    path, given, expected = exported(native, "model.onnx", None, format="onnx")
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    assert_close(session.run(None, dict(zip(names, given, strict=True)))[0], expected)
+    import onnx
+
+    assert kind in {node.op_type for node in onnx.load(path).graph.node}
+
+
+@on_torch
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [9, None])
+def test_pt2(exported, kind, steps):
+    """A file for one length needs no kattn to run; one for any length has our own operation."""
+    import torch
+
+    _, native = pair(kind, return_state=False)
+    length = torch.export.Dim("length", min=2, max=64)
+    options = {} if steps else {"dynamic_shapes": ((({1: length}, {1: length}),),)}
+    options["format"] = "torch"
+    path, given, expected = exported(native, "model.pt2", steps, **options)
+    program = torch.export.load(path)
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert (f"aten.{kind.lower()}.input" if steps else "kattn.native_rnn.default") in targets
+    assert len(program.graph.nodes) < 200
+    count = 1 if steps else 2  # the batch sizes that Keras exports for
+    inputs = tuple(torch.as_tensor(x[:count]) for x in given)
+    with torch.no_grad():
+        assert_close(program.module()(inputs).numpy(), expected[:count])
+
+
 @on_torch
 def test_a_copy_has_a_loop_of_its_own(rng):
     _, native = pair("LSTM", return_state=False)

@@ -14,7 +14,7 @@ from kattn.layers import (
 )
 from tests import rotary_oracle
 from tests.checks import check_layer, shake
-from tests.compute import assert_close, quick, result, run
+from tests.compute import assert_close, differentiate, quick, result, run
 from tests.layers.recurrent import rnn_oracle
 
 KEEP = np.array([[1] * 5, [0, 1, 1, 0, 1], [0] * 5], bool)  # none, some, all padded
@@ -133,7 +133,8 @@ def test_bidirectional(rng, keep):
 
 def test_the_loop_is_that_of_the_framework(rng):
     layer, _ = build(rng)
-    ((_, loop, reason),) = explain_loops(layer)
+    ((path, loop, reason),) = explain_loops(layer)
+    assert path == f"{layer.name}/rnn"
     if keras.backend.backend() == "torch":
         assert (loop, reason) == ("torch.lstm", None)
     else:
@@ -189,6 +190,17 @@ def test_stateful_layers_go_on(rng):
     layer.decode(x, layer.init_cache(3, 5))
     layer.rnn.reset_state()
     assert_close(run(lambda: layer(x)), first)
+
+
+def test_gradients_through_a_thousand_steps(rng):
+    """They are finite, and attention carries them from the last step to the first."""
+    x = rng.normal(size=(1, 1000, 8)).astype("float32")
+    layer, _ = build(rng)
+    upstream = np.zeros((1, 1000, 6))
+    upstream[:, -1] = 1.0
+    _, (gradient,) = differentiate(quick(lambda x: layer(x)), [x], upstream)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient[0, 0]).max() > 1e-7
 
 
 def make(**options):
