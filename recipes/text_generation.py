@@ -1,7 +1,8 @@
-"""Learn to write, character by character: a Transformer, an LSTM, and a table of counts.
+"""Learn to write, character by character: a Transformer, LSTMs, and a table of counts.
 
-Task    Predict the next character of a text. Transformer and LSTM have as many parameters, and are
-        trained for as many steps, or with --minutes for as long. Of a 5-gram only counts are kept.
+Task    Predict the next character of a text. Transformer, LSTM, and LSTM whose outputs attend to
+        each other (SA-RNN) have as many parameters, and are trained for as many steps, or with
+        --minutes for as long. Of a 5-gram only counts are kept.
 Data    The documentation of Python, as its standard library has it (default; `pydoc_data.topics`,
         the text depends on the version of Python; no network), tfds:tiny_shakespeare, or
         file:<path>. The last tenth of the characters validates.
@@ -30,7 +31,8 @@ from recipes.data import text as texts
 from recipes.data.n_gram import NGram
 
 RECIPE = "text_generation"
-LSTM, TRANSFORMER = "lstm", "transformer"
+LSTM, SA_RNN, TRANSFORMER = "lstm", "sa-rnn", "transformer"
+RNNS = {LSTM: "LSTM", SA_RNN: "SA-RNN"}
 SCORES = (harness.Score("loss", "validation loss", digits=3),)  # nats per character
 SAMPLED = 400  # characters of each sample in the report
 VALIDATED = 2560  # characters at the start of the part held out that validate an epoch
@@ -38,7 +40,7 @@ VALIDATED = 2560  # characters at the start of the part held out that validate a
 
 @dataclass(frozen=True)
 class Settings(harness.TrainingFlags):
-    """Train a Transformer and an LSTM on the characters of a text, and let them write."""
+    """Train a Transformer and LSTMs on the characters of a text, and let them write."""
 
     dataset: str = "pydoc"  # pydoc, tfds:<name> or file:<path>
     data_dir: Path | None = None  # where TensorFlow Datasets keeps its files
@@ -52,11 +54,11 @@ class Settings(harness.TrainingFlags):
     epochs: int = 8  # each of epoch_steps steps, then the models are validated
     epoch_steps: int = 250  # training steps in an epoch
     learning_rate: float = 3e-3  # highest rate of the Transformer; AdamW
-    lstm_learning_rate: float = 3e-3  # highest rate of the LSTM
+    lstm_learning_rate: float = 3e-3  # highest rate of LSTM and SA-RNN
     weight_decay: float = 0.1  # of AdamW; biases and gains do not decay
     clip: str = "global_norm:1"  # gradients: MODE or MODE:THRESHOLD
 
-    lstm_layers: int = 2  # layers of the LSTM, whose width follows from the number of parameters
+    lstm_layers: int = 2  # of LSTM and SA-RNN, whose widths follow from the number of parameters
     order: int = 5  # characters of an n-gram
     sweep_layers: tuple[int, ...] = ()  # further Transformers, with other numbers of blocks
     sweep_heads: tuple[int, ...] = ()  # ... with other numbers of heads
@@ -87,18 +89,18 @@ class Settings(harness.TrainingFlags):
 
 
 def build(text: texts.Text, settings: Settings, kind: str, seed: int) -> Any:
-    """A compiled model: a Transformer as in nanoGPT, or an LSTM with as many parameters."""
+    """A compiled model: a Transformer as in nanoGPT, or an RNN with as many parameters."""
     import keras
 
     from kattn.layers import RotaryEmbedding
     from kattn.models import TransformerLM
-    from recipes.harness.recurrent import lstm_of_size
+    from recipes.harness.recurrent import rnn_of_size
 
     keras.utils.set_random_seed(seed)
     length, vocabulary = settings.length, len(text.characters)
     model = TransformerLM(
         vocabulary,
-        *settings.shapes[TRANSFORMER if kind == LSTM else kind],
+        *settings.shapes[TRANSFORMER if kind in RNNS else kind],
         position=RotaryEmbedding(),
         norm=keras.layers.LayerNormalization(epsilon=1e-5, center=False),
         use_bias=False,
@@ -106,9 +108,11 @@ def build(text: texts.Text, settings: Settings, kind: str, seed: int) -> Any:
         attention_dropout=settings.dropout,
     )
     model.build((None, length))
-    if kind == LSTM:
+    if kind in RNNS:
+        heads = settings.num_heads if kind == SA_RNN else None
+        options = {"num_layers": settings.lstm_layers, "dropout": settings.dropout}
         sizes = model.count_params(), vocabulary, length
-        model = lstm_of_size(*sizes, layers=settings.lstm_layers, dropout=settings.dropout)
+        model = rnn_of_size(*sizes, num_heads=heads, **options)
     optimizer = harness.adamw(settings.learning_rate, settings.weight_decay, beta_2=0.99)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
@@ -148,7 +152,7 @@ def samples(
 
 def title_of(settings: Settings, kind: str) -> str:
     """The title of a kind of model."""
-    return "LSTM" if kind == LSTM else "Transformer {}x{}x{}".format(*settings.shapes[kind])
+    return RNNS.get(kind) or "Transformer {}x{}x{}".format(*settings.shapes[kind])
 
 
 def prepare(settings: Settings) -> harness.Job:
@@ -175,7 +179,7 @@ def prepare(settings: Settings) -> harness.Job:
     comparison = harness.Comparison(
         title=f"Writing by characters: {text.name}",
         about=about,
-        titles={kind: title_of(settings, kind) for kind in (LSTM, *settings.shapes)},
+        titles={kind: title_of(settings, kind) for kind in (*RNNS, *settings.shapes)},
         scores=SCORES,
         build=functools.partial(build, text, settings),
         batches=lambda kind, seed: text.batches(length, size, settings.epoch_steps, seed),
@@ -183,7 +187,7 @@ def prepare(settings: Settings) -> harness.Job:
         test=functools.partial(evaluate, text, length, None),
         tested=len(text.held_out),
         references=lambda: known,
-        rates={LSTM: settings.lstm_learning_rate},
+        rates=dict.fromkeys(RNNS, settings.lstm_learning_rate),
         notes=notes,
         test_note="All of the part held out is predicted after training.",
         sections=functools.partial(samples, text, settings, counts),

@@ -47,7 +47,8 @@ def sa_rnn(
         input_width: Number of channels of each step, if the input are vectors or series.
         num_classes: Number of classes to tell apart.
         horizon: Number of steps of series that are forecast, H.
-        input_length: Number of steps of series that the model reads, L; for `horizon` alone.
+        input_length: Number of steps that the model reads. None for any number, but of series,
+            of which L must be known.
         segment_length: Number of steps of series that are one step of the recurrent layers. It must
             divide `input_length`.
         units: Number of channels of the recurrent layers, in both directions together.
@@ -121,9 +122,9 @@ def sa_rnn(
         outputs = _forecast(inputs, recurrent, horizon, segment_length, units)
     else:
         if vocabulary_size is None:
-            inputs = h = layers.Input((None, input_width), name="vectors")
+            inputs = h = layers.Input((input_length, input_width), name="vectors")
         else:
-            inputs = layers.Input((None,), dtype="int32", name="tokens")
+            inputs = layers.Input((input_length,), dtype="int32", name="tokens")
             h = layers.Embedding(vocabulary_size, units, mask_zero=mask_zero, name="embedding")(
                 inputs
             )
@@ -161,12 +162,12 @@ def _check_ends(given, num_classes, horizon, input_length, segment_length):
     if num_classes is not None and horizon is not None:
         rule = "Only one of `num_classes` and `horizon` must be given"
         raise arguments.error(rule, num_classes=num_classes, horizon=horizon)
-    if (horizon is None) != (input_length is None) or (horizon is not None and width is None):
-        rule = "Forecasts need `horizon`, `input_length` and `input_width`, and nothing else does"
+    if horizon is not None and None in (input_length, width):
+        rule = "Forecasts need `input_length` and `input_width` beside `horizon`"
         raise arguments.error(rule, **{**sizes, "num_classes": num_classes})
     if width is not None and num_classes is None and horizon is None:
         rule = "`num_classes` or `horizon` must be given where the input are no tokens"
         raise arguments.error(rule, num_classes=num_classes, horizon=horizon)
-    if input_length is not None and input_length % max(segment_length, 1):
+    if horizon is not None and input_length % max(segment_length, 1):
         rule = "`segment_length` must divide `input_length`"
         raise arguments.error(rule, segment_length=segment_length, input_length=input_length)

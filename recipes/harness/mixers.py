@@ -30,7 +30,8 @@ class Mixer(NamedTuple):
 
 
 def _lstm(h: Any, num_heads: int, window: int | None) -> Any:
-    return keras.layers.LSTM(h.shape[-1], return_sequences=True, name="lstm")(h)
+    rnn = keras.layers.LSTM(h.shape[-1], return_sequences=True, name="lstm")
+    return layers.DecodingRNN(rnn, name="lstm_alone")(h)  # by PyTorch's own loop
 
 
 def _lstm_attention(h: Any, num_heads: int, window: int | None) -> Any:

@@ -121,10 +121,13 @@ BAD = {
         {"input_width": 3, "num_classes": 3, "horizon": 3, "input_length": 4},
         r"Only one of `num_classes` and `horizon`",
     ),
-    "no length": ({"input_width": 3, "horizon": 3}, r"Forecasts need `horizon`, `input_length`"),
+    "no length": (
+        {"input_width": 3, "horizon": 3},
+        r"Forecasts need `input_length` and.*input_length=None",
+    ),
     "tokens ahead": (
         {"vocabulary_size": 3, "horizon": 3, "input_length": 4},
-        r"Forecasts need .*vocabulary_size=3",
+        r"Forecasts need .*`input_width` beside `horizon`.*vocabulary_size=3",
     ),
     "no output": ({"input_width": 3}, r"`num_classes` or `horizon` must be given"),
     "segments": (

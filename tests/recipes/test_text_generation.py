@@ -44,7 +44,7 @@ def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, capsys, monkey
     run = tmp_path / "run"
     command = [*TINY, "--dataset", dataset, "--output", str(run)]
     assert text_generation.main(command) == 0
-    kinds = ["lstm", "transformer"]
+    kinds = ["lstm", "sa-rnn", "transformer"]
     assert {path.name for path in (run / "history").iterdir()} == {
         f"{kind}-seed0.json" for kind in kinds
     }
@@ -66,9 +66,9 @@ def test_a_run_leaves_a_folder_with_everything(dataset, tmp_path, capsys, monkey
     assert "Validation loss, for comparison: 3-gram" in words
 
     samples = re.findall(r"### ([^\n]*)\n\n```text\n(.*?)\n```", report, re.DOTALL)
-    titles = ["3-gram, temperature 1", "LSTM", "Transformer 1x2x8"]
+    titles = ["3-gram, temperature 1", "LSTM", "SA-RNN", "Transformer 1x2x8"]
     assert [title for title, _ in samples] == titles
-    assert [len(sample) for _, sample in samples] == [12] * 3
+    assert [len(sample) for _, sample in samples] == [12] * 4
     assert all(set(sample) <= set(text.characters) for _, sample in samples)
     assert f"Report: {run / 'report.md'}" in capsys.readouterr().out
     assert text_generation.main([*command, "--resume"]) == 0
@@ -95,10 +95,11 @@ def test_models_have_as_many_parameters(dataset):
     sizes = ("--length", "8", "--num-layers", "2", "--width", "16", "--sweep-widths", "24")
     settings = parse("--dataset", dataset, *sizes)
     text = texts.load(dataset, None, length=8, batch=4)
-    lstm, transformer = (
-        text_generation.build(text, settings, kind, 0) for kind in ("lstm", "transformer")
+    *rnns, transformer = (
+        text_generation.build(text, settings, kind, 0) for kind in ("lstm", "sa-rnn", "transformer")
     )
-    assert lstm.count_params() == pytest.approx(transformer.count_params(), rel=0.05)
+    for rnn in rnns:
+        assert rnn.count_params() == pytest.approx(transformer.count_params(), rel=0.1)
     swept = text_generation.build(text, settings, "transformer-2x4x24", 0)
     assert (swept.options.num_layers, swept.options.num_heads, swept.options.width) == (2, 4, 24)
 
