@@ -28,6 +28,7 @@ from kattn.layers.recurrent.attention_score import AttentionScore as AttentionSc
 from kattn.layers.recurrent.dot_score import DotScore as DotScore
 from kattn.layers.recurrent.general_score import GeneralScore as GeneralScore
 from kattn.layers.recurrent.location_score import LocationScore as LocationScore
+from kattn.layers.recurrent.lstmn import LSTMN as LSTMN
 from kattn.layers.recurrent.multi_head_score import MultiHeadScore as MultiHeadScore
 from kattn.layers.recurrent.predicted_window import PredictedWindow as PredictedWindow
 from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D

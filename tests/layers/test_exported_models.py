@@ -25,7 +25,11 @@ CASES = {
 ON_TENSORFLOW = ("SelfAttention, plain", "GatedLinearAttention, fixed", "SelfAttention2D")
 # It has a LayerNormalization of Keras, see `test_a_layer_normalization_of_keras_is_not_exported`.
 # PyTorch traces a loop over steps as that many copies of a step, which serve one length only.
-ON_TORCH = tuple(name for name in CASES if name != "TransformerDecoderBlock" and "RNN" not in name)
+ON_TORCH = tuple(
+    name
+    for name in CASES
+    if name != "TransformerDecoderBlock" and not name.startswith(("AttentionRNN", "LSTMN"))
+)
 ONNX = ON_TENSORFLOW if BACKEND == "tensorflow" else ON_TORCH
 # Lengths at which kernels loop over several blocks, and chunks.
 LONG = {"SelfAttention, plain": 600, "GatedLinearAttention, fixed": 200}
