@@ -168,6 +168,7 @@ LAYERS = {
     "AttentionRNN, window": attending(
         keras.layers.GRUCell, "general", causal=True, window=2, output="attentional"
     ),
+    "LSTMN": (functools.partial(layers.LSTMN, WIDTH), sequence),
     "FeedForward": (functools.partial(layers.FeedForward, activation="swiglu"), sequence),
     "DropPath": (functools.partial(layers.DropPath, 0.5), sequence),
     "LayerScale": (layers.LayerScale, sequence),

@@ -69,6 +69,7 @@ LAYERS = {
     "learned_positions": ("tests.layers.position.test_learned_positions", [(3, 5, 4)]),
     "rotary_embedding": ("tests.layers.position.test_rotary_embedding", [(3, 6, 2, 12)]),
     "attention_rnn": ("tests.layers.recurrent.test_attention_rnn", [(3, 5, 8)]),
+    "lstmn": ("tests.layers.recurrent.test_lstmn", [(3, 5, 8)]),
     "self_attention_2d": ("tests.layers.spatial.test_self_attention_2d", [(2, 5, 6, 8)]),
 }
 # Each of these has `full`, and takes tokens `(B, T)`, series `(B, T, M)`, or images.

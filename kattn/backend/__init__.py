@@ -24,6 +24,8 @@
     take(x, i)                    x[i]
     add_at(x, i, update)          x with x[i] += update; x may be changed in place
     put_at(x, i, value)           x with x[i] = value; x may be changed in place
+    cut(x, start, size)           x[start : start + size]; start may be traced
+    add_span(x, start, update)    x with x[start : start + len(update)] += update; x may be changed
     gather(x, index, axis)        the entries of x at an index of any shape
     put_step(x, slot, value)      x `(B, K, L, D)` with x[b, :, slot[b]] = value[b]; likewise
     overwrite(x, y)               y; in place of x where that can be
@@ -106,6 +108,8 @@ scan_trees = _framework.scan_trees
 take = _framework.take
 add_at = _framework.add_at
 put_at = _framework.put_at
+cut = _framework.cut
+add_span = _framework.add_span
 gather = _framework.gather
 put_step = _framework.put_step
 overwrite = _framework.overwrite

@@ -124,6 +124,17 @@ def add_at(x, i, update):
     return put_at(x, i, take(x, i) + update)
 
 
+def cut(x, start, size):
+    """x[start : start + size]."""
+    return jax.lax.dynamic_slice_in_dim(x, start, size)
+
+
+def add_span(x, start, update):
+    """X with x[start : start + len(update)] += update."""
+    sums = cut(x, start, update.shape[0]) + update
+    return jax.lax.dynamic_update_slice_in_dim(x, sums, start, 0)
+
+
 def gather(x, index, axis):
     """The entries of x at an index of any shape on an axis >= 0."""
     return jnp.take(x, index, axis=axis)

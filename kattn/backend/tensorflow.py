@@ -169,6 +169,17 @@ def add_at(x, i, update):
     return tf.tensor_scatter_nd_add(x, [[i]], update[None])
 
 
+def cut(x, start, size):
+    """x[start : start + size]."""
+    return x[start : start + size]
+
+
+def add_span(x, start, update):
+    """X with x[start : start + len(update)] += update."""
+    places = start + tf.range(tf.shape(update)[0])
+    return tf.tensor_scatter_nd_add(x, places[:, None], update)
+
+
 def gather(x, index, axis):
     """The entries of x at an index of any shape on an axis >= 0."""
     return tf.gather(x, index, axis=axis)

@@ -122,6 +122,17 @@ def add_at(x, i, update):
     return x
 
 
+def cut(x, start, size):
+    """x[start : start + size]."""
+    return x[start : start + size]
+
+
+def add_span(x, start, update):
+    """X with x[start : start + len(update)] += update, in place."""
+    x[start : start + len(update)] += update
+    return x
+
+
 def _is_recorded(*tensors):
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 

@@ -35,6 +35,7 @@ from kattn.layers.recurrent.general_score import GeneralScore as GeneralScore
 from kattn.layers.recurrent.griffin_block import GriffinBlock as GriffinBlock
 from kattn.layers.recurrent.griffin_recurrence import GriffinRecurrence as GriffinRecurrence
 from kattn.layers.recurrent.location_score import LocationScore as LocationScore
+from kattn.layers.recurrent.lstmn import LSTMN as LSTMN
 from kattn.layers.recurrent.min_gru import MinGRU as MinGRU
 from kattn.layers.recurrent.min_lstm import MinLSTM as MinLSTM
 from kattn.layers.recurrent.multi_head_score import MultiHeadScore as MultiHeadScore

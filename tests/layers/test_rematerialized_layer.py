@@ -13,6 +13,12 @@ MAKERS = {
     "chunked": (lambda: layers.SelfAttention(2, dropout=0.3, implementation="chunked"), SEQUENCE),
     "drop-in": (lambda: layers.MultiHeadAttention(2, 4, dropout=0.3, seed=1), SEQUENCE),
     "gated": (lambda: layers.GatedLinearAttention(2), SEQUENCE),
+    "recurrent": (
+        lambda: layers.AttentionRNN(
+            keras.layers.GRUCell(8, dropout=0.3, seed=1), "general", causal=True, window=3
+        ),
+        SEQUENCE,
+    ),
     "map": (lambda: layers.SelfAttention2D(2, dropout=0.3, seed=1), MAP),
 }
 

@@ -193,7 +193,7 @@ class AttentionRNN(QuantizableLayer):
         if self.return_sequences:
             y = set_keras_mask(silence(y, padding), padding)
         else:
-            y = _last(y, padding)
+            y = last_output(y, padding)
         return (y, *outputs) if self.return_state else y
 
     def attention_weights(self, x, memory=None, mask=None, memory_mask=None, initial_state=None):
@@ -513,8 +513,8 @@ class AttentionRNN(QuantizableLayer):
         return context_cache(ops.swapaxes(keys, 1, 2), ops.swapaxes(values, 1, 2), real)
 
 
-def _last(y, padding):
-    """The output of the last real step, 0 where there is none."""
+def last_output(y, padding):
+    """The output `(B, C)` of the last real step of `y` `(B, T, C)`, 0 where there is none."""
     if padding is None:
         return y[:, -1]
     counts = ops.cumsum(ops.cast(padding, "int32"), axis=1)

@@ -50,6 +50,15 @@ def read_cell(cell):
     return cell
 
 
+def _as_it_is(layer_call, *args, **kwargs):
+    """Stands for `rematerialized_call` of cells: the layer around them runs again, as a whole.
+
+    A cell that was made under `keras.RematScope` would run again step by step, within the loop, and
+    after its dropout is forgotten.
+    """
+    return layer_call
+
+
 class Cell:
     """A Keras cell with its states as a flat list, and its dropout drawn before the loop.
 
@@ -60,6 +69,8 @@ class Cell:
     def __init__(self, cell):
         self.cell = cell
         size = cell.state_size
+        for part in cell._flatten_layers():
+            part.rematerialized_call = _as_it_is
         self.structure = [size] if arguments.is_integer(size) else list(size)
         self.sizes = keras.tree.flatten(self.structure)
         first = self.structure[-1] if isinstance(cell, keras.layers.StackedRNNCells) else size
