@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from kattn import arguments
-from kattn.layers import GatedLinearAttention, LinearAttention
+from kattn.layers import AttentionRNN, GatedLinearAttention, LinearAttention
 from kattn.ops.attention import observed
 
 FREE = {  # a few operations per number at most, which are not counted
@@ -175,14 +175,16 @@ def _rules(model):
     cells = {
         id(cell)
         for layer in layers
-        if isinstance(layer, keras.layers.RNN)
+        if isinstance(layer, keras.layers.RNN | AttentionRNN)
         for cell in layer._flatten_layers(include_self=False)
     }
     for layer in layers:
         rule = next((rule for kind, rule in RULES.items() if isinstance(layer, kind)), None)
+        if id(layer) in cells:
+            continue  # the layer around it counts for it
         if rule is not None:
             yield layer, rule
-        elif id(layer) not in cells and not _is_free(layer):
+        elif not _is_free(layer):
             raise arguments.error(
                 "`layer_costs` must have a rule for every layer of the model",
                 layer=layer.name,
@@ -268,6 +270,12 @@ def _recurrence(layer, x, y):
     return 2 * x.shape[1] * sum(math.prod(w.shape) for w in matrices)
 
 
+def _attending_recurrence(layer, x, y):
+    # Each step multiplies with the matrices of the cell and of the score. Those of the memory are
+    # taken to see as many steps. Products of queries and keys count where `ops.attention` has them.
+    return 2 * x.shape[1] * sum(math.prod(w.shape) for w in layer.weights if len(w.shape) > 1)
+
+
 def _table(layer, x, y):
     scores = len(x.shape) == len(y.shape)  # against each vector; else tokens are looked up
     return 2 * math.prod(x.shape) * layer.input_dim if scores else 0
@@ -292,6 +300,7 @@ RULES = {
     keras.layers.Conv2D: _convolution,
     keras.layers.Conv3D: _convolution,
     keras.layers.RNN: _recurrence,
+    AttentionRNN: _attending_recurrence,
     keras.layers.ReversibleEmbedding: _table,
     LinearAttention: _linear_attention,
     GatedLinearAttention: _linear_attention,

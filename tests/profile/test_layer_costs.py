@@ -140,6 +140,16 @@ def test_a_model_of_two_sequences():
         layer_costs(model)
 
 
+def test_a_recurrence_that_attends():
+    """Matrices of its cell, of keys, of what joins state and context, at 5 steps; and scores."""
+    model = kattn.models.AttentionSeq2Seq(11, 1, 8, attention="general", attend="after")
+    model.build(((None, 6), (None, 5)))
+    costs = {cost.layer: cost for cost in layer_costs(model)}
+    assert costs["attending"].flops == 2 * 5 * (2 * 8 * 32 + 8 * 8 + 16 * 8) + 2 * 5 * 6 * (8 + 8)
+    assert costs["encoder"].flops == 2 * 6 * 2 * (8 + 4) * 16
+    assert sum(cost.parameters for cost in costs.values()) == model.count_params()
+
+
 def test_each_channel_of_a_forecast_passes_the_blocks():
     sizes = {"input_length": 24, "num_layers": 2, "num_heads": 2, "width": 4, "hidden_dim": 6}
     model = kattn.models.TimeSeriesTransformer(5, patch_length=8, stride=4, **sizes)

@@ -46,19 +46,16 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """How the recurrent models are asked for; where there are none yet, Transformers stand in."""
-    found, known = [], getattr(models, "AttentionSeq2Seq", None)
+    """How the recurrent models are asked for."""
+    found, known = [], models.AttentionSeq2Seq
 
-    def new(*sizes, attention, num_heads, attend, dropout, padding_token):
-        found.append((*sizes, attention, num_heads, attend, dropout))
-        vocabulary, layers, width = sizes
-        options = {"padding_token": padding_token}
-        if known is not None:
-            options |= {"attention": attention, "num_heads": num_heads, "attend": attend}
-            return known(*sizes, dropout=dropout, **options)
-        return models.TransformerSeq2Seq(vocabulary, layers, num_heads or 1, width, **options)
+    def new(*sizes, **options):
+        names = ("attention", "num_heads", "attend", "dropout")
+        found.append((*sizes, *(options[name] for name in names)))
+        assert options["padding_token"] == 0
+        return known(*sizes, **options)
 
-    monkeypatch.setattr(models, "AttentionSeq2Seq", new, raising=False)
+    monkeypatch.setattr(models, "AttentionSeq2Seq", new)
     return found
 
 
