@@ -110,9 +110,9 @@ def build(text: texts.Text, settings: Settings, kind: str, seed: int) -> Any:
     model.build((None, length))
     if kind in RNNS:
         heads = settings.num_heads if kind == SA_RNN else None
-        options = {"num_layers": settings.lstm_layers, "dropout": settings.dropout}
         sizes = model.count_params(), vocabulary, length
-        model = rnn_of_size(*sizes, num_heads=heads, **options)
+        layers, dropout = settings.lstm_layers, settings.dropout
+        model = rnn_of_size(*sizes, num_layers=layers, num_heads=heads, dropout=dropout)
     optimizer = harness.adamw(settings.learning_rate, settings.weight_decay, beta_2=0.99)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model

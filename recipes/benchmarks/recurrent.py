@@ -167,10 +167,11 @@ def main() -> None:
     backend = harness.choose_backend(settings.backend)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if settings.measure:
-        print(extra_memory(*json.loads(settings.measure), backend))
+        name, steps = json.loads(settings.measure)
+        print(extra_memory(name, steps, backend))
         return
     found: list[dict[str, Any]] = []
-    columns = ("case", "peer", "kattn_ms", "peer_ms", "ratio", "ratio_quartiles")
+    columns: tuple[str, ...] = ("case", "peer", "kattn_ms", "peer_ms", "ratio", "ratio_quartiles")
     records.print_head(columns)
     for case in cases(settings, backend, settings.steps):
         found.append(measure(case, settings, backend))

@@ -135,8 +135,10 @@ class GatedDeltaNet(QuantizableLayer):
     def call(self, x, mask=None):
         x, padding = read_padded(x, mask)
         flat = self._convolution(self._qkv(x), mask=padding)
+        q, k, v = self._heads(flat)  # (B, T, N, D), the last (B, T, N, Dv)
+        log_decay, rate = self._decays(x)
         options = {"mask": padding, "implementation": self.implementation}
-        y = gated_delta_rule(*self._heads(flat), *self._decays(x), **options)  # (B, T, N, Dv)
+        y = gated_delta_rule(q, k, v, log_decay, rate, **options)  # (B, T, N, Dv)
         return self._finish(x, y, padding)
 
     def init_cache(self, batch_size, length, context=None, context_mask=None):
@@ -184,8 +186,9 @@ class GatedDeltaNet(QuantizableLayer):
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
         flat, before = self._convolution.decode(self._qkv(x), before, mask=padding)
         options = {"mask": padding, "implementation": self.implementation}
-        parts = *self._heads(flat), *self._decays(x)
-        y, state = decode_gated_delta_rule(*parts, state, **options)
+        q, k, v = self._heads(flat)  # (B, t, N, D), the last (B, t, N, Dv)
+        log_decay, rate = self._decays(x)
+        y, state = decode_gated_delta_rule(q, k, v, log_decay, rate, state, **options)
         return self._finish(x, y, padding), (before, state)
 
     def compute_mask(self, x, previous_mask):
