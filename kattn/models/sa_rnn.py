@@ -11,6 +11,17 @@ RNNS = {"lstm": layers.LSTM, "gru": layers.GRU}
 EPSILON = 1e-5  # added to the variance of a series, which is normalised by it
 
 
+@keras.saving.register_keras_serializable("kattn")
+class MeanOfSteps(layers.GlobalAveragePooling1D):
+    """The mean over the real steps of `(B, T, C)`; 0 for an item that has none, not NaN."""
+
+    def call(self, inputs, mask=None):
+        if mask is None:
+            return super().call(inputs)
+        real = ops.cast(mask, inputs.dtype)[..., None]
+        return ops.sum(inputs * real, axis=1) / ops.maximum(ops.sum(real, axis=1), 1)
+
+
 def sa_rnn(
     *,
     vocabulary_size: int | None = None,
@@ -61,8 +72,8 @@ def sa_rnn(
         bidirectional: Whether each layer reads in both directions, and attention looks at later
             steps, too. Not for language models.
         mask_zero: Whether token 0 is padding.
-        dropout: Fraction of the channels that are dropped behind the embedding and each layer
-            during training, in [0, 1).
+        dropout: Fraction of the channels that are dropped behind the vectors of tokens and each
+            recurrent layer during training, in [0, 1).
         name: Name of the model.
 
     Returns:
@@ -87,12 +98,16 @@ def sa_rnn(
 
     Reference:
         Segments of series as steps, and all steps ahead at once: Lin et al. 2023, sec. 4,
-        https://arxiv.org/abs/2308.11200; the other channels' attention is not theirs.
+        https://arxiv.org/abs/2308.11200. That paper has no attention over the segments.
         Normalisation of each series: Kim et al. 2022, https://openreview.net/forum?id=cGDAkQo1C0p,
         here without learned gains.
     """
     given = {"vocabulary_size": vocabulary_size, "input_width": input_width}
     _check_ends(given, num_classes, horizon, input_length, segment_length)
+    _check_unused({"mask_zero": (mask_zero, False)}, "`vocabulary_size` is given", vocabulary_size)
+    _check_unused({"segment_length": (segment_length, 1)}, "`horizon` is given", horizon)
+    of_attention = {"window": (window, None), "combine": (combine, "add")}
+    _check_unused(of_attention, "there is attention", num_heads)
     sizes = {"units": units, "num_layers": num_layers, "segment_length": segment_length}
     arguments.check_integers(1, **sizes)
     arguments.check_choice(tuple(RNNS), rnn=rnn)
@@ -131,7 +146,7 @@ def sa_rnn(
             h = layers.Dropout(dropout, name="embedding_dropout")(h)
         h = recurrent(h)
         if not writes:
-            h = layers.GlobalAveragePooling1D(name="pool")(h)
+            h = MeanOfSteps(name="pool")(h)
         logits = layers.Dense(num_classes or vocabulary_size, dtype="float32", name="logits")
         outputs = logits(h)
     return keras.Model(inputs, outputs, name=name)
@@ -149,6 +164,13 @@ def _forecast(series, recurrent, horizon, segment_length, units):
     h = ops.reshape(h, (-1, channels, segments * units))
     h = layers.Dense(horizon, dtype="float32", name="forecast")(h)  # (B, M, H)
     return ops.transpose(h * deviation + mean, (0, 2, 1))
+
+
+def _check_unused(values, rule, needed):
+    """Raises ValueError if arguments are off their defaults that only something else needs."""
+    for name, (value, default) in values.items():
+        if needed is None and value != default:
+            raise arguments.error(f"`{name}` is for models where {rule}", **{name: value})
 
 
 def _check_ends(given, num_classes, horizon, input_length, segment_length):

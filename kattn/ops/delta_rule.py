@@ -55,16 +55,17 @@ def gated_delta_rule(
         implementation: "parallel", "chunked" or "auto". "parallel" takes all pairs of steps at
             once. "chunked" takes pairs of steps within chunks, and a state between them, in memory
             O(T). "auto" is "chunked", which is the same as "parallel" if all steps fit into one
-            chunk. A model that JAX or PyTorch exports for any number of steps takes all pairs of
-            steps at once, and 4,096 steps at most.
+            chunk. For a number of steps that is not known, TensorFlow always takes chunks. A model
+            that JAX or PyTorch exports for any number of steps takes all pairs of steps at once,
+            and is wrong for more than 4,096 steps.
         chunk: Largest number of steps in a chunk. None for the size that was measured to be fast.
 
     Returns:
         What the queries read from the states, shape `(B, T, N, Dv)`, in the dtype of the query.
 
     Raises:
-        ValueError: If ranks, sizes or dtypes do not fit, or if `implementation` or `chunk` is not
-            one of the values above.
+        ValueError: If ranks or sizes do not fit, if `mask` is not boolean, or if `implementation`
+            or `chunk` is not one of the values above.
 
     Example:
         >>> x = keras.random.normal((2, 128, 8, 64))
@@ -106,8 +107,9 @@ def decode_gated_delta_rule(
         implementation: "parallel", "chunked" or "auto". "parallel" takes all pairs of steps at
             once. "chunked" takes pairs of steps within chunks, and a state between them, in memory
             O(T). "auto" is "chunked", which is the same as "parallel" if all steps fit into one
-            chunk. A model that JAX or PyTorch exports for any number of steps takes all pairs of
-            steps at once, and 4,096 steps at most.
+            chunk. For a number of steps that is not known, TensorFlow always takes chunks. A model
+            that JAX or PyTorch exports for any number of steps takes all pairs of steps at once,
+            and is wrong for more than 4,096 steps.
         chunk: Largest number of steps in a chunk. None for the size that was measured to be fast.
 
     Returns:
@@ -116,8 +118,8 @@ def decode_gated_delta_rule(
         dtypes as before.
 
     Raises:
-        ValueError: If ranks, sizes or dtypes do not fit, or if `implementation` or `chunk` is not
-            one of the values above.
+        ValueError: If ranks or sizes do not fit, if `mask` is not boolean, or if `implementation`
+            or `chunk` is not one of the values above.
 
     Example:
         >>> state = initial_gated_linear_state(2, 8, 64, 64)
@@ -135,6 +137,7 @@ def decode_gated_delta_rule(
     log_decay = check_decay(ops.convert_to_tensor(log_decay), key, by_channel=False)
     _check_rate(rate, key)
     state = GatedLinearState(*map(ops.convert_to_tensor, state))
+    _check_state(state.state, key, value)
     plan = _Plan(implementation, chunk)
     output, after = _attend(plan, query, key, value, log_decay, rate, mask, state.state)
     return output, GatedLinearState(after, state.length + chunks.real_steps(query, mask))
@@ -150,11 +153,12 @@ class _Plan(NamedTuple):
 @backend.compiled
 def _attend(plan, query, key, value, log_decay, rate, mask, first):
     """What the queries read from the states, and the state after the new steps."""
-    steps = ops.shape(query)[1]
-    whole = plan.implementation == "parallel"
-    size = None if whole else chunks.chunk_size(steps, plan.chunk or CHUNK)
+    steps, limit = ops.shape(query)[1], plan.chunk or CHUNK
+    # The inverse must know how often to double its blocks.
+    whole = plan.implementation == "parallel" and not backend.is_computed(steps)
+    size = None if whole else chunks.chunk_size(steps, limit)
     q = chunks.of_queries(query, key.shape[2], size)
-    k, v = chunks.of_keys(chunks.silence(key, mask), size), chunks.of_keys(value, size)
+    k, v = (chunks.of_keys(chunks.silence(x, mask), size) for x in (key, value))
     b = chunks.of_keys(chunks.silence(rate[..., None], mask), size)
     g = chunks.log_decays(log_decay, mask, steps, size)
     spans = chunks.spans(g)
@@ -162,7 +166,7 @@ def _attend(plan, query, key, value, log_decay, rate, mask, first):
     from_start = ops.exp(spans[..., :, 0, :] + g[..., :1, :])  # (B, K, chunks, n, 1)
     to_end = ops.exp(spans[..., -1, :, :])
     alike = b * backend.matmul(k, k, transpose_b=True) * decays
-    inverse = _inverse(alike)
+    inverse = _inverse(alike, limit)
     values = backend.matmul(inverse, b * v)
     keys = backend.matmul(inverse, b * k * from_start)
     before, after = _carry(from_start[..., -1:, :], keys, values, k * to_end, first)
@@ -173,11 +177,11 @@ def _attend(plan, query, key, value, log_decay, rate, mask, first):
     return ops.cast(chunks.joined(mixed, steps), query.dtype), after
 
 
-def _inverse(a):
-    """(I + A)^-1 for the strictly lower triangle A of `(..., n, n)`."""
+def _inverse(a, limit):
+    """(I + A)^-1 for the strictly lower triangle A of `(..., n, n)`; n is a tensor <= limit only."""
 
     def forward(a):
-        return _inverse_by_halves(a), ()
+        return _inverse_by_halves(a, limit), ()
 
     def backward(inputs, residuals, gradient):
         (x,) = residuals
@@ -187,7 +191,7 @@ def _inverse(a):
     return backend.custom_gradient(forward, backward)(a)
 
 
-def _inverse_by_halves(a):
+def _inverse_by_halves(a, limit):
     """Blocks of 1 step, whose inverse is 1, then of 2, 4 and so on."""
     size = ops.shape(a)[-1]
     step = ops.arange(size, dtype="int32")
@@ -196,7 +200,7 @@ def _inverse_by_halves(a):
     if isinstance(size, int):
         rounds = (size - 1).bit_length()
     else:
-        rounds = ROUNDS if is_symbol(size) else (CHUNK - 1).bit_length()
+        rounds = ROUNDS if is_symbol(size) else (limit - 1).bit_length()
     for i in range(rounds):
         row_block, column_block = row // 2**i, column // 2**i
         is_below = ops.logical_and(row_block % 2 == 1, row_block - 1 == column_block)
@@ -236,6 +240,18 @@ def _split(x, widths):
     """Parts of the last axis, of these widths."""
     starts = [sum(widths[:i]) for i in range(len(widths))]
     return [x[..., start : start + width] for start, width in zip(starts, widths, strict=True)]
+
+
+def _check_state(state, key, value):
+    batch, _, heads, width = known_shape(key)
+    wanted = batch, heads, width, value.shape[-1]
+    fits = len(state.shape) == 4 and all(
+        have == need or None in (have, need)
+        for have, need in zip(known_shape(state), wanted, strict=True)
+    )
+    if not fits:
+        rule = "`state` must have shape (B, K, D, Dv), with the sizes of `key` and `value`"
+        raise error(rule, state=state, key=key, value=value)
 
 
 def _check_rate(rate, key):

@@ -218,7 +218,7 @@ def _attend(plan, query, key, value, log_decay, mask, first):
     steps, by_channel = ops.shape(query)[1], len(log_decay.shape) == 4
     size = _size(steps, *plan, by_channel=by_channel)
     q = chunks.of_queries(query, key.shape[2], size)
-    k, v = chunks.of_keys(chunks.silence(key, mask), size), chunks.of_keys(value, size)
+    k, v = (chunks.of_keys(chunks.silence(x, mask), size) for x in (key, value))
     g = chunks.log_decays(log_decay, mask, steps, size)
     mixed, q, k, total = (_mix_by_channel if by_channel else _mix_by_head)(q, k, v, g)
     before, after = _carry(total, backend.matmul(k, v, transpose_a=True), first)

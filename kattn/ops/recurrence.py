@@ -77,8 +77,8 @@ def linear_recurrence(
         initial: State h before the first step, float, shape `(B, C)`. None for zeros.
         mask: Bool, shape `(B, T)`; True = real step, False = padding, which leaves the state as it
             is. None if all steps are real.
-        starts: Bool, shape `(B, T)`; True at the first step of a segment, which does not see the
-            state before it. None if there is one segment.
+        starts: Bool, shape `(B, T)`; True at the first real step of a segment, which does not see
+            the state before it; at padding it has no effect. None if there is one segment.
         implementation: "step" takes one step after the other; "chunked" takes chunks of steps side
             by side, and then one chunk after the other; "associative" takes pairs of steps, pairs
             of pairs and so on; on TensorFlow the number of steps must be known for it. "auto" is
@@ -92,8 +92,8 @@ def linear_recurrence(
         state of the last real step.
 
     Raises:
-        ValueError: If ranks, sizes or dtypes do not fit, or if `implementation` or `chunk` is not
-            one of the values above.
+        ValueError: If ranks or sizes do not fit, if a mask is not boolean, or if `implementation`
+            or `chunk` is not one of the values above.
 
     Example:
         >>> x = keras.ops.ones((2, 5, 3))
@@ -128,8 +128,8 @@ def decode_linear_recurrence(
         state: State h before the new steps, float, shape `(B, C)`.
         mask: Bool, shape `(B, T)`; True = real step, False = padding, which leaves the state as it
             is. None if all new steps are real.
-        starts: Bool, shape `(B, T)`; True at the first step of a segment, which does not see the
-            state before it. None if there is one segment.
+        starts: Bool, shape `(B, T)`; True at the first real step of a segment, which does not see
+            the state before it; at padding it has no effect. None if there is one segment.
         implementation: "step" takes one step after the other; "chunked" takes chunks of steps side
             by side, and then one chunk after the other; "associative" takes pairs of steps, pairs
             of pairs and so on; on TensorFlow the number of steps must be known for it. "auto" is
@@ -143,8 +143,8 @@ def decode_linear_recurrence(
         the state after all of them, float32, shape `(B, C)`.
 
     Raises:
-        ValueError: If ranks, sizes or dtypes do not fit, or if `implementation` or `chunk` is not
-            one of the values above.
+        ValueError: If ranks or sizes do not fit, if a mask is not boolean, or if `implementation`
+            or `chunk` is not one of the values above.
 
     Example:
         >>> x, state = keras.ops.ones((2, 3, 4)), keras.ops.zeros((2, 4))
@@ -163,9 +163,9 @@ def decode_linear_recurrence(
     if len(a.shape) == 1:
         a = a + ops.zeros_like(b)
     if starts is not None:
-        a = ops.where(_steps(starts, "starts", x), 0.0, a)
+        a = ops.where(read_steps(starts, "starts", x), 0.0, a)
     if mask is not None:  # last: a padded step may not start a segment either
-        is_real = _steps(mask, "mask", x)
+        is_real = read_steps(mask, "mask", x)
         a, b = ops.where(is_real, a, 1.0), ops.where(is_real, b, 0.0)
     size = _chunk_size(b, implementation, chunk)
     h = _recur(size, a, b, ops.cast(state, "float32"))
@@ -290,8 +290,24 @@ def _in_turn(a, b, first):
     return backend.scan(step, first, ops.stack([a, b], axis=1))[1]
 
 
-def _steps(mask, name, x):
-    """A mask of steps as a tensor `(B, T, 1)`."""
+def read_steps(mask, name, x):
+    """A mask of the steps of a sequence.
+
+    Args:
+        mask: Bool, shape `(B, T)`.
+        name: "mask" for padding, or "starts" for the first steps of segments.
+        x: The sequence, `(B, T, C)`.
+
+    Returns:
+        A bool tensor `(B, T, 1)`.
+
+    Raises:
+        ValueError: If the mask is not boolean, or of another shape.
+
+    Example:
+        >>> read_steps(np.array([[True, False]]), "mask", keras.ops.zeros((1, 2, 3))).shape
+        (1, 2, 1)
+    """
     meaning = REAL_STEP if name == "mask" else "True = first step of a segment"
     mask = bool_tensor(mask, name, ("(B, T)",), meaning)
     shape = known_shape(x)[:2]

@@ -10,7 +10,7 @@ from keras import ops
 
 from kattn import backend
 from kattn.arguments import error
-from kattn.ops.recurrence import linear_recurrence
+from kattn.ops.recurrence import linear_recurrence, read_steps
 from kattn.ops.sizes import is_symbol, known_shape
 
 
@@ -21,20 +21,21 @@ def simple_recurrence(u, gate, peephole, state, *, mask=None, starts=None):
 
     Args:
         u: Candidates u, float, shape `(B, T, C)`.
-        gate: What of the forget gate the input says, z, float, shape `(B, T, C)`.
+        gate: The input's share of the forget gate before the sigmoid, z, float, shape `(B, T, C)`.
         peephole: Weights v of the state in its forget gate, float, shape `(C,)`.
         state: State c before the first step, float, shape `(B, C)`.
         mask: Bool, shape `(B, T)`; True = real step, False = padding, which leaves the state as it
             is. None if all steps are real.
-        starts: Bool, shape `(B, T)`; True at the first step of a segment, which does not see the
-            state before it. None if there is one segment.
+        starts: Bool, shape `(B, T)`; True at the first real step of a segment, which does not see
+            the state before it; at padding it has no effect. None if there is one segment.
 
     Returns:
         `(states, before)`: the states c after each step and those that each step has seen, both
         float32 `(B, T, C)`. At padding they are the state of the last real step.
 
     Raises:
-        ValueError: If shapes do not fit, or if PyTorch exports it for any number of steps.
+        ValueError: If shapes do not fit, if a mask is not boolean, or if PyTorch exports it for any
+            number of steps.
 
     Example:
         >>> x, v = keras.ops.ones((1, 3, 2)), keras.ops.zeros((2,))
@@ -55,10 +56,11 @@ def simple_recurrence(u, gate, peephole, state, *, mask=None, starts=None):
     u, gate, peephole, state = (ops.cast(x, "float32") for x in (u, gate, peephole, state))
     keep = ops.ones_like(u[..., :1])
     if starts is not None:
-        starts = starts if mask is None else ops.logical_and(starts, mask)
-        keep = ops.where(starts[..., None], 0.0, keep)
-    if mask is not None:  # an open gate keeps the state, bit for bit
-        gate = ops.where(mask[..., None], gate, float("inf"))
+        keep = ops.where(read_steps(starts, "starts", u), 0.0, keep)
+    if mask is not None:  # last: an open gate keeps the state, bit for bit
+        is_real = read_steps(mask, "mask", u)
+        keep = ops.where(is_real, keep, 1.0)
+        gate, u = ops.where(is_real, gate, float("inf")), ops.where(is_real, u, 0.0)
     states = _states(None, u, gate, peephole, keep, state)
     before = ops.concatenate([state[:, None], states], axis=1)[:, :-1]
     return states, before * keep

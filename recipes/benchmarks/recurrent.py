@@ -4,12 +4,15 @@ Task    One layer: batch 8, T=128 and T=1024, 256 channels in and out, float32, 
         (gradients for the input and every weight).
 Peers   keras.layers.LSTM, beside MinGRU, RGLRU, SRU and GatedDeltaNet, which do other work: their
         gates do not see the whole state. keras.layers.RNN(LSTMCell), beside AttentionRNN of the
-        same cell with dot scores, before the state changes, which attends to all steps besides.
-        On PyTorch alone torch.nn.LSTM, beside the LSTM of Keras that a layer of kattn holds.
-Method  The two sides in turns in one process, each run once before; medians and quartiles over the
-        turns, and those of the turns' ratios. A case takes three turns at least, and no more once
-        it has taken 20 s. Memory: the extra peak of one call, in a process of its own, compiled
-        before; at T=512, 1024 and 2048, to see how it grows.
+        same cell with dot scores: "after", where the state that comes out attends to all steps;
+        "window", where the state that goes in attends to the last 32; and "before", where it
+        attends to all. On PyTorch alone torch.nn.LSTM, beside the LSTM of Keras that a layer of
+        kattn holds.
+Method  A peer and all that stand beside it in turns in one process, each run once before; medians
+        and quartiles over the turns, and those of the turns' ratios. Each takes three turns at
+        least, and no more once they have taken 40 s. Memory: the extra peak of one call, in a
+        process of its own, compiled before; at T=512, 1024 and 2048, to see how it grows, and on
+        PyTorch without Keras's layers, which take minutes for it.
 Run     python -m recipes.benchmarks.recurrent --backend jax
         python -m recipes.benchmarks.recurrent --backend torch --only "MinGRU, T=1024"
 """
@@ -30,13 +33,14 @@ from recipes import harness
 from recipes.benchmarks import attention, memory, records, turns
 
 BATCH, WIDTH, HEADS = 8, 256, 4
-FEWEST_TURNS, SECONDS = 3, 20.0  # of a case: turns that it takes, and time after which it ends
+FEWEST_TURNS = 3  # of a peer and what stands beside it
+SECONDS = 40.0  # after which no more turns are taken
 PEERS = {
     "MinGRU": "keras LSTM",
     "RGLRU": "keras LSTM",
     "SRU": "keras LSTM",
     "GatedDeltaNet": "keras LSTM",
-    "AttentionRNN": "keras RNN(LSTMCell)",
+    **{f"AttentionRNN {form}": "keras RNN(LSTMCell)" for form in ("after", "window", "before")},
     "LSTM": "torch.nn.LSTM",
 }
 
@@ -88,6 +92,9 @@ def make_layer(name: str) -> Any:
     def lstm() -> Any:
         return keras.layers.LSTM(WIDTH, return_sequences=True)
 
+    def attending(**options: Any) -> Any:
+        return layers.AttentionRNN(keras.layers.LSTMCell(WIDTH), "dot", **options)
+
     def cells() -> Any:
         return keras.layers.RNN(keras.layers.LSTMCell(WIDTH), return_sequences=True)
 
@@ -96,7 +103,9 @@ def make_layer(name: str) -> Any:
         "RGLRU": lambda: layers.RGLRU(HEADS),
         "SRU": lambda: layers.SRU(WIDTH),
         "GatedDeltaNet": lambda: layers.GatedDeltaNet(HEADS),
-        "AttentionRNN": lambda: layers.AttentionRNN(keras.layers.LSTMCell(WIDTH), "dot"),
+        "AttentionRNN after": lambda: attending(attend="after"),
+        "AttentionRNN window": lambda: attending(causal=True, window=32),
+        "AttentionRNN before": attending,
         "LSTM": lambda: read_rnn(lstm()),  # as every layer of kattn takes one in
         "keras LSTM": lstm,
         "keras RNN(LSTMCell)": cells,
@@ -122,23 +131,27 @@ def compile_side(name: str, steps: int, backend: str) -> Callable[[], Any]:
     return compilers[backend](layer, layer, x, backward=True)
 
 
-def measure(case: Case, settings: Settings, backend: str) -> dict[str, Any]:
-    """One record: medians in ms over turns, and the median ratio."""
-    runs = {side: compile_side(side, case.steps, backend) for side in (case.layer, case.peer)}
+def measure(found: list[Case], settings: Settings, backend: str) -> list[dict[str, Any]]:
+    """A record of each case, all of one length and one peer: medians in ms, and of the ratios."""
+    names = [found[0].peer, *(case.layer for case in found)]
+    runs = {side: compile_side(side, found[0].steps, backend) for side in names}
     for run in runs.values():
         run()
     sides = {side: functools.partial(turns.milliseconds, run) for side, run in runs.items()}
     times = turns.in_turns(sides, settings.turns, fewest=FEWEST_TURNS, seconds=SECONDS)
-    ours, theirs = times.values()
-    return {
-        "backend": backend,
-        "case": str(case),
-        "peer": case.peer,
-        **turns.compared(ours, theirs),
-        **turns.quartiles(ours, theirs),
-        "kattn_mib": None,
-        "peer_mib": None,
-    }
+    theirs = times.pop(found[0].peer)
+    return [
+        {
+            "backend": backend,
+            "case": str(case),
+            "peer": case.peer,
+            **turns.compared(times[case.layer], theirs),
+            **turns.quartiles(times[case.layer], theirs),
+            "kattn_mib": None,
+            "peer_mib": None,
+        }
+        for case in found
+    ]
 
 
 def extra_memory(name: str, steps: int, backend: str) -> float:
@@ -151,11 +164,10 @@ def extra_memory(name: str, steps: int, backend: str) -> float:
 
 def measure_memory(case: Case, settings: Settings, backend: str) -> dict[str, Any]:
     """One record of the memory of both sides, each in a process of its own."""
-    module = "recipes.benchmarks.recurrent"
-    ours, theirs = (
-        round(memory.elsewhere(module, backend, name, case.steps))
-        for name in (case.layer, case.peer)
-    )
+    measure = functools.partial(memory.elsewhere, "recipes.benchmarks.recurrent", backend)
+    is_slow = backend == "torch" and case.peer.startswith("keras")
+    ours = round(measure(case.layer, case.steps))
+    theirs = None if is_slow else round(measure(case.peer, case.steps))
     record = {"backend": backend, "case": f"{case}, memory", "peer": case.peer}
     times = {"kattn_ms": None, "peer_ms": None, "ratio": None}
     return {**record, **times, "kattn_mib": ours, "peer_mib": theirs}
@@ -173,15 +185,17 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     columns: tuple[str, ...] = ("case", "peer", "kattn_ms", "peer_ms", "ratio", "ratio_quartiles")
     records.print_head(columns)
-    for case in cases(settings, backend, settings.steps):
-        found.append(measure(case, settings, backend))
-        records.print_row(found[-1], columns)
+    wanted = cases(settings, backend, settings.steps)
+    for peer, steps in dict.fromkeys((case.peer, case.steps) for case in wanted):
+        beside = [case for case in wanted if (case.peer, case.steps) == (peer, steps)]
+        for record in measure(beside, settings, backend):
+            found.append(record)
+            records.print_row(record, columns)
     if settings.memory and memory.is_measurable():
         columns = ("case", "peer", "kattn_mib", "peer_mib")
         for case in cases(settings, backend, settings.memory_steps):
-            if (backend, case.peer) != ("torch", "keras LSTM") or case.steps <= 1024:
-                found.append(measure_memory(case, settings, backend))
-                records.print_row(found[-1], columns)
+            found.append(measure_memory(case, settings, backend))
+            records.print_row(found[-1], columns)
     if settings.json:
         records.write(settings.json, found, backend)
 

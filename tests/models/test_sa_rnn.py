@@ -75,8 +75,12 @@ def test_forecasts():
 
 def test_padding_changes_nothing():
     model, x = made("classes of tokens", mask_zero=True)
+    x[2] = 0  # a text without a token
     longer = np.pad(x, [(0, 0), (0, 3)])
-    assert_close(run(quick(model), longer), run(quick(model), x))
+    found = run(quick(model), longer)
+    assert_close(found, run(quick(model), x))
+    _, bias = weights(model, "logits")
+    assert_close(found[2], bias)
 
 
 @pytest.mark.parametrize("kind", ["language", "plain"])
@@ -141,6 +145,18 @@ BAD = {
     "odd": (
         {"vocabulary_size": 3, "num_classes": 2, "bidirectional": True, "units": 7},
         r"`units` even.*units=7",
+    ),
+    "no tokens": (
+        {"input_width": 3, "num_classes": 2, "mask_zero": True},
+        r"`mask_zero` is for models where `vocabulary_size` is given; .*mask_zero=True",
+    ),
+    "no series": (
+        {"vocabulary_size": 3, "segment_length": 2},
+        r"`segment_length` is for models where `horizon` is given; .*segment_length=2",
+    ),
+    "no attention": (
+        {"vocabulary_size": 3, "num_heads": None, "window": 2},
+        r"`window` is for models where there is attention; .*window=2",
     ),
     "rnn": ({"vocabulary_size": 3, "rnn": "mlp"}, r"`rnn` must be one of lstm, gru.*'mlp'"),
     "units": ({"vocabulary_size": 3, "units": 0}, r"`units` must be an integer >= 1"),

@@ -27,7 +27,7 @@ class ConvolutionState(NamedTuple):
 class CausalDepthwiseConv1D(RematerializedLayer):
     """f(sum_j w_j x_{t - K + j} + b) for j = 1 to K: each channel sees its own last K real steps.
 
-    What `keras.layers.DepthwiseConv1D` with padding="causal" computes, and beside that it passes
+    What `keras.layers.Conv1D(C, K, groups=C, padding="causal")` computes, and beside that it passes
     over padding, wherever it stands, and decodes.
 
     Shapes: B batch, T steps, C width.
@@ -127,7 +127,7 @@ class CausalDepthwiseConv1D(RematerializedLayer):
             context_mask: Must be None, as there is no context.
 
         Returns:
-            A tuple of the last K - 1 steps, zeros.
+            A `ConvolutionState` of zeros.
 
         Raises:
             ValueError: If the layer is not built, if a size is not an integer >= 1, or if there is

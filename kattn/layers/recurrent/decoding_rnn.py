@@ -21,8 +21,8 @@ class DecodingRNN(RematerializedLayer):
     """The outputs of a recurrent layer of Keras at all steps; `decode` gives those of new steps.
 
     What `SelfAttentionRNN` is without its attention. On PyTorch an LSTM or a GRU runs PyTorch's own
-    kernel, under masks, too, see `explain_loops`. With such layers `kattn.generate` can write by a
-    functional model.
+    kernel, under masks, too, see `explain_loops`. With such layers `kattn.generate` can generate
+    text with a functional model.
 
     Shapes: B batch, T steps, C width, U width of the outputs of the recurrent layer.
 

@@ -43,7 +43,8 @@ class GatedDeltaNet(QuantizableLayer):
             divided by the number of heads, C / N, which must then be whole.
         value_dim: Width of the values of one head, Dv. None for `key_dim`.
         kernel_size: Number of steps that the convolution sees, its own included.
-        use_bias: Whether the projections have biases, but for those of a and b.
+        use_bias: Whether the convolution, and the projections but for those of a and b, have
+            biases.
         implementation: Name of the algorithm: "parallel" takes all pairs of steps at once,
             "chunked" goes through the sequence chunk by chunk, "auto" chooses. All give the same
             result.
@@ -78,8 +79,8 @@ class GatedDeltaNet(QuantizableLayer):
     Reference:
         Yang et al. 2024, eq. 10 and sec. 3.4, https://arxiv.org/abs/2412.06464. The decay, and what
         A and c start at, are those of Mamba-2: Dao and Gu 2024, https://arxiv.org/abs/2405.21060.
-        Other than there: projections may have biases, and D and Dv are N heads' shares of C by
-        default.
+        Other than there: projections and the convolution may have biases, and D and Dv are N heads'
+        shares of C by default.
     """
 
     def __init__(
@@ -122,7 +123,11 @@ class GatedDeltaNet(QuantizableLayer):
         self._output = dense("output", sizes.output_width, width)
         self._rates = dense("rates", width, self.num_heads, self.num_heads, use_bias=False)
         self._convolution = CausalDepthwiseConv1D(
-            self.kernel_size, activation="silu", dtype=self.dtype_policy, name="convolution"
+            self.kernel_size,
+            activation="silu",
+            use_bias=self._projections.use_bias,
+            dtype=self.dtype_policy,
+            name="convolution",
         )
         self._convolution.build((*x_shape[:-1], sum(parts)))
         heads = {"shape": (self.num_heads,), "autocast": False}

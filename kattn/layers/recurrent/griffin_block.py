@@ -6,11 +6,12 @@ from keras import ops
 from kattn import arguments
 from kattn.layers.attention.attention_layer import check_sequence
 from kattn.layers.attention.caches import check_decodes
+from kattn.layers.attention.head_sizes import check_heads
 from kattn.layers.attention.mask_reader import read_padding
+from kattn.layers.attention.quantizable_layer import QuantizableLayer
 from kattn.layers.attention.self_attention import SelfAttention
 from kattn.layers.position.rotary_embedding import RotaryEmbedding
 from kattn.layers.recurrent.griffin_recurrence import GriffinRecurrence
-from kattn.layers.rematerialized_layer import RematerializedLayer
 from kattn.layers.transformer.block_stack import BlockStack
 from kattn.layers.transformer.feed_forward import FeedForward
 from kattn.layers.transformer.transformer_encoder_block import TransformerEncoderBlock
@@ -29,7 +30,7 @@ ARGUMENTS = (
 
 
 @keras.saving.register_keras_serializable("kattn")
-class GriffinBlock(RematerializedLayer):
+class GriffinBlock(QuantizableLayer):
     """Two recurrent blocks and one of attention to a window, as Griffin repeats them.
 
     Each is x + mix(norm(x)) and then x + feed_forward(norm(x)), with RMS norms and a feed-forward
@@ -95,10 +96,13 @@ class GriffinBlock(RematerializedLayer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
-        arguments.check_integers(1, num_heads=num_heads, window=window)
-        arguments.check_optional_integers(1, hidden_dim=hidden_dim)
-        if not pattern:
-            raise arguments.error("`pattern` must name one mixer or more", pattern=pattern)
+        arguments.check_integers(1, window=window, kernel_size=kernel_size)
+        arguments.check_optional_integers(1, hidden_dim=hidden_dim, recurrent_units=recurrent_units)
+        check_heads(num_heads, None, None, num_key_value_heads)
+        arguments.check_fractions(dropout=dropout)
+        if isinstance(pattern, str) or not pattern:
+            rule = "`pattern` must be a sequence of one mixer or more, such as ('recurrent',)"
+            raise arguments.error(rule, pattern=pattern)
         for mixer in pattern:
             arguments.check_choice(MIXERS, pattern=mixer)
         self.num_heads = num_heads

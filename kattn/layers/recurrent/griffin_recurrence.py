@@ -29,7 +29,7 @@ class GriffinRecurrence(QuantizableLayer):
         num_heads: Number of blocks of the gates of the RG-LRU, which must divide `units`.
         units: Number of channels of the recurrence. None for the width of the input, C.
         kernel_size: Number of steps that the convolution sees, its own included.
-        use_bias: Whether the projections have biases.
+        use_bias: Whether the projections, the convolution and the gates of the RG-LRU have biases.
         implementation: How the recurrence is computed: "step", "chunked", "associative" or "auto",
             see `kattn.ops.linear_recurrence`. All give the same result.
         kernel_initializer: Initializer of the projection matrices. Each projection is initialised
@@ -88,10 +88,14 @@ class GriffinRecurrence(QuantizableLayer):
             use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer
         )
         self._recurrence = RGLRU(
-            num_heads, implementation=implementation, dtype=self.dtype_policy, name="recurrence"
+            num_heads,
+            implementation=implementation,
+            use_bias=use_bias,
+            dtype=self.dtype_policy,
+            name="recurrence",
         )
         self._convolution = CausalDepthwiseConv1D(
-            kernel_size, dtype=self.dtype_policy, name="convolution"
+            kernel_size, use_bias=use_bias, dtype=self.dtype_policy, name="convolution"
         )
 
     def build(self, x_shape):

@@ -125,6 +125,8 @@ def decode_rnn(rnn, x, cache, mask=None):
     if decodes_itself(rnn):
         y, cache = rnn.decode(x, cache, mask=mask)
         return silence(y, mask), cache
+    if x.shape[1] == 0:
+        return run_rnn(rnn, x, None), cache
     x = ops.convert_to_tensor(x, dtype=rnn.cell.compute_dtype)
     found = None if x.shape[1] == 1 else native_outputs(rnn, x, cache, mask)
     y, states = _step_by_step(rnn.cell, x, cache, mask) if found is None else found

@@ -35,8 +35,9 @@ class MinLSTM(GatedAverage):
         x: Input sequence, float, shape `(B, T, C)`.
         mask: Padding, bool, shape `(B, T)`, True = real step; False = padding, which leaves the
             state as it is. It is combined with the Keras mask of `x`.
-        starts: Bool, shape `(B, T)`; True at the first step of a segment, which does not see the
-            steps before it, as where texts are packed into one sequence. None for one segment.
+        starts: Bool, shape `(B, T)`; True at the first real step of a segment, which does not see
+            the steps before it, as where texts are packed into one sequence; at padding it has no
+            effect. None for one segment.
 
     Returns:
         `(B, T, units)`; at padding steps it is the state of the last real step. The padding of `x`

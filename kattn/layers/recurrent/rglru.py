@@ -8,7 +8,7 @@ from kattn.layers.attention.projection_options import ProjectionOptions
 from kattn.layers.initializers import numbered
 from kattn.layers.recurrent.recurrent_layer import RecurrentLayer
 from kattn.ops.cache import next_positions
-from kattn.ops.recurrence import decode_linear_recurrence
+from kattn.ops.recurrence import decode_linear_recurrence, read_steps
 
 SCALE = 8.0  # c of the paper
 RADII = 0.9, 0.999  # between which the decay of an open gate lies at the start, to the power 1 / c
@@ -41,8 +41,9 @@ class RGLRU(RecurrentLayer):
         x: Input sequence, float, shape `(B, T, C)`.
         mask: Padding, bool, shape `(B, T)`, True = real step; False = padding, which leaves the
             state as it is. It is combined with the Keras mask of `x`.
-        starts: Bool, shape `(B, T)`; True at the first step of a segment, which does not see the
-            steps before it, as where texts are packed into one sequence. None for one segment.
+        starts: Bool, shape `(B, T)`; True at the first real step of a segment, which does not see
+            the steps before it, as where texts are packed into one sequence; at padding it has no
+            effect. None for one segment.
 
     Returns:
         `(B, T, C)`; at padding steps it is the state of the last real step. The padding of `x` is
@@ -121,7 +122,7 @@ class RGLRU(RecurrentLayer):
         gain = _square_root(2.0 * tanh / (1.0 + tanh))  # 1 - a^2, also where a is nearly 1
         is_first = next_positions(cache, ops.shape(x)[1], padding) == 0  # (B, T)
         if starts is not None:
-            is_first = ops.logical_or(is_first, starts)
+            is_first = ops.logical_or(is_first, read_steps(starts, "starts", x)[..., 0])
         gain = ops.where(is_first[..., None], 1.0, gain)
         h, state = decode_linear_recurrence(
             ops.exp(-speed),

@@ -24,13 +24,14 @@ class SRU(RecurrentLayer):
     Shapes: B batch, T steps, C width of the input.
 
     Args:
-        units: Number of channels of the state and of the output. If it is not C, the input has a
-            projection of its own on its way past the recurrence.
+        units: Number of channels of the state and of the output. If it is not C, x in the equation
+            of h is a further projection of the input.
         peephole: Whether the gates see the state, by v_f and v_r. Without that the recurrence is
-            linear, and `implementation` says how it is computed.
+            linear, and `implementation` says how it is computed. With it a program that PyTorch
+            compiles holds a copy of the recurrence for each step.
         highway_bias: Number that b_r starts at. The lower it is, the more of the input passes by.
-        rescale: Whether the input is multiplied by sqrt(1 + 2 exp(highway_bias)) on its way past
-            the recurrence, which keeps the variance from layer to layer.
+        rescale: Whether x in the equation of h is multiplied by sqrt(1 + 2 exp(highway_bias)),
+            which keeps the variance from layer to layer.
         use_bias: Whether the gates have biases.
         implementation: How the recurrence is computed without `peephole`: "step", "chunked",
             "associative" or "auto", see `kattn.ops.linear_recurrence`. With it the steps always
@@ -46,8 +47,9 @@ class SRU(RecurrentLayer):
         x: Input sequence, float, shape `(B, T, C)`.
         mask: Padding, bool, shape `(B, T)`, True = real step; False = padding, which leaves the
             state as it is. It is combined with the Keras mask of `x`.
-        starts: Bool, shape `(B, T)`; True at the first step of a segment, which does not see the
-            steps before it, as where texts are packed into one sequence. None for one segment.
+        starts: Bool, shape `(B, T)`; True at the first real step of a segment, which does not see
+            the steps before it, as where texts are packed into one sequence; at padding it has no
+            effect. None for one segment.
 
     Returns:
         `(B, T, units)`; at padding steps it means nothing. The padding of `x` is the Keras mask of
@@ -143,7 +145,7 @@ class SRU(RecurrentLayer):
         parts = ops.cast(inputs, "float32")
         widths = [self.units] * (parts.shape[-1] // self.units)
         u, forget, reset, *past = split_channels(parts, widths)
-        past = past[0] if past else self._past_gain * ops.cast(x, "float32")
+        past = self._past_gain * (past[0] if past else ops.cast(x, "float32"))
         if self._gate_bias is not None:
             bias = ops.convert_to_tensor(self._gate_bias)
             forget, reset = forget + bias[0], reset + bias[1]

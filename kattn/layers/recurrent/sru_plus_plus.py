@@ -26,8 +26,8 @@ class SRUPlusPlus(SRU):
     Shapes: B batch, T steps, C width of the input.
 
     Args:
-        units: Number of channels of the state and of the output. If it is not C, the input has a
-            projection of its own on its way past the recurrence.
+        units: Number of channels of the state and of the output. If it is not C, what stands for x
+            in the highway r_t c_t + (1 - r_t) x_t is a fourth part of U.
         attention_dim: Number of channels of the queries, keys and values. The paper has a quarter
             to an eighth of `units`.
         num_heads: Number of attention heads, which must divide `attention_dim`.

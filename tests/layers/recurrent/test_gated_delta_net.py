@@ -39,7 +39,7 @@ def expected_output(layer, x, keep):
     width = layer.key_dim or x.shape[-1] // heads
     value_width = layer.value_dim or width
     flat = x @ w["qkv/kernel"] + w.get("qkv/bias", 0.0)
-    flat = swish(convolved(flat, w["convolution/kernel"], w["convolution/bias"], keep))
+    flat = swish(convolved(flat, w["convolution/kernel"], w.get("convolution/bias", 0.0), keep))
     q, k, v = np.split(flat, [heads * width, 2 * heads * width], axis=-1)
     b, a = np.split(x @ w["rates/kernel"], 2, axis=-1)
     b, a = sigmoid(b), np.exp(-np.exp(w["speed"]) * np.log1p(np.exp(a + w["shift"])))

@@ -93,7 +93,15 @@ BAD = {
     "num_heads": ({"num_heads": 0}, "`num_heads` must be an integer >= 1.*num_heads=0"),
     "window": ({"window": 0}, "`window` must be an integer >= 1.*window=0"),
     "hidden_dim": ({"hidden_dim": 0}, "`hidden_dim` must be an integer >= 1.*=0"),
-    "no pattern": ({"pattern": ()}, r"`pattern` must name one mixer or more; .*=\(\)"),
+    "no pattern": ({"pattern": ()}, r"`pattern` must be a sequence of one mixer or more.*=\(\)"),
+    "one word": ({"pattern": "recurrent"}, r"`pattern` must be a sequence.*='recurrent'"),
+    "key heads": (
+        {"num_key_value_heads": 3},
+        r"`num_heads` must be a multiple of `num_key_value_heads`; .*=2, num_key_value_heads=3",
+    ),
+    "kernel_size": ({"kernel_size": 0}, r"`kernel_size` must be an integer >= 1.*=0"),
+    "units": ({"recurrent_units": 0}, r"`recurrent_units` must be an integer >= 1.*=0"),
+    "dropout": ({"dropout": 1.0}, r"`dropout` must be a fraction"),
     "pattern": ({"pattern": ("lstm",)}, "`pattern` must be one of recurrent, attention; .*'lstm'"),
 }
 

@@ -24,10 +24,11 @@ def expected_output(layer, x, keep):
     w, heads = weights_of(layer), layer.num_heads
     flat = x @ w["inputs/kernel"] + w.get("inputs/bias", 0.0)
     h, gate = np.split(flat, 2, axis=-1)
-    h = convolved(h, w["convolution/kernel"], w["convolution/bias"], keep)
+    h = convolved(h, w["convolution/kernel"], w.get("convolution/bias", 0.0), keep)
     width = h.shape[-1]
     block = width // heads
-    kernel, bias = w["recurrence/gates_kernel"], w["recurrence/gates_bias"]
+    kernel = w["recurrence/gates_kernel"]
+    bias = w.get("recurrence/gates_bias", np.zeros(heads))
     z = np.stack(
         [h[..., n * block : (n + 1) * block] @ kernel[n] + bias[n] for n in range(heads)], axis=2
     )

@@ -53,7 +53,7 @@ def expected_output(layer, x, keep):
     h = (h * w["norm/gamma"] + w["norm/beta"]) @ w["inputs/kernel"]
     u, forget, reset, *past = np.split(h, h.shape[-1] // units, axis=-1)
     gain = np.sqrt(1 + 2 * np.exp(layer.highway_bias)) if layer.rescale else 1.0
-    past = past[0] if past else gain * x
+    past = gain * (past[0] if past else x)
     b_f, b_r = w["gate_bias"]
     v_f, v_r = w.get("peephole", np.zeros((2, units)))
     y = np.zeros((*x.shape[:2], units))
