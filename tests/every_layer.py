@@ -154,6 +154,7 @@ LAYERS = {
     "MinLSTM": (functools.partial(layers.MinLSTM, 8, activation="tanh"), sequence),
     "RGLRU": (functools.partial(layers.RGLRU, HEADS), sequence),
     "SRU": (functools.partial(layers.SRU, 8, peephole=False), sequence),
+    "SRU, peephole": (functools.partial(layers.SRU, 8), sequence),
     "SRUPlusPlus": (functools.partial(layers.SRUPlusPlus, 8, 4, peephole=False), sequence),
     "GatedDeltaNet": (functools.partial(layers.GatedDeltaNet, HEADS), sequence),
     "CausalDepthwiseConv1D": (functools.partial(layers.CausalDepthwiseConv1D, 3), sequence),

@@ -102,8 +102,8 @@ def linear_recurrence(
 
     Reference:
         Blelloch 1990, sec. 1.4, on recurrences as scans,
-        https://www.cs.cmu.edu/~guyb/papers/Ble93.pdf. Resets at starts of segments: De et al. 2024
-        (Griffin), https://arxiv.org/abs/2402.19427
+        https://www.cs.cmu.edu/~guyb/papers/Ble93.pdf. Resets at starts of segments: as in the code
+        that the authors of Griffin published, https://github.com/google-deepmind/recurrentgemma
     """
     if initial is None:
         _check_sequence(x)

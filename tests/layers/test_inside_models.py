@@ -16,8 +16,8 @@ from kattn import layers, masks
 from tests.checks import shake
 from tests.compute import assert_close, differentiate, quick, run
 from tests.decode_checks import in_pieces
+from tests.every_layer import BASES, PARTS
 
-KINDS = {"Position", "InputPosition", "HeadPosition", "ScoreBias"}  # base classes
 X, CONTEXT, SCORES = (3, 5, 8), (3, 6, 8), (3, 2, 5, 5)
 
 
@@ -88,6 +88,28 @@ LAYERS = {
         [X],
     ),
     "SHARNNBlock": (recurrent("SHARNNBlock", rnn=lambda: lstm(return_state=True)), [X]),
+    "DecodingRNN": (recurrent("DecodingRNN", rnn=lstm), [X]),
+    "AttentionRNN": (
+        lambda **options: layers.AttentionRNN(
+            keras.layers.GRUCell(8), layers.MultiHeadScore(2), causal=True, **options
+        ),
+        [X],
+    ),
+    "LSTMN": (lambda **options: layers.LSTMN(8, **options), [X]),
+    "MinGRU": (lambda **options: layers.MinGRU(8, **options), [X]),
+    "MinLSTM": (lambda **options: layers.MinLSTM(8, **options), [X]),
+    "SRU": (lambda **options: layers.SRU(8, **options), [X]),
+    "SRUPlusPlus": (lambda **options: layers.SRUPlusPlus(8, 4, **options), [X]),
+    "RGLRU": (lambda **options: layers.RGLRU(2, **options), [X]),
+    "GatedDeltaNet": (lambda **options: layers.GatedDeltaNet(2, **options), [X]),
+    "CausalDepthwiseConv1D": (lambda: layers.CausalDepthwiseConv1D(3), [X]),
+    "GriffinRecurrence": (lambda **options: layers.GriffinRecurrence(2, **options), [X]),
+    "GriffinBlock": (
+        lambda **options: layers.GriffinBlock(
+            2, window=3, pattern=("recurrent", "attention"), **options
+        ),
+        [X],
+    ),
     "FeedForward": (lambda **options: layers.FeedForward(6, "reglu", **options), [X]),
     "DropPath": (lambda: layers.DropPath(0.5), [X]),
     "LayerScale": (layers.LayerScale, [X]),
@@ -111,6 +133,7 @@ MASKED = [name for name in ATTENTION if any("mask" in word for word in call_argu
 TAKE_OBJECTS = [name for name in ATTENTION if "mask_arrays" in call_arguments(name)]
 TAKE_POSITIONS = [name for name in LAYERS if "positions" in call_arguments(name)]
 # Position layers decode, too, and have no projections.
+WITHOUT_PROJECTIONS = ["DecodingRNN", "LSTMN", "RGLRU", "CausalDepthwiseConv1D"]
 DECODE = [name for name in LAYERS if hasattr(getattr(layers, name), "decode")]
 
 
@@ -120,7 +143,7 @@ def test_every_exported_layer_is_here():
         for name, value in vars(layers).items()
         if inspect.isclass(value) and issubclass(value, keras.layers.Layer)
     }
-    assert set(LAYERS) == exported - KINDS
+    assert set(LAYERS) == exported - BASES - PARTS
     assert TAKE_OBJECTS == [
         "SelfAttention", "CrossAttention", "DifferentialAttention", "MultiHeadAttention",
         "TransformerEncoderBlock", "TransformerDecoderBlock", "RTransformerBlock",
@@ -262,7 +285,7 @@ def test_decoding_of_what_is_quantised_and_has_lora(name, monkeypatch):
     model = functional(layer, inputs)
     model.quantize("int8")
     projections = [part for part in layer._flatten_layers() if hasattr(part, "enable_lora")]
-    assert projections
+    assert projections or name in WITHOUT_PROJECTIONS
     for part in projections:
         part.enable_lora(2)
     shake(layer)
@@ -443,7 +466,8 @@ class SeeMask(keras.layers.Layer):
 @pytest.mark.parametrize("name", [x for x in MASKED if x != "StructuredSelfAttention"])
 def test_padding_of_the_input_is_padding_of_the_output(name):
     """Whatever else the call is given; where steps are pooled there is no padding left."""
-    options = {} if name == "SHARNNBlock" else {"position": layers.RotaryEmbedding()}
+    takes_position = name in TAKE_POSITIONS or name == "SelfAttentionRNN"
+    options = {"position": layers.RotaryEmbedding()} if takes_position else {}
     layer, inputs = fresh(name, **options), draw(name)
     keep = np.ones(inputs[0].shape[:2], bool)
     keep[0, 3:] = False

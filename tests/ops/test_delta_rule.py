@@ -137,12 +137,16 @@ def test_keys_that_are_alike(rng):
     assert_close(y, expected(*arrays)[0])
 
 
-def test_traced_for_any_length(rng):
+@pytest.mark.parametrize("options", [{}, {"implementation": "parallel"}, {"chunk": 64}])
+def test_traced_for_any_length(rng, options):
     arrays = inputs(rng, 6, K)
     shapes = [(B, "T", *x.shape[2:]) for x in arrays[:5]]
-    traced = traced_for_any_length(lambda *x: function(*x)[0], arrays, [*shapes, arrays[5].shape])
-    arrays = inputs(rng, 40, K)
-    assert_close(run(traced, *arrays), expected(*arrays)[0])
+    traced = traced_for_any_length(
+        lambda *x: function(*x, **options)[0], arrays, [*shapes, arrays[5].shape]
+    )
+    for steps in (40, 100):
+        arrays = inputs(rng, steps, K)
+        assert_close(run(traced, *arrays), expected(*arrays)[0])
 
 
 def test_no_steps(rng):
@@ -152,7 +156,18 @@ def test_no_steps(rng):
     np.testing.assert_array_equal(state, arrays[5])
 
 
+def test_what_stands_at_padding_is_without_effect(rng):
+    arrays = inputs(rng)
+    wanted = run(shared(chunk=4), *arrays, mask=KEEP)
+    for array in arrays[:5]:
+        array[~KEEP] = np.nan
+    y, state = run(shared(chunk=4), *arrays, mask=KEEP)
+    assert_close(y[KEEP], wanted[0][KEEP])
+    assert_close(state, wanted[1])
+
+
 BAD = {
+    "state": (5, lambda x: x[:1], r"`state` must have shape \(B, K, D, Dv\).*\(1, 2, 3, 5\)"),
     "rate": (4, lambda x: x[:, :3], r"`rate` must have shape \(B, T, K\).*\(2, 3, 2\)"),
     "log_decay": (
         3,

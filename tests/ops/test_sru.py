@@ -85,6 +85,22 @@ def test_compiled(rng):
         assert_close(have, want)
 
 
+def test_what_stands_at_padding_is_without_effect(rng):
+    arrays = inputs(rng)
+    wanted, _ = run(quick(function), *arrays)
+    arrays[0][~KEEP] = arrays[1][~KEEP] = np.nan
+    assert_close(run(quick(function), *arrays)[0], wanted)
+
+
+@pytest.mark.parametrize("name", ["mask", "starts"])
+def test_bad_masks(rng, name):
+    arrays = [ops.convert_to_tensor(x) for x in inputs(rng)]
+    with pytest.raises(ValueError, match=rf"`{name}` must have shape \(B, T\)=\(3, 5\).*\(3, 4\)"):
+        simple_recurrence(*arrays, **{name: ops.convert_to_tensor(KEEP[:, :4])})
+    with pytest.raises(ValueError, match=rf"`{name}` must be boolean"):
+        simple_recurrence(*arrays, **{name: ops.ones((3, 5))})
+
+
 def test_no_steps(rng):
     states, before = run(simple_recurrence, *inputs(rng, 0))
     assert states.shape == before.shape == (3, 0, 4)

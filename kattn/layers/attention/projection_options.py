@@ -21,6 +21,9 @@ FIRST = {
     "output": 6,
     "decay_down": 7,
     "decay_up": 8,
+    "rates": 9,
+    "down": 11,
+    "expansion": 12,
 }
 
 

@@ -137,6 +137,10 @@ class SelfAttentionRNN(QuantizableLayer):
         if self._is_given:
             _check_alone(self._options)
             self.attention = read_part("attention", attention)
+            given = getattr(self.attention, "causal", causal)
+            if given != causal:
+                rule = "`causal` must be what it is in `attention`"
+                raise arguments.error(rule, causal=causal, **{"attention.causal": given})
         else:
             options = {**self._options, "causal": causal, "dtype": self.dtype_policy}
             self.attention = SelfAttention(**options, name="attention")

@@ -171,7 +171,7 @@ class SRUPlusPlus(SRU):
         self._alpha = self.add_weight(name="alpha", shape=(), initializer="zeros", autocast=False)
         self._norm = new_norm("layer", "norm", self.dtype_policy)
         self._norm.build((None, None, narrow))
-        self._build_recurrence(width, self._build_inputs("inputs", narrow, width))
+        self._build_recurrence(width, self._build_inputs("expansion", narrow, width))
 
     def _project(self, x):
         """What W_1 makes of x; and queries, keys and values of it, `(B, T, N, D)`."""

@@ -139,7 +139,12 @@ def test_configs_are_alike_in_any_process(cls):
     taken = inspect.signature(cls).parameters
     sizes = {name: 4 for name in ("num_heads", "key_dim") if name in taken}
     positions = [RotaryEmbedding(name="rotary") for _ in range(2)]
-    made = [cls(**sizes, position=position, name="layer") for position in positions]
+
+    def new(position):
+        rnn = {"rnn": keras.layers.GRU(8, return_sequences=True)} if "rnn" in taken else {}
+        return cls(**rnn, **sizes, position=position, name="layer")
+
+    made = [new(position) for position in positions]
     configs = [json.dumps(layer.get_config()) for layer in made]
     assert configs[0] == configs[1]
 

@@ -89,6 +89,19 @@ def test_initial_decays():
     assert abs((step < 0.01).mean() - 0.5) < 0.1  # even over the logarithms
 
 
+def test_projections_are_drawn_apart():
+    initializer = keras.initializers.RandomNormal(seed=1)
+    layer = GatedDeltaNet(8, key_dim=1, kernel_initializer=initializer)
+    layer.build((None, 5, 8))
+    w = weights_of(layer)
+    kernels = [w[f"{name}/kernel"] for name in ("qkv", "gate", "output", "rates")]
+    parts = [part for kernel in kernels for part in np.split(kernel, kernel.shape[1] // 8, axis=1)]
+    assert len(parts) == 7
+    for i, one in enumerate(parts):
+        for other in parts[:i]:
+            assert np.abs(one - other).max() > 1e-3
+
+
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_keeps_the_state_in_float32(rng, dtype):
     layer = GatedDeltaNet(2, dtype=dtype)

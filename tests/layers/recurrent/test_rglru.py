@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from kattn.layers import RGLRU
 from tests.checks import check_layer
@@ -88,6 +89,14 @@ def test_the_square_root_has_a_slope_of_1000_at_most():
     y, (slope,) = differentiate(quick(_square_root), [x], np.ones(5))
     assert_close(y, np.sqrt(x))
     assert_close(slope, [1000.0, 1000.0, 500.0, 1.0, 0.5 / np.sqrt(0.9)], 1e-4)
+
+
+def test_bad_starts(rng):
+    x = rng.normal(size=(3, 5, 8)).astype("float32")
+    with pytest.raises(ValueError, match=r"`starts` must have shape .*\(3, 5\).*\(3, 4\)"):
+        RGLRU(2)(x, starts=ops.convert_to_tensor(STARTS[:, :4]))
+    with pytest.raises(ValueError, match=r"`starts` must be boolean"):
+        RGLRU(2)(x, starts=ops.ones((3, 5)))
 
 
 def make(**options):

@@ -165,6 +165,13 @@ def test_another_attention(rng, name):
     assert_close(run(lambda: ops.concatenate([first, last], axis=1)), full)
 
 
+def test_a_given_attention_is_as_causal_as_the_layer():
+    rnn = keras.layers.GRU(6, **WHOLE)
+    with pytest.raises(ValueError, match=r"`causal` must be what it is in `attention`.*=True"):
+        SelfAttentionRNN(rnn, attention=SelfAttention(2))
+    SelfAttentionRNN(rnn, attention=SelfAttention(2), causal=False)
+
+
 def test_weights(rng):
     """They mix what the call mixes: with the values they give its attention."""
     layer, x = build(rng, window=3)

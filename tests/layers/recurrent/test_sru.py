@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from kattn.layers import SRU
 from tests.checks import check_layer
@@ -78,6 +79,14 @@ def test_gradients_through_a_thousand_steps(rng):
     assert np.isfinite(gradient).all()
     sizes = np.abs(gradient[:, :-1]).max(axis=(0, 2))  # the last step has the highway besides
     assert sizes[0] > 0.01 * sizes[-1] > 0.0
+
+
+def test_bad_starts(rng):
+    x = rng.normal(size=(3, 5, 8)).astype("float32")
+    with pytest.raises(ValueError, match=r"`starts` must have shape .*\(3, 5\).*\(3, 4\)"):
+        SRU(8)(x, starts=ops.convert_to_tensor(STARTS[:, :4]))
+    with pytest.raises(ValueError, match=r"`starts` must be boolean"):
+        SRU(8)(x, starts=ops.ones((3, 5)))
 
 
 def make(**options):

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 
@@ -50,7 +51,7 @@ def expected_output(layer, x, keep):
     mixed = [attended(z[b], k[b], v[b], keep[b], layer.num_heads, window) for b in range(len(x))]
     h = z + w["alpha"] * np.stack(mixed)
     h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
-    h = (h * w["norm/gamma"] + w["norm/beta"]) @ w["inputs/kernel"]
+    h = (h * w["norm/gamma"] + w["norm/beta"]) @ w["expansion/kernel"]
     u, forget, reset, *past = np.split(h, h.shape[-1] // units, axis=-1)
     gain = np.sqrt(1 + 2 * np.exp(layer.highway_bias)) if layer.rescale else 1.0
     past = gain * (past[0] if past else x)
@@ -81,6 +82,20 @@ def test_attention_starts_at_nothing():
     layer = SRUPlusPlus(4, 2)
     layer.build((None, 5, 8))
     assert weights_of(layer)["alpha"] == 0.0
+
+
+def test_projections_are_drawn_apart():
+    """Also by one seeded initializer, and where parts have the same shape."""
+    initializer = keras.initializers.RandomNormal(seed=1)
+    layer = SRUPlusPlus(8, 8, kernel_initializer=initializer)
+    layer.build((None, 5, 8))
+    names = ("down", "key_value", "expansion")
+    kernels = [weights_of(layer)[f"{name}/kernel"] for name in names]
+    parts = [part for kernel in kernels for part in np.split(kernel, kernel.shape[1] // 8, axis=1)]
+    assert len(parts) == 6
+    for i, one in enumerate(parts):
+        for other in parts[:i]:
+            assert np.abs(one - other).max() > 1e-3
 
 
 def make(**options):
