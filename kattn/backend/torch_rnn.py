@@ -1,8 +1,10 @@
 """PyTorch's own loops over the steps of an LSTM or a GRU, for weights and masks as Keras has them.
 
 `torch.lstm` and `torch.gru` know no masks but lengths, which must lie on the CPU. Here padding may
-stand anywhere: a further channel of the input is 1 there, and its weights drive the gates to where
-the state stays what it is, exactly. Nothing waits for the device, and no size depends on the mask.
+stand anywhere: the real steps of each item are taken first, and the outputs put back to where they
+belong. The c of an LSTM must pass the padding behind them: a further channel of the input is 1
+there, and its weights shut the gates, so that c stays what it is, exactly. Nothing waits for the
+device, and no size depends on the mask.
 """
 
 import torch
@@ -62,28 +64,36 @@ def _masked_lstm(x, mask, states, weights):
 
     h does not, as an output gate would have to know it; but it is the output of the last real step.
     """
+    x, count = _real_first(x, mask)
     index = torch.arange(x.shape[1], device=x.device)
-    behind = torch.where(mask, index, index + x.shape[1])
-    x = _at_steps(x, torch.argsort(behind, dim=1))
-    count = mask.sum(dim=1, keepdim=True)
     shut = x.new_tensor([-SHUT, SHUT, 0.0, 0.0]).repeat_interleave(states[0].shape[1])  # i f g o
     y, _, c = _loop("lstm", *_with_padding(x, index >= count, weights, shut, states))
-    last = torch.cumsum(mask.to(torch.int64), dim=1) - 1  # among the real steps; -1: none yet
-    y = _at_steps(y, last.clamp(min=0))
-    y = torch.where(last[..., None] >= 0, y, 0)
-    return y, torch.where(count > 0, y[:, -1], states[0]), c
+    y, h = _behind_real(y, mask, states[0])
+    return y, h, c
 
 
 def _masked_gru(x, mask, states, weights):
-    """The next h is (h - n) z + n: at padding z = 1, and n = tanh(0) = 0, as h - n would round."""
-    bias = weights[2]
-    units = states[0].shape[1]
-    shut = x.new_tensor([-SHUT, SHUT]).repeat_interleave(units)  # r z
-    cancel = -bias[2 * units :].detach()  # its gradient is that of z = 1, which is 0
-    shut = torch.cat([shut, cancel])
-    y, h = _loop("gru", *_with_padding(x, ~mask, weights, shut, states))
-    is_behind_real = torch.cumsum(mask.to(torch.int64), dim=1) > 0
-    return torch.where(is_behind_real[..., None], y, 0), h
+    """Real steps come first; what the loop makes of the padding behind them is not looked at."""
+    y, _ = _loop("gru", _real_first(x, mask)[0], states, weights)
+    return _behind_real(y, mask, states[0])
+
+
+def _real_first(x, mask):
+    """The real steps of each item in their order, and then its padding; and how many are real."""
+    index = torch.arange(x.shape[1], device=x.device)
+    behind = torch.where(mask, index, index + x.shape[1])
+    return _at_steps(x, torch.argsort(behind, dim=1)), mask.sum(dim=1, keepdim=True)
+
+
+def _behind_real(y, mask, first):
+    """Outputs at the places of the steps, of outputs with the real steps first; and the last h.
+
+    At padding it is that of the last real step, and 0 where there is none before.
+    """
+    last = torch.cumsum(mask.to(torch.int64), dim=1) - 1  # among the real steps; -1: none yet
+    y = _at_steps(y, last.clamp(min=0))
+    y = torch.where(last[..., None] >= 0, y, 0)
+    return y, torch.where(last[:, -1:] >= 0, y[:, -1], first)
 
 
 _MASKED = {"lstm": _masked_lstm, "gru": _masked_gru}

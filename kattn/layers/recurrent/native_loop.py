@@ -57,7 +57,8 @@ def explain_loops(layer):
     Returns:
         List of a `LoopExplanation` for each recurrent layer, in the order in which Keras lists
         them. Inside `torch.vmap`, and for derivatives in forward mode, Keras's own loop runs
-        whatever is said here, as PyTorch's has no rule for them.
+        whatever is said here, as PyTorch's has no rule for them. On a GPU PyTorch's loops have no
+        second derivatives, either; layers made with `use_cudnn=False` have them.
 
     Raises:
         ValueError: If `layer` is no Keras layer.

@@ -49,3 +49,15 @@ def test_bad_arguments():
         DecodingRNN(keras.layers.Dense(3))
     with pytest.raises(ValueError, match=r"`rnn` must be made with return_sequences=True"):
         DecodingRNN(keras.layers.GRU(3))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "SimpleRNN"])
+def test_no_steps_leave_the_state(rng, kind):
+    layer = DecodingRNN(getattr(keras.layers, kind)(6, **WHOLE))
+    x = rng.normal(size=(3, 5, 8)).astype("float32")
+    layer.build(x.shape)
+    _, before = layer.decode(x, layer.init_cache(3, 9))
+    y, after = layer.decode(x[:, :0], before)
+    assert y.shape == (3, 0, 6)
+    for one, other in zip(keras.tree.flatten(before), keras.tree.flatten(after), strict=True):
+        np.testing.assert_array_equal(run(ops.copy, one), run(ops.copy, other))
