@@ -141,11 +141,11 @@ def compile_side(side: str, case: Case, backend: str) -> Callable[[], Any]:
     """A function without arguments that runs the case to its end, compiled where that is usual."""
     layer, call = SIDES[side](case)
     x = np.random.default_rng(0).normal(size=(1, case.steps, WIDTH)).astype("float32")
-    makers = {"jax": _compile_jax, "tensorflow": _compile_tensorflow, "torch": _compile_torch}
+    makers = {"jax": compile_jax, "tensorflow": compile_tensorflow, "torch": compile_torch}
     return makers[backend](layer, call, x, backward=case.direction == PASSES[1])
 
 
-def _compile_jax(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
+def compile_jax(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
     import jax
     import keras
 
@@ -163,7 +163,7 @@ def _compile_jax(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -
     return lambda: jax.block_until_ready(run(weights, tensor))
 
 
-def _compile_tensorflow(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
+def compile_tensorflow(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
     import tensorflow as tf
 
     layer.build(*[x.shape] * (1 if type(layer).__module__.startswith("kattn") else 2))
@@ -184,7 +184,7 @@ def _compile_tensorflow(layer: Any, call: Callable, x: np.ndarray, *, backward: 
     return lambda: [y.numpy() for y in tf.nest.flatten(run(tensor))]
 
 
-def _compile_torch(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
+def compile_torch(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
     import keras
     import torch
 

@@ -75,9 +75,9 @@ def compile_side(side: str, case: Case, backend: str) -> Callable[[], Any]:
     layer = make_layer(side)
     x = np.random.default_rng(0).normal(size=(1, case.steps, WIDTH)).astype("float32")
     compilers = {
-        "jax": attention._compile_jax,
-        "tensorflow": attention._compile_tensorflow,
-        "torch": attention._compile_torch,
+        "jax": attention.compile_jax,
+        "tensorflow": attention.compile_tensorflow,
+        "torch": attention.compile_torch,
     }
     return compilers[backend](layer, layer, x, backward=case.direction == PASSES[1])
 

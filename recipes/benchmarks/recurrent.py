@@ -120,13 +120,13 @@ def compile_side(name: str, steps: int, backend: str) -> Callable[[], Any]:
         import torch
 
         layer = torch.nn.LSTM(WIDTH, WIDTH, batch_first=True)
-        return attention._compile_torch(layer, lambda x: layer(x)[0], x, backward=True)
+        return attention.compile_torch(layer, lambda x: layer(x)[0], x, backward=True)
     layer = make_layer(name)
     layer.build(x.shape)
     compilers = {
-        "jax": attention._compile_jax,
-        "tensorflow": attention._compile_tensorflow,
-        "torch": attention._compile_torch,
+        "jax": attention.compile_jax,
+        "tensorflow": attention.compile_tensorflow,
+        "torch": attention.compile_torch,
     }
     return compilers[backend](layer, layer, x, backward=True)
 
@@ -162,12 +162,17 @@ def extra_memory(name: str, steps: int, backend: str) -> float:
     return memory.extra(run)
 
 
-def measure_memory(case: Case, settings: Settings, backend: str) -> dict[str, Any]:
+@functools.cache  # as several layers have one peer
+def memory_elsewhere(name: str, steps: int, backend: str) -> int:
+    """`extra_memory` in a process of its own."""
+    return round(memory.elsewhere("recipes.benchmarks.recurrent", backend, name, steps))
+
+
+def measure_memory(case: Case, backend: str) -> dict[str, Any]:
     """One record of the memory of both sides, each in a process of its own."""
-    measure = functools.partial(memory.elsewhere, "recipes.benchmarks.recurrent", backend)
     is_slow = backend == "torch" and case.peer.startswith("keras")
-    ours = round(measure(case.layer, case.steps))
-    theirs = None if is_slow else round(measure(case.peer, case.steps))
+    ours = memory_elsewhere(case.layer, case.steps, backend)
+    theirs = None if is_slow else memory_elsewhere(case.peer, case.steps, backend)
     record = {"backend": backend, "case": f"{case}, memory", "peer": case.peer}
     times = {"kattn_ms": None, "peer_ms": None, "ratio": None}
     return {**record, **times, "kattn_mib": ours, "peer_mib": theirs}
@@ -194,7 +199,7 @@ def main() -> None:
     if settings.memory and memory.is_measurable():
         columns = ("case", "peer", "kattn_mib", "peer_mib")
         for case in cases(settings, backend, settings.memory_steps):
-            found.append(measure_memory(case, settings, backend))
+            found.append(measure_memory(case, backend))
             records.print_row(found[-1], columns)
     if settings.json:
         records.write(settings.json, found, backend)
