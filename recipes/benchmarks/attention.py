@@ -146,6 +146,7 @@ def compile_side(side: str, case: Case, backend: str) -> Callable[[], Any]:
 
 
 def compile_jax(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
+    """A function that runs a call on x to its end, compiled by XLA, with gradients or without."""
     import jax
     import keras
 
@@ -164,6 +165,7 @@ def compile_jax(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) ->
 
 
 def compile_tensorflow(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
+    """The same of TensorFlow: a graph."""
     import tensorflow as tf
 
     layer.build(*[x.shape] * (1 if type(layer).__module__.startswith("kattn") else 2))
@@ -185,6 +187,7 @@ def compile_tensorflow(layer: Any, call: Callable, x: np.ndarray, *, backward: b
 
 
 def compile_torch(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) -> Callable:
+    """The same of PyTorch, operation by operation."""
     import keras
     import torch
 
