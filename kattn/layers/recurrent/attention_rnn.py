@@ -424,7 +424,10 @@ class AttentionRNN(QuantizableLayer):
 
     def _first_states(self, x, memory, initial_state):
         """The states before the first step: a dictionary, see `AttentionCell.first_states`."""
-        given = self.states if initial_state is None and self.stateful else initial_state
+        given = initial_state
+        if initial_state is None and self.stateful:
+            # Copies, as PyTorch writes variables in place, and the gradient needs what was there.
+            given = [ops.copy(ops.convert_to_tensor(state)) for state in self.states or []]
         batch, steps = ops.shape(x)[0], ops.shape(memory)[1]
         if given is None:
             return self._step.first_states(batch, steps)
@@ -516,7 +519,7 @@ class AttentionRNN(QuantizableLayer):
 def last_output(y, padding):
     """The output `(B, C)` of the last real step of `y` `(B, T, C)`, 0 where there is none."""
     if padding is None:
-        return y[:, -1]
+        return ops.sum(y[:, -1:], axis=1)  # of one step, or of none
     counts = ops.cumsum(ops.cast(padding, "int32"), axis=1)
     is_last = ops.logical_and(padding, counts == counts[:, -1:])
     return ops.sum(silence(y, is_last), axis=1)
