@@ -322,7 +322,7 @@ class AttentionCell(QuantizableLayer):
         if self.window is None:
             weights = weights_of(scores, allowed)
         else:
-            counts = _count(memory) if counts is None else counts
+            counts = count_real(memory) if counts is None else counts
             distances = self.window.distances(query, memory.positions, counts)
             near = ops.abs(distances) <= self.window.reach
             weights = weights_of(scores, joined(allowed, near))
@@ -388,6 +388,13 @@ def check_memory(memory, width, batch_size=None, name="memory"):
         raise arguments.error(rule, **{name: memory}, batch_size=batch_size)
 
 
+def count_real(memory):
+    """How many real steps a memory has, `(B, 1)`."""
+    if memory.real is None:
+        return ops.full((1, 1), ops.shape(memory.keys)[2], "int32")
+    return ops.sum(ops.cast(memory.real, "int32"), axis=1, keepdims=True)
+
+
 def _check_order(attend, output, input_feeding):
     if input_feeding and attend == "before":
         raise arguments.error(
@@ -403,10 +410,3 @@ def _check_order(attend, output, input_feeding):
             output=output,
             attend=attend,
         )
-
-
-def _count(memory):
-    """How many real steps a memory has, `(B, 1)`."""
-    if memory.real is None:
-        return ops.full((1, 1), ops.shape(memory.keys)[2], "int32")
-    return ops.sum(ops.cast(memory.real, "int32"), axis=1, keepdims=True)

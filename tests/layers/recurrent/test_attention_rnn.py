@@ -52,6 +52,10 @@ CASES = {
         "cell": "lstm", "score": "location", "causal": True, "window": 3, "own": True,
     },
     "local-p": {"cell": "lstm", "score": "general", "reach": 1, "attend": "after"},
+    "local-p, shorter memory": {
+        "cell": "gru", "score": "general", "reach": 1, "causal": True, "attend": "after",
+        "output": "both",
+    },
     "local-p, own": {"cell": "gru", "score": "dot", "reach": 2, "causal": True, "own": True},
     "luong": {"cell": "lstm", "score": "general", "attend": "after"},
     "luong, own window": {
