@@ -147,7 +147,7 @@ def one_item(w, x, h, keep, keep_h, own, options, states):
             maps.append(np.zeros((heads, len(h))))
             continue
         allowed = keep_h & visible(index[t], at, causal, window)
-        count = index[t] + 1 if causal else keep_h.sum()
+        count = min(index[t] + 1, keep_h.sum()) if causal else keep_h.sum()
         if not after:
             context, weights = attend(w, states[0], h, allowed, at, count, before, options)
             s, states = step(part(w, "cell"), np.concatenate([x[t], context]), states)

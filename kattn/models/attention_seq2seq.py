@@ -68,7 +68,9 @@ class AttentionSeq2Seq(keras.Model):
         padding_token: Token that stands for padding at any step of a source, which is masked. None
             if masks alone say what is padding.
         dropout: Fraction of the channels that are dropped during training: of the vectors of
-            tokens, between layers, and before the logits.
+            tokens, between layers, and before the logits. Between layers of the decoder that wait
+            for its attention in each step, as those of "before" and of input feeding do, the same
+            channels are dropped at all steps of a target.
         seed: Integer seed of what is dropped, or None for a random one.
         **kwargs: `name`, `dtype` and `trainable`, as for any Keras layer.
 
@@ -147,14 +149,15 @@ class AttentionSeq2Seq(keras.Model):
         self._target = self._embedding("target", self._target_table, 1)
         self._encoder = self._stack("encoder", num_layers, 10, bidirectional=bidirectional)
         self._attending = self._new_attending(attention)
-        # Layers below that attend are those whose inputs are known before.
-        in_cell = 0 if attention is None else self._layers_in_attending()
-        self._decoder = self._stack("decoder", num_layers - in_cell, 20)
+        # The decoder's other layers, below the one that attends, do not wait for its attention.
+        below = num_layers - (0 if attention is None else self._layers_in_attending())
+        self._decoder = self._stack("decoder", below, 20)
         sizes = num_layers * width * (2 if cell == "lstm" else 1)
         self._bridge = new_dense("bridge", sizes, policy, activation="tanh")
         self._drops = [
-            keras.layers.Dropout(dropout, seed=self._seed_of(30 + i), dtype=policy)
-            for i in range(2 if dropout else 0)
+            keras.layers.Dropout(dropout, seed=self._seed_of(part), dtype=policy)
+            for part in (30, 31)  # below the layer that attends, and before the logits
+            if dropout and (part == 31 or (attention is not None and below))
         ]
         self._head = None
         if not tie_embeddings:
@@ -331,6 +334,16 @@ class AttentionSeq2Seq(keras.Model):
             **options,
         )
 
+    def _new_cell(self, i):
+        """The i-th of the cells that wait for each other; all but the first drop what they read."""
+        return CELLS[self.cell](
+            self.width,
+            dropout=self.dropout if i else 0.0,
+            seed=self._seed_of(40 + i),
+            dtype=self.dtype_policy,
+            name=f"cell{i}",
+        )
+
     def _layers_in_attending(self):
         """The number of layers whose inputs hang on what was attended to before."""
         waits = self.attend == "before" or self.input_feeding
@@ -347,7 +360,7 @@ class AttentionSeq2Seq(keras.Model):
         if attention == "multi_head":
             attention = MultiHeadScore(self.num_heads, dtype=policy, name="attention")
         count = self._layers_in_attending()
-        cells = [CELLS[self.cell](self.width, dtype=policy, name=f"cell{i}") for i in range(count)]
+        cells = [self._new_cell(i) for i in range(count)]
         cell = cells[0] if count == 1 else keras.layers.StackedRNNCells(cells, dtype=policy)
         return AttentionRNN(
             cell,
@@ -399,7 +412,7 @@ class AttentionSeq2Seq(keras.Model):
 
     def _logits(self, h, *, training):
         if self._drops:
-            h = self._drops[1](h, training=training)
+            h = self._drops[-1](h, training=training)
         return self._target_table(h, reverse=True) if self._head is None else self._head(h)
 
 

@@ -119,6 +119,23 @@ def next_positions(cache, steps, real=None):
     return ops.maximum(steps, ops.zeros_like(steps))
 
 
+def check_room(room, length):
+    """Raises ValueError where steps do not fit into a cache, if that can be seen without tracing.
+
+    Args:
+        room: Number of steps that the cache can hold.
+        length: Number of real steps that each item will have, int32, shape `(B,)`.
+
+    Raises:
+        ValueError: If an item has more steps than there is room for.
+    """
+    known = backend.concrete(length)
+    if known is not None and known.max(initial=0) > room:
+        raise error(
+            "A cache must have room for all steps", length=room, steps=[int(n) for n in known]
+        )
+
+
 def count_steps(steps, real=None):
     """How many real steps come.
 
@@ -171,7 +188,7 @@ def _extend_fixed(cache, key, value, real):
     slots = Span(0, cache.keys.shape[2])
     taken = count_steps(key.shape[2], real)
     rank = slots.positions()[None] - cache.length[:, None]
-    _check_room(cache, taken)
+    check_room(cache.keys.shape[2], cache.length + taken)
     keys, values = (
         _write(old, new, cache.length, rank, taken, real)
         for old, new in ((cache.keys, key), (cache.values, value))
@@ -222,12 +239,3 @@ def _write(old, new, slot, rank, taken, real):
     taken = taken if isinstance(taken, int) else taken[:, None]
     fits = ops.logical_and(rank >= 0, rank < taken)[:, None, :, None]
     return backend.overwrite(old, ops.where(fits, Places(rank).cut(new, -2), old))
-
-
-def _check_room(cache, taken):
-    """Raises ValueError where steps do not fit, if that can be seen without tracing."""
-    room, length = cache.keys.shape[2], backend.concrete(cache.length + taken)
-    if length is not None and length.max() > room:
-        raise error(
-            "A cache must have room for all steps", length=room, steps=[int(n) for n in length]
-        )

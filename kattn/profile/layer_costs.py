@@ -8,7 +8,13 @@ import keras
 from keras import ops
 
 from kattn import arguments
-from kattn.layers import AttentionRNN, GatedLinearAttention, LinearAttention
+from kattn.layers import (
+    AdditiveScore,
+    AttentionRNN,
+    GatedLinearAttention,
+    LinearAttention,
+    PredictedWindow,
+)
 from kattn.ops.attention import observed
 
 FREE = {  # a few operations per number at most, which are not counted
@@ -208,6 +214,8 @@ def _counted(layer, rule, count):
 
     def counting(call, x, *args, **kwargs):
         y = call(x, *args, **kwargs)
+        if isinstance(layer, AttentionRNN):
+            x = x, kwargs.get("memory", args[0] if args else None)
         count(rule(layer, x, y))
         return y
 
@@ -270,10 +278,46 @@ def _recurrence(layer, x, y):
     return 2 * x.shape[1] * sum(math.prod(w.shape) for w in matrices)
 
 
-def _attending_recurrence(layer, x, y):
-    # Each step multiplies with the matrices of the cell and of the score. Those of the memory are
-    # taken to see as many steps. Products of queries and keys count where `ops.attention` has them.
-    return 2 * x.shape[1] * sum(math.prod(w.shape) for w in layer.weights if len(w.shape) > 1)
+def _attending_recurrence(layer, inputs, y):
+    x, memory = inputs
+    score, is_own = layer.attention, memory is None
+    memory = x if is_own else memory
+    keys, values = score.project(ops.zeros((1, *memory.shape[1:])))
+    steps, pairs = x.shape[1], x.shape[1] * memory.shape[1]
+    window = None if isinstance(layer.window, PredictedWindow) else layer.window
+    if is_own and window is not None and not score.reads_weights:  # cut into frames
+        pairs = steps * min(memory.shape[1], window if layer.causal else 2 * window - 1)
+    total = _products(layer, steps, memory.shape[1], pairs)
+    is_free = layer.attend == "after" and not layer.input_feeding
+    if is_free and score.is_product and (layer.window is None or window is not None):
+        return 2 * total  # `ops.attention` counts the rest
+    if not score.is_product and not isinstance(score, AdditiveScore):
+        raise arguments.error(
+            "`layer_costs` must have a rule for every score of the model",
+            layer=layer.name,
+            kind=type(score).__name__,
+        )
+    products = keys.shape[-1] if score.is_product else 0
+    return 2 * (total + pairs * score.num_heads * (products + values.shape[-1]))
+
+
+def _products(layer, steps, memory_steps, pairs):
+    """The multiply-adds of the matrices of an `AttentionRNN`.
+
+    Those of the cell multiply at each step, those of the memory at each step of that, and those of
+    a network that scores the memory at each pair of steps.
+    """
+    score, states = layer.attention, {id(w) for w in layer.states or []}
+    times = {"key": memory_steps, "key_value": memory_steps}
+    times.update(dict.fromkeys(("energy", "location", "filter"), pairs))
+    times_of = {id(w): times.get(w.name, steps) for w in score.weights}
+    for part in score._flatten_layers(include_self=False):
+        times_of.update({id(w): times.get(part.name, steps) for w in part.weights})
+    return sum(
+        times_of.get(id(w), steps) * math.prod(w.shape)
+        for w in layer.weights
+        if len(w.shape) > 1 and not w.name.endswith("bias") and id(w) not in states
+    )
 
 
 def _table(layer, x, y):

@@ -246,6 +246,22 @@ def test_dropout():
     check_dropout(lambda: Called(), PAIR)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"attend": "after", "input_feeding": True}])
+def test_layers_that_wait_for_each_other_have_dropout_between_them(rng, num_layers, options):
+    """Of the layers in the one that attends all but the first drop channels, and by the seed."""
+    model = seq2seq(num_layers=num_layers, dropout=0.5, seed=3, **options)
+    model.build([x.shape for x in PAIR])
+    x, memory = rng.normal(size=(2, 3, 4, WIDTH)).astype("float32")
+    still = run(lambda: model._attending(x, memory, training=False))
+    dropped = run(lambda: model._attending(x, memory, training=True))
+    assert (np.abs(dropped - still).max() > 1e-3) == (num_layers == 2)
+    again = AttentionSeq2Seq.from_config(model.get_config())
+    again.build([x.shape for x in PAIR])
+    again.set_weights(model.get_weights())
+    assert_close(run(lambda: again._attending(x, memory, training=True)), dropped)
+
+
 def test_models_of_other_backends():
     check_fixture(full, "attention_seq2seq")
 

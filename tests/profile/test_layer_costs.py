@@ -7,7 +7,15 @@ import keras
 import pytest
 
 import kattn
-from kattn.layers import SelfAttention2D
+from kattn.layers import (
+    AdditiveScore,
+    AttentionRNN,
+    AttentionScore,
+    LocationScore,
+    MultiHeadScore,
+    PredictedWindow,
+    SelfAttention2D,
+)
 from kattn.profile import LayerCost, layer_costs
 
 
@@ -140,12 +148,75 @@ def test_a_model_of_two_sequences():
         layer_costs(model)
 
 
+ATTENDING = {  # multiply-adds: the cell, the query, what joins state and context; keys; pairs
+    "additive, before": (
+        lambda: AttentionRNN(keras.layers.LSTMCell(3), AdditiveScore(5), output="attentional"),
+        [(7, 4), (6, 2)],
+        7 * ((4 + 2 + 3) * 12 + 3 * 5 + (2 + 3) * 3) + 6 * 2 * 5 + 7 * 6 * (5 + 2),
+    ),
+    "location, feeding": (
+        lambda: AttentionRNN(
+            keras.layers.SimpleRNNCell(3),
+            LocationScore(5, filters=2, kernel_size=3),
+            attend="after",
+            output="both",
+            input_feeding=True,
+        ),
+        [(7, 4), (6, 2)],
+        7 * ((4 + 5 + 3) * 3 + 3 * 5) + 6 * 2 * 5 + 7 * 6 * (5 + 2 * 5 + 3 * 2 + 2),
+    ),
+    "heads, before": (
+        lambda: AttentionRNN(keras.layers.GRUCell(3), MultiHeadScore(2, 5, value_dim=6)),
+        [(7, 4), (6, 2)],
+        7 * ((4 + 12 + 3) * 9 + 3 * 10) + 6 * 2 * (10 + 12) + 7 * 6 * 2 * (5 + 6),
+    ),
+    "local-p": (
+        lambda: AttentionRNN(
+            keras.layers.GRUCell(3),
+            "general",
+            attend="after",
+            output="context",
+            window=PredictedWindow(1, 5),
+        ),
+        [(7, 4), (6, 2)],
+        7 * ((4 + 3) * 9 + 3 * 5 + 5) + 6 * 2 * 3 + 7 * 6 * (3 + 2),
+    ),
+    "window of its own, with states": (
+        lambda: AttentionRNN(keras.layers.GRUCell(3), "general", window=2, stateful=True),
+        [(7, 4)],
+        7 * ((4 + 4 + 3) * 9 + 4 * 3) + 7 * 3 * (3 + 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ATTENDING)
+def test_attention_in_a_loop(case):
+    make, shapes, multiply_adds = ATTENDING[case]
+    inputs = [keras.Input(shape, batch_size=1) for shape in shapes]
+    assert layer_costs(keras.Model(inputs, make()(*inputs)))[-1].flops == 2 * multiply_adds
+
+
+class OwnScore(AttentionScore):
+    """A score that costs nobody knows what."""
+
+    def score(self, query, keys, weights=None):
+        return keras.ops.sum(keys, axis=-1)[:, :, None]
+
+
+def test_scores_without_a_rule():
+    inputs = keras.Input((4, 3))
+    model = keras.Model(inputs, AttentionRNN(keras.layers.GRUCell(3), OwnScore())(inputs))
+    with pytest.raises(ValueError, match=r"a rule for every score of the model.*kind='OwnScore'"):
+        layer_costs(model)
+
+
 def test_a_recurrence_that_attends():
-    """Matrices of its cell, of keys, of what joins state and context, at 5 steps; and scores."""
+    """Matrices of its cell and of what joins state and context, those of 6 keys; and scores."""
     model = kattn.models.AttentionSeq2Seq(11, 1, 8, attention="general", attend="after")
     model.build(((None, 6), (None, 5)))
     costs = {cost.layer: cost for cost in layer_costs(model)}
-    assert costs["attending"].flops == 2 * 5 * (2 * 8 * 32 + 8 * 8 + 16 * 8) + 2 * 5 * 6 * (8 + 8)
+    multiply_adds = 5 * (2 * 8 * 32 + 16 * 8) + 6 * 8 * 8 + 5 * 6 * (8 + 8)
+    assert costs["attending"].flops == 2 * multiply_adds
     assert costs["encoder"].flops == 2 * 6 * 2 * (8 + 4) * 16
     assert sum(cost.parameters for cost in costs.values()) == model.count_params()
 

@@ -122,6 +122,7 @@ class AttentionCell(QuantizableLayer):
         self._given_output = output
         self.wrapped = Cell(self.cell)
         self._combine = None
+        self._width: int | None = None  # of the memory
 
     @property
     def state_size(self):
@@ -151,7 +152,16 @@ class AttentionCell(QuantizableLayer):
         return self.attention.context_width(self._width)
 
     def build(self, inputs_shape):
-        units, self._width = self.wrapped.units, self.memory_width or inputs_shape[-1]
+        units, width = self.wrapped.units, self.memory_width or inputs_shape[-1]
+        if self._width not in (None, width):
+            raise arguments.error(
+                "`memory_width` must be the number of channels of the memory that `initial_state` "
+                "got, as it is not that of the input",
+                memory_width=None,
+                memory_channels=self._width,
+                input_channels=width,
+            )
+        self._width = width
         if not self.attention.built:
             self.attention.build((None, None, units), (None, None, self._width))
         if self.window is not None and not self.window.built:
@@ -204,12 +214,12 @@ class AttentionCell(QuantizableLayer):
         Raises:
             ValueError: If the memory is of another rank or width than the cell is for.
         """
-        if not self.attention.built:
-            width = self.memory_width or memory.shape[-1]
-            self.attention.build((None, None, self.wrapped.units), (None, None, width))
-            self._width = width
         memory, real = read_padded(memory, memory_mask, "memory_mask")
-        check_memory(memory, self._width)
+        width = self._width or self.memory_width or memory.shape[-1]
+        check_memory(memory, width)
+        if not self.attention.built:
+            self.attention.build((None, None, self.wrapped.units), (None, None, width))
+        self._width = width
         keys, values = self.project(memory)
         states = keras.tree.flatten(self.first_states(ops.shape(memory)[0], ops.shape(keys)[2]))
         real = ops.ones(ops.shape(memory)[:2]) if real is None else ops.cast(real, "float32")
@@ -312,7 +322,7 @@ class AttentionCell(QuantizableLayer):
         if self.window is None:
             weights = weights_of(scores, allowed)
         else:
-            counts = _count(memory) if counts is None else counts
+            counts = count_real(memory) if counts is None else counts
             distances = self.window.distances(query, memory.positions, counts)
             near = ops.abs(distances) <= self.window.reach
             weights = weights_of(scores, joined(allowed, near))
@@ -378,6 +388,13 @@ def check_memory(memory, width, batch_size=None, name="memory"):
         raise arguments.error(rule, **{name: memory}, batch_size=batch_size)
 
 
+def count_real(memory):
+    """How many real steps a memory has, `(B, 1)`."""
+    if memory.real is None:
+        return ops.full((1, 1), ops.shape(memory.keys)[2], "int32")
+    return ops.sum(ops.cast(memory.real, "int32"), axis=1, keepdims=True)
+
+
 def _check_order(attend, output, input_feeding):
     if input_feeding and attend == "before":
         raise arguments.error(
@@ -393,10 +410,3 @@ def _check_order(attend, output, input_feeding):
             output=output,
             attend=attend,
         )
-
-
-def _count(memory):
-    """How many real steps a memory has, `(B, 1)`."""
-    if memory.real is None:
-        return ops.full((1, 1), ops.shape(memory.keys)[2], "int32")
-    return ops.sum(ops.cast(memory.real, "int32"), axis=1, keepdims=True)

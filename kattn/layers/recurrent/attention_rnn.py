@@ -16,7 +16,12 @@ from kattn.layers.attention.mask_reader import (
     silence,
 )
 from kattn.layers.attention.quantizable_layer import QuantizableLayer
-from kattn.layers.recurrent.attention_cell import AttentionCell, check_memory, read_score
+from kattn.layers.recurrent.attention_cell import (
+    AttentionCell,
+    check_memory,
+    count_real,
+    read_score,
+)
 from kattn.layers.recurrent.attention_loop import Rules, attend_at_once, attend_in_turn
 from kattn.layers.recurrent.predicted_window import PredictedWindow
 from kattn.layers.recurrent.recurrent_cells import Cell, read_cell
@@ -289,7 +294,7 @@ class AttentionRNN(QuantizableLayer):
             memory = Memory(kept.keys, kept.values, kept.mask, positions)
             taken = kept.length + count_steps(x.shape[1], padding)
             kept = ContextCache(kept.keys, kept.values, kept.mask, taken)
-        rules = self._rules(queries, memory.positions)
+        rules = self._rules(queries, memory)
         y, states = self._loop(x, padding, states, memory, rules, training=False)
         return silence(y, padding), AttentionRNNCache(states, kept)
 
@@ -376,7 +381,7 @@ class AttentionRNN(QuantizableLayer):
         states = self._first_states(x, memory, initial_state)
         keys, values = self._step.project(memory)
         memory = Memory(keys, values, real, self._positions(real, memory))
-        rules = self._rules(self._positions(order, x), memory.positions, frames=not wants_weights)
+        rules = self._rules(self._positions(order, x), memory, frames=not wants_weights)
         options = {"training": bool(training), "wants_weights": wants_weights}
         y, states = self._loop(x, order, states, memory, rules, **options)
         return y, order, states
@@ -393,14 +398,19 @@ class AttentionRNN(QuantizableLayer):
         counts_all = self._attends_to_itself and self._reach is not None
         return count_positions(None if counts_all else real, x)
 
-    def _rules(self, queries, keys, *, causal=None, frames=False):
+    def _rules(self, queries, memory, *, frames=False):
         """Which steps of the memory each step may attend to, by the positions of both."""
-        causal = self.causal if causal is None else causal
+        causal = self.causal
         by_frames = self._attends_to_itself and self._reach is not None
         if frames and by_frames and not self.attention.reads_weights:
             return Rules(window=self._reach, causal=causal)
-        allowed = seen(queries, keys, causal=causal, window=self._reach)
-        return Rules(allowed, queries + 1 if causal else None)
+        allowed = seen(queries, memory.positions, causal=causal, window=self._reach)
+        if not causal:
+            return Rules(allowed)
+        counts = queries + 1
+        if not self._attends_to_itself:  # a memory may be shorter than the input
+            counts = ops.minimum(counts, count_real(memory))
+        return Rules(allowed, counts)
 
     def _loop(self, x, padding, states, memory, rules, *, training, wants_weights=False):
         """All outputs or weights, with the steps as axis 1, and the last states."""
@@ -424,7 +434,10 @@ class AttentionRNN(QuantizableLayer):
 
     def _first_states(self, x, memory, initial_state):
         """The states before the first step: a dictionary, see `AttentionCell.first_states`."""
-        given = self.states if initial_state is None and self.stateful else initial_state
+        given = initial_state
+        if initial_state is None and self.stateful:
+            # Copies, as PyTorch writes variables in place, and the gradient needs what was there.
+            given = [ops.copy(ops.convert_to_tensor(state)) for state in self.states or []]
         batch, steps = ops.shape(x)[0], ops.shape(memory)[1]
         if given is None:
             return self._step.first_states(batch, steps)
@@ -516,7 +529,7 @@ class AttentionRNN(QuantizableLayer):
 def last_output(y, padding):
     """The output `(B, C)` of the last real step of `y` `(B, T, C)`, 0 where there is none."""
     if padding is None:
-        return y[:, -1]
+        return ops.sum(y[:, -1:], axis=1)  # of one step, or of none
     counts = ops.cumsum(ops.cast(padding, "int32"), axis=1)
     is_last = ops.logical_and(padding, counts == counts[:, -1:])
     return ops.sum(silence(y, is_last), axis=1)

@@ -13,6 +13,7 @@ from kattn.layers.attention.projection_options import ProjectionOptions
 from kattn.layers.attention.quantizable_layer import QuantizableLayer
 from kattn.layers.initializers import numbered
 from kattn.layers.recurrent.attention_rnn import last_output
+from kattn.ops.cache import check_room, count_steps
 from kattn.ops.state_tape import (
     TapeWeights,
     first_row,
@@ -69,7 +70,8 @@ class LSTMN(QuantizableLayer):
 
     Returns:
         `(B, T, U)`, 0 at padding, where the padding of `x` is the Keras mask; or `(B, U)` without
-        `return_sequences`. With `return_state` a tuple of this and the states h and c.
+        `return_sequences`. With `return_state` a tuple of this and the states h and c, which for an
+        item without a real step are those of `initial_state`, or 0.
 
     Raises:
         ValueError: If a size is not an integer >= 1; when called, if `x` or `mask` has a wrong rank
@@ -144,7 +146,7 @@ class LSTMN(QuantizableLayer):
             y = last_output(h, padding)
         if not self.return_state:
             return y
-        return y, last_output(h, padding), last_output(c, padding)
+        return y, *self._last_states((h, c), padding, initial_state)
 
     def attention_weights(self, x, mask=None, initial_state=None):
         """The attention weights of each step.
@@ -224,10 +226,14 @@ class LSTMN(QuantizableLayer):
             the new steps. The old cache must not be used any more.
 
         Raises:
-            ValueError: If `mask` is of another kind.
+            ValueError: If `mask` is of another kind, or if the steps do not fit into the cache,
+                where that can be seen. A cache as long as `memory_length` takes any number of them.
         """
         x, padding = read_padded(x, mask)
         x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
+        if self.memory_length is None or cache.rows.shape[1] < self.memory_length:
+            steps = cache.length + count_steps(x.shape[1], padding)
+            check_room(cache.rows.shape[1], steps)
         gates, scores = self._read(x)
         weights, slots = self._step_weights(), cache.rows.shape[1]
         index = ops.arange(slots, dtype="int32")[None]
@@ -305,6 +311,16 @@ class LSTMN(QuantizableLayer):
                 )
         h, c = states
         return first_row(h, c, weights)
+
+    def _last_states(self, states, padding, initial_state):
+        """The states `(B, U)` after the last real step, or the given ones where there is none."""
+        last = [last_output(each, padding) for each in states]
+        if initial_state is None:
+            return last
+        real = ops.ones_like(states[0][..., 0], "bool") if padding is None else padding
+        has_steps = ops.any(real, axis=1, keepdims=True)  # (B, 1)
+        given = [ops.cast(each, self.compute_dtype) for each in initial_state]
+        return [ops.where(has_steps, *pair) for pair in zip(last, given, strict=True)]
 
     def _rows(self, x, padding, initial_state):
         """The tape of all steps, `(T, B, 3 U + A)`."""

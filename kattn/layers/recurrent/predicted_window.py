@@ -13,8 +13,8 @@ class PredictedWindow(QuantizableLayer):
     """The steps in [p_t - D, p_t + D] of a memory, p_t = S sigmoid(v . tanh(s_t W)) for a state s.
 
     S is the number of real steps of the memory; if steps attend to earlier ones only, it is the
-    number of steps so far. Attention weights are multiplied by a Gaussian around p_t, and do not
-    sum to 1 any more.
+    number of steps so far, unless the memory has fewer. Attention weights are multiplied by a
+    Gaussian around p_t, and do not sum to 1 any more.
 
     Shapes: B batch, T steps and U channels of the state, S steps of the memory.
 

@@ -86,7 +86,7 @@ class SHARNNBlock(QuantizableLayer):
     Raises:
         ValueError: If an argument is out of range, or `rnn` is no recurrent layer or does not
             return sequences and states; when built, if widths do not fit, or if the batch size is
-            not known where there is a memory.
+            not known where there is a memory; when called, if the memory does not fit.
 
     Example:
         >>> rnn = keras.layers.LSTM(16, return_sequences=True, return_state=True)
@@ -172,6 +172,8 @@ class SHARNNBlock(QuantizableLayer):
 
     def call(self, x, mask=None, memory=None, training=None):
         x, padding = read_padded(x, mask)
+        if memory is not None:
+            memory = self._checked_memory(memory, x)
         if memory is not None or self._keeper is None:
             return self._read(x, padding, memory, training)[0]
         y, memory = self._read(x, padding, SegmentMemory(*self._keeper.read(x)), training)
@@ -192,11 +194,11 @@ class SHARNNBlock(QuantizableLayer):
             shapes that it had.
 
         Raises:
-            ValueError: If the layer has no `memory_length`, or `mask` is of another kind.
+            ValueError: If the layer has no `memory_length`, if `mask` is of another kind, or if the
+                memory is none of this layer for the batch size of `x`.
         """
-        self._check_memory()
         x, padding = read_padded(x, mask)
-        return self._read(x, padding, memory, training)
+        return self._read(x, padding, self._checked_memory(memory, x), training)
 
     def init_memory(self, batch_size):
         """The memory before the first segment.
@@ -355,9 +357,31 @@ class SHARNNBlock(QuantizableLayer):
     def _dense(self, name, width, *parts):
         return self._projections.dense(name, width, *parts, dtype=self.dtype_policy)
 
+    def _checked_memory(self, memory, x):
+        """A memory that is given; ValueError unless its tensors are those of `init_memory`."""
+        self._check_memory()
+        parts = memory if isinstance(memory, (tuple, list)) else ()
+        found = [tuple(getattr(leaf, "shape", ())) for leaf in keras.tree.flatten(parts)]
+        batch, like = x.shape[0], keras.tree.flatten(self.init_memory(1))
+        wanted = [(batch, *leaf.shape[1:]) for leaf in like]
+        if len(parts) != 3 or len(found) != len(wanted) or not all(map(_agree, found, wanted)):
+            raise arguments.error(
+                "`memory` must be what `init_memory` or the last `segment` of this layer returned, "
+                "for the batch size of `x`",
+                memory=found or memory,
+                expected=wanted,
+            )
+        return SegmentMemory(*parts)
+
     def _check_memory(self):
         if self.memory_length is None:
             raise arguments.error(
                 "`memory_length` must be the number of steps that are remembered",
                 memory_length=None,
             )
+
+
+def _agree(shape, wanted):
+    """Whether a shape is the one that is wanted, as far as both batch sizes are known."""
+    is_known = None not in (*shape[:1], *wanted[:1])
+    return shape[1:] == wanted[1:] and (not is_known or shape[0] == wanted[0])

@@ -155,7 +155,7 @@ class StructuredSelfAttention(QuantizableLayer):
         overlap = ops.matmul(weights, ops.swapaxes(weights, 1, 2))
         excess = ops.square(overlap - ops.eye(self.num_hops, dtype="float32"))
         by_item = ops.sum(excess, axis=(1, 2))
-        if padding is None:
-            return ops.mean(by_item)
-        counts = ops.cast(ops.any(padding, axis=1), "float32")
+        counts = ops.ones_like(by_item)
+        if padding is not None:
+            counts = ops.cast(ops.any(padding, axis=1), "float32")
         return ops.sum(by_item * counts) / ops.maximum(ops.sum(counts), 1.0)

@@ -92,5 +92,9 @@ def test_bad_input(rng):
         cell(x[:, 0], cell.initial_state(memory), training=True)
     with pytest.raises(ValueError, match=r"`memory_width` must be an integer >= 1"):
         AttentionCell(keras.layers.GRUCell(4), memory_width=0)
+    cell = AttentionCell(keras.layers.GRUCell(4))
+    cell.initial_state(memory)
+    with pytest.raises(ValueError, match=r"`memory_width` must be the number of.*channels=5, in"):
+        cell.build((2, 3))
     with pytest.raises(ValueError, match=r"`window` must be None or.*window=3"):
         AttentionCell(keras.layers.GRUCell(4), window=3)

@@ -52,6 +52,10 @@ CASES = {
         "cell": "lstm", "score": "location", "causal": True, "window": 3, "own": True,
     },
     "local-p": {"cell": "lstm", "score": "general", "reach": 1, "attend": "after"},
+    "local-p, shorter memory": {
+        "cell": "gru", "score": "general", "reach": 1, "causal": True, "attend": "after",
+        "output": "both",
+    },
     "local-p, own": {"cell": "gru", "score": "dot", "reach": 2, "causal": True, "own": True},
     "luong": {"cell": "lstm", "score": "general", "attend": "after"},
     "luong, own window": {
@@ -284,6 +288,20 @@ def test_initial_state_and_last_output(rng):
         np.testing.assert_allclose(found[b], wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["causal", "causal window", "luong", "luong, own window"])
+def test_no_steps(rng, name):
+    """The last output is 0 then, and the states are those before."""
+    x, *memory = sequences(rng, name)
+    layer = built(name, [x, *memory], return_sequences=False, return_state=True)
+    states = [rng.normal(size=(4, size)).astype("float32") for size in layer._state_sizes()]
+    for given in ({}, {"mask": KEEP[:, :0]}):
+        y, *last = result(layer, x[:, :0], *memory, initial_state=states, **given)
+        np.testing.assert_array_equal(y, np.zeros_like(y))
+        assert y.shape[0] == 4
+        for found, before in zip(last, states, strict=True):
+            assert_close(found, before)
+
+
 def test_given_states_match_oracle(rng):
     inputs = sequences(rng, "causal")
     layer = built("causal", inputs)
@@ -305,6 +323,14 @@ def test_stateful(rng):
     assert_close(np.concatenate(parts, axis=1), whole)
     layer.reset_state()
     assert_close(run(layer, x[:, :2], memory), whole[:, :2])
+    upstream = rng.normal(size=(4, 3, UNITS))  # states are written after they are read
+    _, (gradient,) = differentiate(lambda x: layer(x, memory), [x[:, 2:]], upstream)
+    states = {"initial_state": [np.zeros((4, UNITS), "float32")] * 2}
+    plain.return_state = True
+    _, *states["initial_state"] = result(plain, x[:, :2], memory)
+    plain.return_state = False
+    _, (wanted,) = differentiate(lambda x: plain(x, memory, **states), [x[:, 2:]], upstream)
+    assert_close(gradient, wanted, 1e-4)
     with pytest.raises(ValueError, match=r"batch size of a stateful layer.*batch_size=None"):
         make_case("causal", stateful=True).build((None, 5, UNITS))
 

@@ -131,3 +131,34 @@ def test_bad_input(rng):
     for bad in ([state], [state, state[:3]], [state, state[:, :2]], [state] * 3):
         with pytest.raises(ValueError, match=r"`initial_state` must be two tensors \(B, units\)"):
             layer(x, initial_state=bad)
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_states_of_an_item_without_steps_are_those_given(rng, steps):
+    layer, x = built(rng, return_state=True)
+    states = rng.normal(size=(2, 4, UNITS)).astype("float32")
+    y, *last = result(layer, x[:, :steps], mask=KEEP[:, :steps], initial_state=list(states))
+    assert y.shape == (4, steps, UNITS)
+    for found, given in zip(last, states, strict=True):
+        assert_close(found[2], given[2])
+        changed = np.abs(found - given).max(axis=1) > 1e-3
+        np.testing.assert_array_equal(changed, KEEP.any(1) & (steps > 0))
+
+
+def test_no_steps(rng):
+    """Without a mask, the last output and the states are 0, or those given."""
+    layer, x = built(rng, return_state=True)
+    for each in result(layer, x[:, :0])[1:]:
+        np.testing.assert_array_equal(each, np.zeros((4, UNITS)))
+    state = rng.normal(size=(4, UNITS)).astype("float32")
+    assert_close(result(layer, x[:, :0], initial_state=[state, 2 * state])[2], 2 * state)
+
+
+@pytest.mark.parametrize("memory_length", [None, 9])
+def test_a_cache_that_is_full(rng, memory_length):
+    """Padding takes no room."""
+    layer, x = built(rng, memory_length=memory_length)
+    y, cache = layer.decode(x, layer.init_cache(4, 3), mask=np.array([[0, 1, 1, 0, 1]] * 4, bool))
+    assert_close(run(lambda: y)[:, [1, 2, 4]], result(layer, x[:, [1, 2, 4]]))
+    with pytest.raises(ValueError, match=r"room for all steps.*length=3, steps=\[4, 4, 4, 4\]"):
+        layer.decode(x[:, :1], cache)

@@ -107,6 +107,27 @@ def test_the_layer_keeps_what_segments_hand_on(rng):
         block(x[:2])
 
 
+def test_a_memory_that_does_not_fit(rng):
+    block, x = build(rng, memory_length=4)
+    memory = block.init_memory(3)
+    other = SHARNNBlock(rnn_layer("GRU"), memory_length=4)
+    other.build(x.shape)
+    bad = [
+        block.init_memory(2),
+        other.init_memory(3),
+        memory._replace(steps=memory.steps[:, 1:]),
+        memory._replace(steps=memory.steps[..., 1:]),
+        memory._replace(state=[state[:, 1:] for state in memory.state]),
+        (*memory.state, *memory[1:]),
+        "memory",
+    ]
+    for each in bad:
+        for call in (lambda m: block.segment(x, m), lambda m: block(x, memory=m)):
+            with pytest.raises(ValueError, match="`memory` must be what `init_memory` or"):
+                call(each)
+    assert block.segment(x, tuple(memory))[0].shape == (3, 6, 8)
+
+
 def test_no_gradient_flows_into_earlier_segments(rng):
     block, x = build(rng, memory_length=4)
 

@@ -84,6 +84,9 @@ def test_penalty(rng):
     assert_close(loss, 0.5 * expected_output(layer, x, np.ones_like(KEEP))[2])
     (loss,) = losses(layer, x, mask=ops.zeros((3, 5), "bool"))
     assert loss == 0
+    for given in ({}, {"mask": ops.zeros((0, 5), "bool")}):
+        (loss,) = losses(layer, x[:0], **given)  # nor NaN where there are no items
+        assert loss == 0
     without, _ = build(rng, penalty=0.0, **free)
     assert losses(without, x) == []
 
