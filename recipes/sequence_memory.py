@@ -6,8 +6,8 @@ Task    Associative recall (MQAR): pairs of a key and a value, then keys, at eac
         (RG-LRU) with attention to a window, a gated delta net, and a Transformer of two layers,
         with as many parameters each.
 Data    Generated, as the code of Zoology (https://github.com/HazyResearch/zoology) and of TCN
-        (https://github.com/locuslab/TCN) generate it. No sequence is seen twice; numbers of pairs
-        are mixed in each batch.
+        (https://github.com/locuslab/TCN) generate it. Each batch is drawn anew, with all numbers of
+        pairs in it; sequences to validate and to test come from seeds that training does not use.
 Score   Accuracy at each number of pairs; the figure "reach" shows how large the gradient of an
         output by an earlier input is, by the distance between them.
 Run     python -m recipes.sequence_memory
@@ -32,7 +32,7 @@ RECIPE = "sequence_memory"
 VALIDATED, TESTED, DRAWN = 64, 512, 16  # sequences of each level; for the gradients
 SIZED = SWEPT = "lstm-attention"  # whose parameters the others have; whose windows are swept
 REACHES = ("lstm", "lstm-attention")  # whose gradients are drawn
-UNSEEN = 2**32  # seed of the sequences to validate and to test
+UNSEEN = 2**32  # seed of the sequences to validate, and less by one than that of those to test
 
 
 @dataclass(frozen=True)
@@ -241,8 +241,9 @@ def prepare(settings: Settings) -> harness.Job:
             task.guess: memory.scores(tests, {n: task.guessed(n) for n in task.levels})
         },
         notes=(
-            f"{about}; in each batch as many sequences of each. An epoch has "
-            f"{settings.epoch_steps} steps. No sequence comes twice.",
+            f"{about}; in each batch about as many sequences of each. An epoch has "
+            f"{settings.epoch_steps} steps, whose sequences are drawn anew, from other seeds than "
+            "those to validate and to test.",
             "Each kind has the width at which it has about as many parameters as "
             f"{titles[SIZED]} has with {settings.width} channels: "
             f"{', '.join(f'{titles[kind]} {width}' for kind, width in widths.items())}.",
@@ -250,8 +251,9 @@ def prepare(settings: Settings) -> harness.Job:
         test_note=f"{TESTED} new sequences of each level are tested after training.",
         sections=functools.partial(sections, task, settings, tests, make),
     )
-    for kind in widths:  # so that sizes no layer takes are refused at once
+    for kind in widths:  # so that sizes no layer takes, or too small a batch, are refused at once
         make(kind, 0)
+        comparison.batches(kind, 0)
     return harness.compare(comparison, settings)
 
 

@@ -142,10 +142,9 @@ def build(task: EncodedPairs, settings: Settings, kind: str, seed: int) -> Any:
 
 
 def validate(task: EncodedPairs, batch_size: int, model: Any) -> dict[str, float]:
-    """The loss of pairs to validate, each token by those before it."""
+    """The loss of pairs to validate, each token by those before it: a mean over all tokens."""
     x, y, weights = task.to_validate(VALIDATED)
-    options = {"sample_weight": weights, "batch_size": batch_size, "verbose": 0}
-    return {"loss": float(model.evaluate(x, y, **options))}
+    return {"loss": harness.loss_by_weight(model, x, y, weights, batch_size)}
 
 
 def test(task: EncodedPairs, settings: Settings, model: Any) -> dict[str, float]:
@@ -224,7 +223,8 @@ def prepare(settings: Settings) -> harness.Job:
             f"BLEU: sacreBLEU {sacrebleu.__version__}, tokenizer 13a, one reference, "
             f"{'lower' if settings.lower else 'mixed'} case; greedy unless it says beams.",
             "Losses are in nats per subword, with labels smoothed by "
-            f"{settings.label_smoothing:g}; the first {VALIDATED} pairs to validate count, or all.",
+            f"{settings.label_smoothing:g}. That to validate is the mean over all subwords of the "
+            f"first {VALIDATED} pairs, or of all; that of training is the mean over batches.",
         ),
         sections=functools.partial(sections, task, settings),
     )

@@ -50,7 +50,7 @@ class EncodedPairs:
         both = [*texts.train.sources, *texts.train.targets]
         subwords = Subwords.train(both, vocabulary_size, special_tokens=SPECIAL)
         encoded = [_encode(subwords, side) for side in texts.train]
-        fits = np.array([max(map(len, pair)) < length for pair in zip(*encoded, strict=True)])
+        fits = np.array([max(map(len, pair)) <= length for pair in zip(*encoded, strict=True)])
         if not fits.any():
             raise arguments.error(
                 "`length` must leave at least one pair to train", length=length, pairs=len(fits)

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -58,7 +59,9 @@ def load(
     """Read the pairs that a flag names.
 
     What a source does not have of the parts to validate and to test is drawn from its part to
-    train: 5 %, and at most 1,000 pairs. A pair of which one text is empty is left out.
+    train: 5 %, and at most 1,000 pairs. A pair of which one text is empty is left out. Pairs that
+    are equal are drawn together, so that none of them is trained on if one is held out, and each
+    counts once where it is held out.
 
     Args:
         dataset: `dates`, see `dates.draw`; `files:<source>:<target>`, two files with a text in each
@@ -67,7 +70,7 @@ def load(
             `tfds:<name>`, a set of TensorFlow Datasets with a feature for each language.
         languages: Source and target language, as they are named in a folder or a set.
         data_dir: Where TensorFlow Datasets keeps its files. None: its own default.
-        seed: Of the parts that are drawn.
+        seed: Seed of the parts that are drawn, and of the dates themselves for `dates`.
         lower: Whether to take the texts in lower case.
 
     Raises:
@@ -124,7 +127,8 @@ def _lines(dataset: str, path: Path) -> list[str]:
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"`dataset` must name files in UTF-8; {received}") from None
-    except (OSError, EOFError) as error:  # zlib's errors, too, where the file is cut off
+    # A file that is cut off ends too early; zlib has an error of its own for damaged bytes.
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(
             f"`dataset` must name readable files; {received}, reason={str(error)!r}"
         ) from error
@@ -198,20 +202,24 @@ def _cleaned(dataset: str, pairs: Pairs, *, lower: bool) -> Pairs:
 def _divided(dataset: str, name: str, parts: Mapping[str, Pairs], seed: int) -> ParallelTexts:
     """The three parts; what is missing is drawn from that to train."""
     train = parts["train"]
-    count = len(train.sources)
+    pairs = list(zip(*train, strict=True))
+    first = {pair: place for place, pair in reversed(list(enumerate(pairs)))}
+    distinct = np.sort(list(first.values()))  # where a pair comes for the first time
+    count = len(distinct)
     held = min(max(round(HELD_FRACTION * count), 1), HELD_MOST)
     missing = [kind for kind in ("validation", "test") if kind not in parts]
     if count <= held * len(missing):
         raise ValueError(
-            "`dataset` must have enough pairs to hold some out; "
-            f"received: dataset={dataset!r}, pairs={count}"
+            "`dataset` must have enough different pairs to hold some out; "
+            f"received: dataset={dataset!r}, pairs={len(pairs)}, different={count}"
         )
-    order = np.random.default_rng(seed).permutation(count)
+    order = np.random.default_rng(seed).permutation(distinct)
     found = dict(parts)
     for kind in missing:
         found[kind], order = train.chosen(order[:held]), order[held:]
     if missing:
-        found["train"] = train.chosen(np.sort(order))
+        kept = {pairs[place] for place in order}
+        found["train"] = train.chosen(np.flatnonzero([pair in kept for pair in pairs]))
     split = "the source's own parts"
     if missing:
         drawn = " and as many to ".join(KINDS[kind] for kind in missing)

@@ -36,7 +36,7 @@ class MemoryTask(Protocol):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """How much, or for how long, there is to remember."""
+        """How much, or for how long, there is to remember: different numbers in rising order."""
 
     @property
     def unit(self) -> str:
@@ -65,7 +65,8 @@ class AssociativeRecall:
     Args:
         vocabulary_size: Number of tokens V, an even integer.
         length: Number of steps T, an even integer.
-        levels: Numbers of pairs K, each at most T / 4, and less than V / 2.
+        levels: Numbers of pairs K, each at most T / 4, and less than V / 2. They are sorted, and
+            one that is given twice counts once.
         power: The smaller, the sooner most keys come again.
         is_filled: Whether steps without a pair or a query hold random tokens; else they hold 0.
 
@@ -103,6 +104,7 @@ class AssociativeRecall:
                     pairs=pairs,
                     **sizes,
                 )
+        object.__setattr__(self, "levels", tuple(sorted(set(self.levels))))
 
     @property
     def unit(self) -> str:
@@ -222,17 +224,27 @@ def batches(task: MemoryTask, batch_size: int, steps: int, seed: int) -> Any:
     """Batches of new sequences, without an end: an epoch is a number of steps.
 
     Args:
-        task: The task. Each batch has sequences of all its levels.
-        batch_size: Number of sequences in a batch.
+        task: The task. Each batch has sequences of all its levels, of each about as many.
+        batch_size: Number of sequences in a batch, at least one for each level.
         steps: Number of batches in an epoch.
         seed: Seed of the sequences, which depend on epoch and place, too.
 
     Returns:
         A `kattn.data.EpochShuffled` of tokens, labels and weights, `(batch_size, T)` each. Weights
         are 1 where a label counts, else 0.
+
+    Raises:
+        ValueError: If `batch_size` is less than the number of levels.
     """
+    from kattn import arguments
     from kattn.data import EpochShuffled
 
+    if batch_size < len(task.levels):
+        raise arguments.error(
+            f"`batch_size` must be at least the number of levels, which count {task.unit}",
+            batch_size=batch_size,
+            levels=task.levels,
+        )
     counts = np.bincount(np.arange(batch_size) % len(task.levels), minlength=len(task.levels))
 
     def draw(batch: Any, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -245,7 +257,11 @@ def batches(task: MemoryTask, batch_size: int, steps: int, seed: int) -> Any:
 
 
 def to_test(task: MemoryTask, count: int, seed: int) -> dict[int, Examples]:
-    """Sequences by level, which no batch has: `count` of each."""
+    """Sequences by level, `count` of each, from generators that no batch is drawn from.
+
+    Those of batches have a list of three numbers as their seed, and these are spawned from `seed`,
+    whatever it is. Still, as few different sequences as short ones have may come in both.
+    """
     rngs = np.random.default_rng(seed).spawn(len(task.levels))
     return {
         level: task.draw(rng, count, level) for rng, level in zip(rngs, task.levels, strict=True)

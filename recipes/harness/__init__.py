@@ -33,6 +33,7 @@ from recipes.harness.learning_rate import rate_section as rate_section
 from recipes.harness.machine import machine as machine
 from recipes.harness.machine import versions as versions
 from recipes.harness.metrics import cross_entropy_and_accuracy as cross_entropy_and_accuracy
+from recipes.harness.metrics import loss_by_weight as loss_by_weight
 from recipes.harness.metrics import next_token_loss as next_token_loss
 from recipes.harness.names import announced as announced
 from recipes.harness.names import block as block

@@ -1,5 +1,6 @@
 """What logits are worth."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,3 +46,28 @@ def next_token_loss(
         found = cross_entropy_and_accuracy(logits[real], targets[chosen][real])
         total += found["loss"] * real.sum()
     return float(total / is_real.sum())
+
+
+def loss_by_weight(
+    model: Any, x: Sequence[np.ndarray], y: np.ndarray, weights: np.ndarray, batch_size: int
+) -> float:
+    """The loss that a model was compiled with, as a mean over all weights.
+
+    Keras's `evaluate` takes the mean of the batches by their numbers of examples instead, so that a
+    token counts the more, the fewer there are in its batch.
+
+    Args:
+        model: A compiled model, whose loss divides by the sum of the weights of a batch.
+        x: Inputs of the model, arrays with a row for each example.
+        y: Labels, shape `(count, T)`.
+        weights: Weights of the labels, shape `(count, T)`.
+        batch_size: Number of examples that the model reads at once.
+    """
+    total = 0.0
+    for start in range(0, len(y), batch_size):
+        part = slice(start, start + batch_size)
+        inputs = tuple(each[part] for each in x)
+        options = {"sample_weight": weights[part], "batch_size": batch_size, "verbose": 0}
+        found = model.evaluate(inputs, y[part], return_dict=True, **options)
+        total += found["loss"] * weights[part].sum()
+    return float(total / weights.sum())

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from kattn import backend
 from recipes import harness, sequence_memory
 from recipes.data import sequence_memory as memory
 
@@ -38,6 +39,7 @@ def test_a_run_leaves_a_folder_with_everything(tmp_path, write_again):
     run = tmp_path / "run"
     swept = [f"lstm-attention-w{window}" for window in (2, 4)]
     command = [*TINY, "--models", *KINDS, *swept, "--sweep-windows", "2", "4"]
+    command += ["--pairs", "2", "1"]  # the score is that of the most pairs, wherever they stand
     command += ["--output", str(run)]
     assert sequence_memory.main(command) == 0
     results = {
@@ -108,16 +110,34 @@ def test_accuracy_is_that_of_what_was_to_be_remembered():
     assert found["loss"] == pytest.approx((15 * blank + 10 * symbol) / 25)
 
 
-def test_gradients_are_those_of_the_last_query():
-    """What the head reads there does not depend on later steps, and on all before."""
-    settings = parse(*TINY)
+def test_gradients_are_those_of_the_last_query(monkeypatch):
+    """Against the whole Jacobian there, channel by channel."""
+    count, width = 400, 8
+    monkeypatch.setattr(sequence_memory, "DRAWN", count)
+    keras.utils.set_random_seed(0)
     task = memory.AssociativeRecall(12, 16, (1, 2))
-    tests = memory.to_test(task, 8, 0)
-    model = sequence_memory.network(task, settings, "lstm-attention", 8)
-    norms = sequence_memory.reach(task, tests, model)
-    last = [int(np.flatnonzero(row)[-1]) for row in tests[2].labels[:2]]
-    assert len(norms) == min(last) + 1
-    assert (norms > 1e-4).all()
+    tests = memory.to_test(task, count, 0)
+    model = sequence_memory.network(task, parse(*TINY), "lstm-attention", width)
+    found = sequence_memory.reach(task, tests, model)
+    last = [int(np.flatnonzero(row)[-1]) for row in tests[2].labels]
+    assert len(set(last)) > 3
+    assert len(found) == min(last) + 1
+    table = keras.ops.convert_to_numpy(model.get_layer("embedding").embeddings)
+    x = keras.ops.convert_to_tensor(table[tests[2].tokens])
+    read = keras.Model(model.get_layer("embedding").output, model.get_layer("norm").input)
+    squares = np.zeros(len(found))
+    for channel in range(width):
+        direction = np.zeros(x.shape, "float32")
+        direction[np.arange(count), last, channel] = 1
+        (gradient,) = backend.vjp(read, [x], keras.ops.convert_to_tensor(direction))
+        each = (keras.ops.convert_to_numpy(gradient) ** 2).sum(-1)
+        for row, step in zip(each, last, strict=True):
+            squares += row[step - np.arange(len(found))] / count
+    np.testing.assert_allclose(found, np.sqrt(squares), rtol=0.05)
+
+
+def test_windows_are_swept():
+    settings = parse(*TINY)
     windowed = dict.fromkeys(("w",), ("lstm-attention", 1))
     assert windowed["w"] not in sequence_memory.windows(settings).values()
     seen = sequence_memory.windows(parse(*TINY, "--sweep-windows", "1"))
@@ -175,6 +195,7 @@ def test_sizes_follow_the_flags():
         (["--vocabulary-size", "15"], "`vocabulary_size` must be even"),
         (["--task", "copy", "--delay", "0"], "`delay` must be an integer >= 1"),
         (["--epoch-steps", "0"], "`epoch_steps` must be an integer >= 1"),
+        (["--batch-size", "1"], "`batch_size` must be at least the number of levels"),
         (["--sweep-windows", "0"], "`window` must be"),
         (["--width", "30", "--num-heads", "4"], "must be divisible by `num_heads`"),
         (["--models", "gru"], "`models` must name some of lstm, attention"),

@@ -183,12 +183,16 @@ def test_scores_are_those_of_the_sources_to_test(dataset, monkeypatch):
 
 
 def test_the_loss_of_what_validates(dataset):
-    """Cross-entropy of each token by those before it, without padding."""
+    """Cross-entropy of each token by those before it, without padding, in batches of 2 pairs."""
     settings = parse(*TINY, "--label-smoothing", "0")
     task = task_of(dataset, settings)
     model = translation.build(task, settings, "transformer", 0)
-    found = translation.validate(task, 3, model)["loss"]
     source, target = task.validate
+    counts = np.count_nonzero(target, axis=1)
+    assert len(counts) == 3
+    assert counts[:2].mean() != counts[2]
+    model.set_weights([3 * each for each in model.get_weights()])  # else all losses are about one
+    found = translation.validate(task, 2, model)["loss"]
     logits = keras.ops.convert_to_numpy(model((source, target[:, :-1]))).astype("float64")
     chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     wanted = target[:, 1:]

@@ -55,6 +55,18 @@ def test_texts_that_are_too_long_are_cut_where_they_are_not_trained_on():
         EncodedPairs.of(texts, 270, 1)
 
 
+def test_a_pair_of_just_the_length_is_trained_on():
+    """The end counts as a subword: of four with it, four fit, and five do not."""
+    train = Pairs(("x", "abc", "x", "abcd", "x"), ("y", "y", "pqr", "y", "pqrs"))
+    texts = ParallelTexts("t", train, Pairs(("x",), ("y",)), Pairs(("x",), ("y",)), "")
+    task = EncodedPairs.of(texts, 259, 4)  # 256 bytes and 3 special tokens: a subword is a letter
+    source, target = task.train
+    assert [task.text(row) for row in source] == ["x", "abc", "x"]
+    assert [task.text(row) for row in target] == ["y", "y", "pqr"]
+    assert source[1, 3] == target[2, 4] == END
+    assert task.left_out == 2
+
+
 def test_a_text_ends_before_its_end(task):
     tokens = task.subwords.encode("one and 7")
     assert task.text([*tokens, END, *tokens]) == "one and 7"

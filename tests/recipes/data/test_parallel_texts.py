@@ -18,6 +18,7 @@ WITH_PARTS = {
     "README.md": "not read",
     "train.fr": "un\ndeux\ntrois\n",
 }
+TESTED = ("test_2016.de", "test_2016.en")
 
 
 def write(root, files):
@@ -69,10 +70,27 @@ def test_two_files_are_divided(tmp_path):
 
 
 def test_a_folder_without_a_part_to_test(tmp_path):
-    files = {name: text * 20 for name, text in WITH_PARTS.items() if "test" not in name}
-    data = load(write(tmp_path, files))
-    assert [len(p.sources) for p in (data.train, data.validate, data.test)] == [57, 20, 3]
+    lines = "".join(f"{i}\n" for i in range(60))
+    data = load(write(tmp_path, {**without(*TESTED), "train.de": lines, "train.en": lines}))
+    assert [len(p.sources) for p in (data.train, data.validate, data.test)] == [57, 1, 3]
     assert data.split == "3 pairs to test, drawn from those to train with seed 0"
+
+
+def test_a_pair_that_comes_often_is_in_one_part(tmp_path):
+    """Each of 40 pairs comes five times; a text alone may be in two parts."""
+    lines = [
+        "".join(f"{word}{i // by}\n" for i in range(40)) * 5 for word, by in (("d", 2), ("e", 1))
+    ]
+    files = {**without(*TESTED), "train.de": lines[0], "train.en": lines[1]}
+    data = load(write(tmp_path, {**files, "val.de": "d0\nd0\n", "val.en": "e0\ne0\n"}))
+    train, test = (list(zip(*part, strict=True)) for part in (data.train, data.test))
+    assert len(test) == len(set(test)) == 2  # 5 % of the 40 that differ
+    assert not set(test) & set(train)
+    assert sorted([*train, *5 * test]) == sorted(5 * [(f"d{i // 2}", f"e{i}") for i in range(40)])
+    assert data.validate == (("d0", "d0"), ("e0", "e0"))  # a part that is given stays as it is
+    files |= {"train.de": "a\n" * 9, "train.en": "b\n" * 9}
+    with pytest.raises(ValueError, match=r"enough different pairs .*pairs=9, different=1"):
+        load(write(tmp_path, files))
 
 
 def test_dates():
@@ -110,7 +128,10 @@ def without(*names):
             r"at most one part to test on; .*parts=\['test_2016', 'test_2017'\]",
         ),
         ({**WITH_PARTS, "val.de": "a\n\n", "val.en": "\nb\n"}, "of which both texts are not empty"),
-        ({"train.de": "a\nb\n", "train.en": "c\nd\n"}, "enough pairs to hold some out; .*pairs=2"),
+        (
+            {"train.de": "a\nb\n", "train.en": "c\nd\n"},
+            "enough different pairs to hold some out; .*pairs=2, different=2",
+        ),
     ],
 )
 def test_unusable_folders(tmp_path, files, message):
@@ -127,6 +148,16 @@ def test_a_file_that_is_cut_off(tmp_path):
         load(dataset)
     (tmp_path / "val.de.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match="`dataset` must name readable files"):
+        load(dataset)
+
+
+def test_a_file_that_is_damaged(tmp_path):
+    """A block of a kind that does not exist, behind the ten bytes of the header."""
+    dataset = write(tmp_path, {**without("val.de"), "val.de.gz": "vier\n" * 50})
+    content = bytearray((tmp_path / "val.de.gz").read_bytes())
+    content[10] |= 0b110
+    (tmp_path / "val.de.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"readable files; .*val.de.gz.*reason=.*invalid block"):
         load(dataset)
 
 

@@ -107,15 +107,51 @@ def test_batches_mix_levels_and_are_drawn_anew():
     assert not np.array_equal(tokens, again[1][0])
 
 
-def test_what_is_tested_is_seen_in_no_batch():
+class Streams:
+    """A task whose sequences are the first random bits that it is given."""
+
+    levels, unit = (1, 2), "things"
+
+    def draw(self, rng, count, level):
+        return memory.Examples(*[rng.integers(0, 2**62, (count, 1))] * 3)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32])
+def test_what_is_tested_has_generators_of_its_own(seed):
+    """Even where training has the same seed. Else it began with the same 62 bits."""
+    data = memory.batches(Streams(), 2, 3, seed)
+    drawn = set()
+    for epoch in range(3):
+        data.set_epoch(epoch)
+        drawn |= {int(bits) for i in range(3) for bits in data[i][0][:, 0]}
+    assert len(drawn) == 18
+    tested = memory.to_test(Streams(), 1, seed)
+    assert len(drawn | {int(each.tokens[0, 0]) for each in tested.values()}) == 18 + 2
+
+
+def test_what_is_tested_has_each_level():
     task = AssociativeRecall(64, 32, (2, 8))
     tests = memory.to_test(task, 100, 7)
     assert {level: each.is_counted.sum() for level, each in tests.items()} == {2: 200, 8: 800}
-    seen = {row.tobytes() for batch in range(5) for row in memory.batches(task, 64, 5, 7)[batch][0]}
-    assert not seen & {row.tobytes() for each in tests.values() for row in each.tokens}
     same, other = memory.to_test(task, 100, 7), memory.to_test(task, 100, 8)
     np.testing.assert_array_equal(same[8].tokens, tests[8].tokens)
     assert not np.array_equal(other[8].tokens, tests[8].tokens)
+
+
+def test_levels_rise():
+    assert AssociativeRecall(64, 32, (8, 2, 4, 2)).levels == (2, 4, 8)
+
+
+def test_a_batch_has_all_levels():
+    task = AssociativeRecall(64, 32, (2, 4, 8))
+    weights = memory.batches(task, 3, 1, 0)[0][2]
+    assert weights.sum(1).tolist() == [2, 4, 8]
+    with pytest.raises(
+        ValueError,
+        match=r"`batch_size` must be at least the number of levels, which count pairs; "
+        r"received: batch_size=2, levels=\(2, 4, 8\)",
+    ):
+        memory.batches(task, 2, 1, 0)
 
 
 def test_scores_are_means_over_labels():

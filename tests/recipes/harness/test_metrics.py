@@ -1,5 +1,6 @@
 """Cross-entropy and accuracy, by hand."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -27,3 +28,20 @@ def test_next_token_loss_counts_each_real_target_once():
     x = inputs[:, 2:]
     losses = np.log(1 + np.exp(x)) - x * targets
     assert found == pytest.approx(losses[is_real].mean())
+
+
+def test_loss_by_weight_counts_each_label_alike():
+    """In batches of 3, of which the last has one example, and one has no weight but zeros."""
+    from recipes.harness.losses import TokenCrossentropy
+
+    rng = np.random.default_rng(0)
+    logits, y = rng.normal(size=(7, 2, 3)).astype("float32"), rng.integers(0, 3, (7, 2))
+    weights = np.array([[1, 0], [1, 0], [0, 0], [0, 0], [0, 0], [0, 0], [1, 1]], "float32")
+    shift = rng.normal(size=logits.shape).astype("float32")
+    inputs = [keras.Input((2, 3)), keras.Input((2, 3))]
+    model = keras.Model(inputs, inputs[0] + inputs[1])
+    model.compile(loss=TokenCrossentropy())
+    found = harness.loss_by_weight(model, (logits, shift), y, weights, 3)
+    z = logits + shift
+    losses = np.log(np.exp(z).sum(-1)) - np.take_along_axis(z, y[..., None], axis=-1)[..., 0]
+    assert found == pytest.approx(losses[weights == 1].mean(), rel=1e-5)
