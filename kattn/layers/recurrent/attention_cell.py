@@ -70,15 +70,15 @@ class AttentionCell(QuantizableLayer):
         inputs: Input of one step, float, shape `(B, C)`.
         states: List of tensors: the states of the cell; the last output if it is fed; the last
             weights if the score reads them; then keys, values and mask of the memory.
-        training: Whether the cell drops anything; it may not, see below.
+        training: Whether this is a step of training, for which the cell must have no dropout.
 
     Returns:
         `(output, states)`: the output, shape `(B, output_size)`; and the next states.
 
     Raises:
         ValueError: If an argument is out of range, if `cell` is no cell or `attention` no score; if
-            there is no memory; in training, if the cell has dropout, which a loop must draw before
-            it begins, as that of `AttentionRNN` does.
+            there is no memory, or `memory_width` is not its width; in training, if the cell has
+            dropout, as nothing can be drawn inside of a loop. `AttentionRNN` draws it before.
 
     Example:
         >>> cell = kattn.layers.AttentionCell(keras.layers.GRUCell(8), "additive", memory_width=6)

@@ -78,9 +78,10 @@ class AttentionRNN(QuantizableLayer):
             attend="after".
         causal: If True, step t attends to steps <= t only.
         window: Number of steps W that are attended to: step t attends to the steps less than W
-            away. Or a `PredictedWindow`, whose place depends on the state. None for all steps. A
-            step has the same place in a memory as in the input, counted from the first real step
-            of each.
+            away. Or a `PredictedWindow`, whose place depends on the state. None for all steps. In a
+            memory, and for a `PredictedWindow`, places are those among the real steps of each
+            sequence: padding is not counted. In the input itself a number of steps counts the
+            padding between real steps, too.
         return_sequences: Whether to return the outputs of all steps, or that of the last real step.
         return_state: Whether to return the states after the last step, too.
         go_backwards: Whether to begin at the last step, of the input and of the memory. Outputs
