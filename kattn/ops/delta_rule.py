@@ -178,7 +178,7 @@ def _attend(plan, query, key, value, log_decay, rate, mask, first):
 
 
 def _inverse(a, limit):
-    """(I + A)^-1 for the strictly lower triangle A of `(..., n, n)`; n is a tensor <= limit only."""
+    """(I + A)^-1 for the strictly lower triangle A of `(..., n, n)`; n is <= limit if unknown."""
 
     def forward(a):
         return _inverse_by_halves(a, limit), ()
