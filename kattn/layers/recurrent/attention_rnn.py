@@ -59,7 +59,13 @@ class AttentionRNN(QuantizableLayer):
     y_t is a part of the next input, s_t = cell([x_t; y_{t-1}], s_{t-1}).
 
     Keys and values are computed once. Without input feeding, all attention after the steps is
-    computed at once, outside of the loop. A window over the input makes time and memory O(T).
+    computed at once, outside of the loop.
+
+    Training keeps what the attention of each step computes, so that memory grows with T * S. With
+    an additive or location score of H units, which has a hidden layer for each pair of steps, it
+    grows with T * S * H; where all attention is computed at once, in inference, too. With a window
+    of W steps over the input itself, S is at most 2 W - 1 here, except for a location score, which
+    reads the weights of all steps.
 
     Shapes: B batch, T steps and C channels of the input, S steps and E channels of the memory, U
     channels of the cell's hidden state, N heads.
