@@ -14,7 +14,7 @@ CELLS = {"lstm": keras.layers.LSTMCell, "gru": keras.layers.GRUCell}
 def run_recurrent(layer, x, *, mask, states, training):
     """All outputs of a recurrent layer, and its last states.
 
-    All of Keras's recurrent layers in the models are called here. On PyTorch they run its own loop.
+    On PyTorch a layer for which `use_native_loops` was called runs the loop of that framework.
 
     Args:
         layer: `keras.layers.LSTM`, `keras.layers.GRU` or `keras.layers.Bidirectional` of one, with
@@ -40,7 +40,7 @@ class RecurrentStack(keras.layers.Layer):
         width: Number of channels of the outputs; of a bidirectional layer each direction has half.
         bidirectional: Whether each layer goes through the sequence in both directions.
         dropout: Fraction of the channels that are dropped before each layer but the first.
-        seed: Integer seed of what is dropped and of the first weights, or None.
+        seed: Integer seed of what is dropped, or None for a random one.
         **kwargs: `name` and `dtype`.
     """
 

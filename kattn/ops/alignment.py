@@ -8,7 +8,8 @@ from keras import ops
 
 from kattn import backend
 
-# Of a score that is masked: not -inf, so that a row of them has a softmax without NaN.
+# Takes the place of the score of a step that may not be attended to. It is not -inf, so that the
+# softmax of a row in which all steps are such has no NaN.
 MASKED = -1e30
 
 

@@ -108,7 +108,8 @@ def record_tape(gates, scores, first, has_first, real, weights, window=None):
     """
     front = 1 if window is None else window
     batch = ops.shape(first)[0]
-    if first.shape[0] == 0:  # TensorFlow writes no rows of no items
+    if first.shape[0] == 0 or gates.shape[0] == 0:
+        # TensorFlow writes no rows of no items, and JAX traces a step though there is none.
         return ops.repeat(gates[..., :1], first.shape[1], axis=-1)
     ahead = ops.zeros((front, batch), "bool")
     if has_first:

@@ -1,10 +1,13 @@
-"""Loops over the steps of a sequence that attend to a memory, with a gradient in linear memory.
+"""Loops over the steps of a sequence that attend to a memory.
 
-A loop never unrolls in a graph. What a step reads of the sequence is cut up outside of the loop. A
-memory is the same in all steps, so that its gradient is a sum over steps of tensors as long as it
-is: for a window over the sequence itself this would take T * T. So there the sequence is cut into
-chunks, each with the frame of keys that its steps can see: a loop over chunks, and in it one over
-the steps of a chunk.
+A loop never unrolls in a graph. What a step reads of the sequence is cut up outside of the loop.
+
+The gradient keeps what each step computes of the memory. So over a memory of S steps T steps take
+O(T * S), times the units of an additive score, whose hidden layer is kept. And as the memory is the
+same in all steps, its gradient is a sum over steps of tensors as long as it is. For a window over
+the sequence itself both would take T * T. So there the sequence is cut into chunks, each with the
+frame of keys that its steps can see: a loop over chunks, and in it one over the steps of a chunk,
+in O(T) times the window.
 """
 
 from typing import Any, NamedTuple

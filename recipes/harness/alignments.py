@@ -26,13 +26,15 @@ def alignments(model: Any, source: np.ndarray, target: np.ndarray) -> np.ndarray
             layers of kattn, of which those look at the source whose weights have a row for each
             step of the target and a column for each of the source.
         source: Tokens of the sources, shape `(B, S)`.
-        target: Tokens that the decoder reads, shape `(B, T)`, with T other than S.
+        target: Tokens that the decoder reads, shape `(B, T)`, where T must differ from
+            S unless the model has `attention_weights`.
 
     Returns:
         float array, shape `(B, T, S)`: the mean over heads, and over all such layers.
 
     Raises:
-        ValueError: If the model has neither.
+        ValueError: If the model has no `attention_weights`, and S equals T or none of its attention
+            layers looks at the source.
     """
     if hasattr(model, "attention_weights"):
         weights = keras.ops.convert_to_numpy(model.attention_weights((source, target)))
@@ -48,7 +50,11 @@ def alignments(model: Any, source: np.ndarray, target: np.ndarray) -> np.ndarray
         if call.weights.shape[2:] == shape
     ]
     if not found:
-        raise arguments.error("The model must attend to the source", model=model.name)
+        raise arguments.error(
+            "`model` must have an attention layer that looks at the source, or a method "
+            "`attention_weights`",
+            model=model.name,
+        )
     return np.mean(found, axis=0)
 
 

@@ -11,6 +11,9 @@ from kattn.layers.recurrent.attention_score import AttentionScore
 class AdditiveScore(AttentionScore):
     """e_ts = v . tanh(s_t W + h_s U + b), for a memory h. The keys h U + b are computed once.
 
+    The hidden layer, of which there is one for each pair of steps, is kept for the gradient: memory
+    is O(T * S * H) for H units. Other scores take O(T * S), or less in the kernels of attention.
+
     Shapes: B batch, T steps and U channels of the state, S steps and E channels of the memory.
 
     Args:

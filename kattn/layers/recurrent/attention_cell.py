@@ -44,7 +44,11 @@ class AttentionCell(QuantizableLayer):
 
     `AttentionRNN` is what to use in a model. This cell is for those who have a loop of their own,
     such as `keras.layers.RNN`: the keys and values of the memory, computed once by `initial_state`,
-    are a part of its state.
+    are a part of its state. With input feeding, and an output that holds the context, call
+    `initial_state` or `build` before `keras.layers.RNN` is made: the layer asks for the sizes of
+    the states, which are not known before. In a functional model `initial_state` takes the symbolic
+    tensor of the memory; `keras.models.load_model` cannot read a file of such a model, so call
+    `initial_state` and the loop in a layer of your own there, or use `AttentionRNN`.
 
     Shapes: B batch, C channels of the input, S steps and E channels of the memory, U channels of
     the cell's hidden state.
@@ -70,15 +74,15 @@ class AttentionCell(QuantizableLayer):
         inputs: Input of one step, float, shape `(B, C)`.
         states: List of tensors: the states of the cell; the last output if it is fed; the last
             weights if the score reads them; then keys, values and mask of the memory.
-        training: Whether the cell drops anything; it may not, see below.
+        training: Whether this is a step of training, for which the cell must have no dropout.
 
     Returns:
         `(output, states)`: the output, shape `(B, output_size)`; and the next states.
 
     Raises:
         ValueError: If an argument is out of range, if `cell` is no cell or `attention` no score; if
-            there is no memory; in training, if the cell has dropout, which a loop must draw before
-            it begins, as that of `AttentionRNN` does.
+            there is no memory, or `memory_width` is not its width; in training, if the cell has
+            dropout, as nothing can be drawn inside of a loop. `AttentionRNN` draws it before.
 
     Example:
         >>> cell = kattn.layers.AttentionCell(keras.layers.GRUCell(8), "additive", memory_width=6)
@@ -132,20 +136,18 @@ class AttentionCell(QuantizableLayer):
 
     @property
     def output_size(self):
-        """Number of channels of the output, once the cell is built."""
+        """Number of channels of the output; that of contexts is known once the cell is built."""
         units = self.wrapped.output_size
-        return {
-            "state": units,
-            "context": self._context_width,
-            "both": self._context_width + units,
-            "attentional": units,
-        }[self.output_kind]
+        if self.output_kind in ("state", "attentional"):
+            return units
+        return self._context_width + (units if self.output_kind == "both" else 0)
 
     @property
     def _context_width(self):
         if not self.attention.built:
             raise arguments.error(
-                "A cell must be built before the width of its context is known",
+                "A cell must be built before the width of its context is known: call its `build` "
+                "or `initial_state` before keras.layers.RNN is made",
                 cell=self.name,
                 built=False,
             )
@@ -221,9 +223,23 @@ class AttentionCell(QuantizableLayer):
             self.attention.build((None, None, self.wrapped.units), (None, None, width))
         self._width = width
         keys, values = self.project(memory)
-        states = keras.tree.flatten(self.first_states(ops.shape(memory)[0], ops.shape(keys)[2]))
-        real = ops.ones(ops.shape(memory)[:2]) if real is None else ops.cast(real, "float32")
-        return [*states, keys, values, real]
+        real = ops.ones_like(memory[..., 0], "bool") if real is None else real
+        return [*self._first_states_of(memory, keys), keys, values, ops.cast(real, "float32")]
+
+    def _first_states_of(self, memory, keys):
+        """The states before the first step, without the memory: a list.
+
+        Those of one item are added to zeros of the memory, as no more may be known of a symbolic
+        tensor than that it has a batch axis.
+        """
+        states = self.first_states(1, 1)
+        if "weights" in states:
+            states["weights"] = ops.zeros_like(keys[:, :1, :, 0]) + states["weights"]  # (B, N, S)
+        zeros = ops.sum(ops.zeros_like(memory), axis=1)[:, :1]  # (B, 1)
+        own = keras.tree.map_structure(
+            lambda x: ops.cast(zeros, x.dtype) + x, [states["cell"], states.get("fed", [])]
+        )
+        return keras.tree.flatten([*own, states.get("weights", [])])
 
     def call(self, inputs, states, training=None):
         if training and self.wrapped.drops:

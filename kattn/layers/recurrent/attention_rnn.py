@@ -59,7 +59,13 @@ class AttentionRNN(QuantizableLayer):
     y_t is a part of the next input, s_t = cell([x_t; y_{t-1}], s_{t-1}).
 
     Keys and values are computed once. Without input feeding, all attention after the steps is
-    computed at once, outside of the loop. A window over the input makes time and memory O(T).
+    computed at once, outside of the loop.
+
+    Training keeps what the attention of each step computes, so that memory grows with T * S. With
+    an additive or location score of H units, which has a hidden layer for each pair of steps, it
+    grows with T * S * H; where all attention is computed at once, in inference, too. With a window
+    of W steps over the input itself, S is at most 2 W - 1 here, except for a location score, which
+    reads the weights of all steps.
 
     Shapes: B batch, T steps and C channels of the input, S steps and E channels of the memory, U
     channels of the cell's hidden state, N heads.
@@ -78,9 +84,10 @@ class AttentionRNN(QuantizableLayer):
             attend="after".
         causal: If True, step t attends to steps <= t only.
         window: Number of steps W that are attended to: step t attends to the steps less than W
-            away. Or a `PredictedWindow`, whose place depends on the state. None for all steps. A
-            step has the same place in a memory as in the input, counted from the first real step
-            of each.
+            away. Or a `PredictedWindow`, whose place depends on the state. None for all steps. In a
+            memory, and for a `PredictedWindow`, places are those among the real steps of each
+            sequence: padding is not counted. In the input itself a number of steps counts the
+            padding between real steps, too.
         return_sequences: Whether to return the outputs of all steps, or that of the last real step.
         return_state: Whether to return the states after the last step, too.
         go_backwards: Whether to begin at the last step, of the input and of the memory. Outputs

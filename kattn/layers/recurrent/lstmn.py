@@ -154,12 +154,12 @@ class LSTMN(QuantizableLayer):
         Args:
             x: Input sequence, float, shape `(B, T, C)`.
             mask: Padding, bool, shape `(B, T)`, True = real step.
-            initial_state: States `[h, c]` of a step before the first, or None. What it gets is
-                missing from the sum of a row.
+            initial_state: States `[h, c]` of a step before the first, or None.
 
         Returns:
             `(B, 1, T, T)` float32, step by earlier step. Rows sum to 1, and are 0 at padding and
-            where there is no earlier step.
+            where there is no earlier step. With `initial_state` they sum to less than 1, because
+            the step before the first gets a weight, too, which has no column.
         """
         if not self.built:
             self.build(x.shape)

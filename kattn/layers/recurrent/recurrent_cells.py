@@ -8,7 +8,7 @@ from keras import ops
 from kattn import arguments
 from kattn.layers.transformer.transformer_block import read_part
 
-# Keras's cells whose output is their hidden state. Of others that is not known.
+# Keras's cells whose output is their hidden state. The output of any other cell may be another.
 OUTPUT_IS_HIDDEN = (
     keras.layers.SimpleRNNCell,
     keras.layers.LSTMCell,

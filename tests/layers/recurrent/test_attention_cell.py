@@ -46,6 +46,23 @@ def test_in_a_loop_of_keras_it_is_the_layer(rng, options):
     assert_close(found, wanted)
 
 
+def test_in_a_functional_model(rng):
+    """Of any batch size."""
+    cell = cell_options()
+    cell.build((None, 7))
+    x, memory = keras.Input((5, 7)), keras.Input((4, 5))
+    states = cell.initial_state(memory)
+    y = keras.layers.RNN(cell, return_sequences=True)(x, initial_state=states)
+    model = keras.Model([x, memory], y)
+    shake(model)
+    given = [rng.normal(size=(3, 5, 7)), rng.normal(size=(3, 4, 5))]
+    given = [each.astype("float32") for each in given]
+    options = {name: getattr(cell, name) for name in ("attend", "input_feeding", "window")}
+    layer = AttentionRNN(cell.cell, cell.attention, output=cell.output_kind, **options)
+    layer.build(*[each.shape for each in given])
+    assert_close(result(model, given), result(layer, *given))
+
+
 def test_one_step_is_a_function_of_its_states(rng):
     """Nothing is kept in the cell: two memories can be gone through in turn."""
     cell = AttentionCell(keras.layers.GRUCell(4), "additive", memory_width=5)
@@ -80,8 +97,15 @@ def test_bad_input(rng):
     memory = rng.normal(size=(2, 3, 5)).astype("float32")
     x = rng.normal(size=(2, 4, 3)).astype("float32")
     cell = AttentionCell(keras.layers.GRUCell(4, dropout=0.5), memory_width=5)
-    with pytest.raises(ValueError, match=r"must be built before the width.*built=False"):
-        _ = cell.output_size
+    assert cell.output_size == 4
+    for output in ("context", "both"):
+        fed = AttentionCell(
+            keras.layers.GRUCell(4), attend="after", output=output, input_feeding=True
+        )
+        with pytest.raises(ValueError, match=r"must be built before the width.*built=False"):
+            keras.layers.RNN(fed)
+        fed.initial_state(x)
+        assert keras.layers.RNN(fed)(x, initial_state=fed.initial_state(x)).shape[0] == 2
     with pytest.raises(ValueError, match=r"`initial_state` of the recurrent layer must be given"):
         cell.get_initial_state(2)
     with pytest.raises(ValueError, match=r"`memory` must have as many channels.*channels=5"):

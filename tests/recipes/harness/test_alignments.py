@@ -61,7 +61,9 @@ class Deaf(keras.Model):
 def test_a_model_that_attends_to_no_source(rng):
     tokens, model = rng.integers(1, 11, (2, 4)), Deaf()
     model.build(((2, 3), (2, 4)))
-    with pytest.raises(ValueError, match=r"The model must attend to the source; .*model='deaf'"):
+    with pytest.raises(
+        ValueError, match=r"`model` must have an attention layer that.*model='deaf'"
+    ):
         alignments(model, tokens[:, :3], tokens)
 
 
