@@ -29,10 +29,12 @@ from recipes.data import sequence_memory as memory
 from recipes.harness import levels
 
 RECIPE = "sequence_memory"
-VALIDATED, TESTED, DRAWN = 64, 512, 16  # sequences of each level; for the gradients
-SIZED = SWEPT = "lstm-attention"  # whose parameters the others have; whose windows are swept
-REACHES = ("lstm", "lstm-attention")  # whose gradients are drawn
-UNSEEN = 2**32  # seed of the sequences to validate, and less by one than that of those to test
+VALIDATED, TESTED = 64, 512  # sequences of each level
+DRAWN = 16  # sequences that the gradients are computed for
+SIZED = "lstm-attention"  # the other kinds have as many parameters as this one
+SWEPT = "lstm-attention"  # the kind that --sweep-windows trains with other windows, too
+REACHES = ("lstm", "lstm-attention")  # kinds whose gradients are in the report
+UNSEEN = 2**32  # seed of the sequences to validate; those to test have the next one
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Settings(harness.TrainingFlags):
 
     task: Literal["recall", "copy"] = "recall"
     full: bool = False  # recall with 256 tokens, 64 steps and up to 16 pairs, by wider networks
-    fill: Literal["blank", "random"] = "blank"  # steps of recall without a pair or a query
+    fill: Literal["blank", "random"] = "blank"  # what stands in recall between pairs and queries
     delay: int = 60  # steps over which to remember, of copy
-    sweep_windows: tuple[int, ...] = ()  # further LSTMs whose attention sees so many steps
+    sweep_windows: tuple[int, ...] = ()  # trains an LSTM whose attention sees N steps for each N
 
     # What follows has other defaults for --full, see `presets`.
     vocabulary_size: int = 64  # tokens of recall
