@@ -230,6 +230,9 @@ def prepare(settings: Settings) -> harness.Job:
             "Losses are in nats per subword, with labels smoothed by "
             f"{settings.label_smoothing:g}. That to validate is the mean over all subwords of the "
             f"first {VALIDATED} pairs, or of all; that of training is the mean over batches.",
+            f"The RNN with {settings.attention} attention attends {settings.attend} its state "
+            f"changes, those with heads {settings.heads_attend} that, by scaled products of "
+            "projections.",
         ),
         sections=functools.partial(sections, task, settings),
     )

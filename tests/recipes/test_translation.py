@@ -161,7 +161,9 @@ def test_recurrent_models_beside_each_other(dataset, asked, tmp_path, monkeypatc
     assert rates == pytest.approx({"rnn": 0.25, "rnn-h2": 0.25})
     assert [path.name for path in run.glob("alignments*")] == ["alignments-rnn-h2.png"]
     assert {each["test"]["accuracy"] for each in results.values()} == {1.0}
-    assert "RNN + 2 heads against RNN: the test BLEU is" in " ".join(report.split())
+    words = " ".join(report.split())
+    assert "RNN + 2 heads against RNN: the test BLEU is" in words
+    assert "attention attends after its state changes, those with heads before that, by" in words
     assert asked
 
 
