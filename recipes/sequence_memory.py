@@ -29,10 +29,12 @@ from recipes.data import sequence_memory as memory
 from recipes.harness import levels
 
 RECIPE = "sequence_memory"
-VALIDATED, TESTED, DRAWN = 64, 512, 16  # sequences of each level; for the gradients
-SIZED = SWEPT = "lstm-attention"  # whose parameters the others have; whose windows are swept
-REACHES = ("lstm", "lstm-attention")  # whose gradients are drawn
-UNSEEN = 2**32  # seed of the sequences to validate, and less by one than that of those to test
+VALIDATED, TESTED = 64, 512  # sequences of each level
+DRAWN = 16  # sequences that the gradients are computed for
+SIZED = "lstm-attention"  # the other kinds have as many parameters as this one
+SWEPT = "lstm-attention"  # the kind that --sweep-windows trains with other windows, too
+REACHES = ("lstm", "lstm-attention")  # kinds whose gradients are in the report
+UNSEEN = 2**32  # seed of the sequences to validate; those to test have the next one
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Settings(harness.TrainingFlags):
 
     task: Literal["recall", "copy"] = "recall"
     full: bool = False  # recall with 256 tokens, 64 steps and up to 16 pairs, by wider networks
-    fill: Literal["blank", "random"] = "blank"  # steps of recall without a pair or a query
+    fill: Literal["blank", "random"] = "blank"  # what stands in recall between pairs and queries
     delay: int = 60  # steps over which to remember, of copy
-    sweep_windows: tuple[int, ...] = ()  # further LSTMs whose attention sees so many steps
+    sweep_windows: tuple[int, ...] = ()  # trains an LSTM whose attention sees N steps for each N
 
     # What follows has other defaults for --full, see `presets`.
     vocabulary_size: int = 64  # tokens of recall
@@ -159,26 +161,18 @@ def sections(
     """Accuracies by level and by window, and how far gradients reach."""
     titles = {kind: title_of(settings, kind) for kind in models}
     found = levels.percentages(harness.read_results(folder, list(models), settings.seeds))
-    guess = {level: 100 * task.guessed(level)[1] for level in task.levels}
-    by_level = levels.table(task.unit, titles, found, {task.guess: guess})
-    told = {f"Accuracy by {task.unit}": f"Test accuracy in %.\n\n{by_level}"}
-
-    def add(heading: str, text: str, name: str, x: str, values: Mapping[str, Any], y: str) -> None:
-        draw = functools.partial(harness.lines, values, x, y)
-        told[heading] = f"{text}\n\n{folder.add_figure(name, heading, draw)}".strip()
-
-    percent = "test accuracy, %"
-    if len(task.levels) > 1:
-        values = {titles[kind]: found[kind] for kind in models}
-        heading = f"Accuracy by {task.unit}"
-        add(heading, told[heading], "levels.png", task.unit, values, percent)
+    known = {task.guess: {level: 100 * task.guessed(level)[1] for level in task.levels}}
+    told = {f"Accuracy by {task.unit}": levels.section(folder, task.unit, titles, found, known)}
+    swept: dict[float, dict[float, list[float]]]
     swept = {w: found[kind] for kind, (_, w) in windows(settings).items() if w and kind in models}
     if len(swept) > 1:
-        values = {
-            f"{level} {task.unit}": {window: each[level] for window, each in swept.items()}
-            for level in task.levels
-        }
-        add("Accuracy by window", "", "windows.png", "steps seen", values, percent)
+        told["Accuracy by window"] = levels.figure(
+            folder,
+            "windows.png",
+            "Accuracy by window",
+            "steps seen",
+            levels.turned(swept, task.unit),
+        )
     reaches = {
         f"{titles[kind]}, {when}": reach(task, tests, model)
         for kind in REACHES
@@ -191,11 +185,8 @@ def sections(
             f"at which there is something to remember, and x are the vectors of the tokens; "
             f"{DRAWN} sequences with {task.levels[-1]} {task.unit}, seed 0."
         )
-        text = f"{textwrap.fill(text, 100)}\n\n{levels.distances_table(reaches)}"
-        values = {
-            title: {k: [norm] for k, norm in enumerate(norms)} for title, norms in reaches.items()
-        }
-        add("Where gradients reach", text, "reach.png", "distance k", values, "norm")
+        heading = "Where gradients reach"
+        told[heading] = levels.distances_section(folder, heading, textwrap.fill(text, 100), reaches)
     return told
 
 

@@ -1,8 +1,9 @@
 """Translate: recurrent networks without attention and with it, and a Transformer.
 
 Task    Say a text in another language. An encoder and a decoder of LSTMs, whose decoder sees the
-        last state of the encoder only, or attends to all of its outputs with one head or more; and
-        a Transformer. --minutes trains each for as long.
+        last state of the encoder only, or attends to all of its outputs: by the score that
+        --attention names, or by scaled products of projections, with each number of heads in
+        --sweep-heads; and a Transformer. --minutes trains each for as long.
 Data    Dates as they are written in 36 languages and countries, to YYYY-MM-DD (default; by Babel,
         no network). folder:<path> with files such as train.de.gz and train.en.gz, as those of
         Multi30k (https://github.com/multi30k/dataset), files:<source>:<target>, or tfds:<name>.
@@ -28,7 +29,7 @@ from recipes.data import parallel_texts
 from recipes.data.encoded_pairs import BEGIN, PAD, EncodedPairs, text_scores
 
 RECIPE = "translation"
-RNN, TRANSFORMER = "rnn", "transformer"
+RNN, ATTENTION, TRANSFORMER = "rnn", "rnn-attention", "transformer"
 VALIDATED, SHOWN = 512, 4  # pairs that validate an epoch; sentences in the report
 
 
@@ -37,15 +38,20 @@ class Settings(harness.TrainingFlags):
     """Train recurrent networks and a Transformer to translate."""
 
     dataset: str = "dates"  # dates, folder:<path>, files:<source>:<target> or tfds:<name>
-    source_language: str = "de"  # as a folder or a set names it
-    target_language: str = "en"
+    source_language: str = "de"  # language to translate from, as a folder or a set names it
+    target_language: str = "en"  # language to translate into
     data_dir: Path | None = None  # where TensorFlow Datasets keeps its files
-    split_seed: int = 0  # draws what a source does not have of the parts to validate and to test
-    attention: Literal[  # of the RNN with one head
-        "additive", "general", "dot", "location", "multi_head"
+    split_seed: int = 0  # seed that draws the dates, and the parts that another source lacks
+    attention: Literal[  # score of the attention in the model rnn-attention
+        "additive", "general", "dot", "location"
     ] = "general"
-    attend: Literal["before", "after"] = "after"  # the state of the decoder changes
-    sweep_heads: tuple[int, ...] = (1, 4)  # an RNN with attention for each number of heads
+    attend: Literal[  # whether rnn-attention attends before or after its state changes
+        "before", "after"
+    ] = "after"
+    sweep_heads: tuple[int, ...] = (1, 4)  # trains a model rnn-h<N> for each number N of heads
+    heads_attend: Literal[  # whether the models rnn-h<N> attend before or after their state changes
+        "before", "after"
+    ] = "before"
     num_beams: int = 5  # candidates of the beam search
     rnn_learning_rate: float = 3e-3  # highest rate of the RNNs
     learning_rate: float = 3e-3  # highest rate of the Transformer, reached after one epoch; AdamW
@@ -78,19 +84,22 @@ class Settings(harness.TrainingFlags):
             arguments.check_integers(1, sweep_heads=heads)
 
     @property
-    def heads(self) -> dict[str, int | None]:
-        """Heads of the decoder's attention by the name of each kind of RNN; None without it."""
-        return {RNN: None, **{f"{RNN}-{heads}": heads for heads in self.sweep_heads}}
+    def recurrent(self) -> dict[str, dict[str, Any]]:
+        """How the decoder of each kind of RNN attends, by its name."""
+        named = {"attention": self.attention, "attend": self.attend}
+        shared = {"attention": "multi_head", "attend": self.heads_attend}
+        heads = {f"{RNN}-h{count}": {**shared, "num_heads": count} for count in self.sweep_heads}
+        return {RNN: {"attention": None}, ATTENTION: named, **heads}
 
     @property
     def titles(self) -> dict[str, str]:
         """The titles of the kinds of models by name."""
-        found = {RNN: "RNN"}
-        for kind, heads in self.heads.items():
-            if heads is not None:
-                what = f"{self.attention} attention" if heads == 1 else f"{heads} heads"
-                found[kind] = f"RNN + {what.replace('_', '-')}"
-        return {**found, TRANSFORMER: "Transformer"}
+        heads = {
+            f"{RNN}-h{count}": f"RNN + {count} head{'s' if count > 1 else ''}"
+            for count in self.sweep_heads
+        }
+        named = {RNN: "RNN", ATTENTION: f"RNN + {self.attention} attention"}
+        return {**named, **heads, TRANSFORMER: "Transformer"}
 
 
 def presets(given: Settings) -> Settings:
@@ -124,15 +133,11 @@ def build(task: EncodedPairs, settings: Settings, kind: str, seed: int) -> Any:
             **options,
         )
     else:
-        heads = settings.heads[kind]
-        attention = settings.attention if heads == 1 else heads and "multi_head"
         model = models.AttentionSeq2Seq(
             task.vocabulary_size,
             settings.rnn_layers,
             settings.rnn_width,
-            attention=attention,
-            num_heads=heads if attention == "multi_head" else None,
-            attend=settings.attend if heads else "before",
+            **settings.recurrent[kind],
             **options,
         )
     model.build(((None, settings.length), (None, settings.length)))
@@ -215,7 +220,7 @@ def prepare(settings: Settings) -> harness.Job:
         test=functools.partial(test, task, settings),
         tested=len(texts.test.sources),
         references=lambda: {"the source as it is": given},
-        rates=dict.fromkeys(settings.heads, settings.rnn_learning_rate),
+        rates=dict.fromkeys(settings.recurrent, settings.rnn_learning_rate),
         notes=(
             f"{about}. Split: {texts.split}. {task.left_out:,} pairs of more than "
             f"{settings.length} subwords were not trained on. {task.vocabulary_size:,} subwords of "
@@ -225,6 +230,9 @@ def prepare(settings: Settings) -> harness.Job:
             "Losses are in nats per subword, with labels smoothed by "
             f"{settings.label_smoothing:g}. That to validate is the mean over all subwords of the "
             f"first {VALIDATED} pairs, or of all; that of training is the mean over batches.",
+            f"The RNN with {settings.attention} attention attends {settings.attend} its state "
+            f"changes, those with heads {settings.heads_attend} that, by scaled products of "
+            "projections.",
         ),
         sections=functools.partial(sections, task, settings),
     )

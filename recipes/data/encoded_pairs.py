@@ -11,7 +11,7 @@ from recipes.data.parallel_texts import Pairs, ParallelTexts
 
 SPECIAL = ("<pad>", "<begin>", "<end>")
 PAD, BEGIN, END = range(3)
-MULTIPLE = 8  # of which the widths of batches are
+MULTIPLE = 8  # batches are as wide as a multiple of it
 
 
 @dataclass(frozen=True)

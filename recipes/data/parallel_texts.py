@@ -13,7 +13,7 @@ import numpy as np
 
 from recipes.data import dates, sources
 
-HELD_FRACTION, HELD_MOST = 0.05, 1000  # of pairs that are drawn to validate, and to test
+HELD_FRACTION, HELD_MOST = 0.05, 1000  # pairs that are drawn to validate, and as many to test
 DATES = 10_000  # of which 5 % are drawn to validate, and as many to test
 KINDS = {"train": "train", "validation": "validate", "test": "test"}
 

@@ -1,13 +1,16 @@
-"""Results by how hard a task is, and by distance: tables of a report."""
+"""Results by how hard a task is, and by distance: tables and figures of a report."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from recipes.harness import report
+from recipes.harness import figures, report
+from recipes.harness.run_folder import RunFolder
 from recipes.harness.statistics import with_spread
 
 PREFIX = "accuracy_"  # of the name of a result, behind which the level stands
+MEASURED = "test accuracy, %"
 
 
 def percentages(results: report.Results) -> dict[str, dict[float, list[float]]]:
@@ -47,6 +50,73 @@ def table(
         for level in levels
     ]
     return report.table(header, rows)
+
+
+def section(
+    folder: RunFolder,
+    unit: str,
+    titles: Mapping[str, str],
+    found: Mapping[str, Mapping[float, Sequence[float]]],
+    known: Mapping[str, Mapping[int, float]],
+) -> str:
+    """The table of accuracies, and of more than one level the figure `levels.png`, too.
+
+    Args:
+        folder: Folder of the run.
+        unit: What a level counts.
+        titles: Titles of the kinds by name.
+        found: Accuracies in percent by kind, then by level, one for each seed.
+        known: Accuracies of methods that are not trained, by title, then by level.
+    """
+    text = f"Test accuracy in %.\n\n{table(unit, titles, found, known)}"
+    if max(map(len, found.values())) == 1:
+        return text
+    lines = {titles[kind]: each for kind, each in found.items()}
+    return f"{text}\n\n{figure(folder, 'levels.png', f'Accuracy by {unit}', unit, lines)}"
+
+
+def figure(
+    folder: RunFolder,
+    name: str,
+    title: str,
+    x: str,
+    lines: Mapping[str, Mapping[float, Sequence[float]]],
+) -> str:
+    """Draw a figure of accuracies; returns the Markdown that shows it.
+
+    Args:
+        folder: Folder of the run.
+        name: Name of the file, which ends with ".png".
+        title: What the figure shows, for those who cannot see it.
+        x: What the numbers count.
+        lines: For each line, for each number, the accuracies in percent of all runs.
+    """
+    return folder.add_figure(name, title, functools.partial(figures.lines, lines, x, MEASURED))
+
+
+def turned(
+    found: Mapping[float, Mapping[float, Sequence[float]]], unit: str
+) -> dict[str, dict[float, Sequence[float]]]:
+    """Accuracies by number, then by level, as lines of a figure: by level, then by number."""
+    names = list(next(iter(found.values())))
+    return {f"{level} {unit}": {x: each[level] for x, each in found.items()} for level in names}
+
+
+def distances_section(
+    folder: RunFolder, title: str, about: str, values: Mapping[str, np.ndarray]
+) -> str:
+    """A text, the table of some numbers by distance, and the figure of all, `reach.png`.
+
+    Args:
+        folder: Folder of the run.
+        title: What the figure shows, for those who cannot see it.
+        about: The text.
+        values: Norms at distance 0, 1 ... by the title of their line.
+    """
+    lines: dict[str, dict[float, list[float]]]
+    lines = {name: {k: [norm] for k, norm in enumerate(norms)} for name, norms in values.items()}
+    draw = functools.partial(figures.lines, lines, "distance k", "norm")
+    return f"{about}\n\n{distances_table(values)}\n\n{folder.add_figure('reach.png', title, draw)}"
 
 
 def distances_table(values: Mapping[str, np.ndarray]) -> str:

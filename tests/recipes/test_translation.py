@@ -51,7 +51,7 @@ def asked(monkeypatch):
 
     def new(*sizes, **options):
         names = ("attention", "num_heads", "attend", "dropout")
-        found.append((*sizes, *(options[name] for name in names)))
+        found.append((*sizes, *(options.get(name) for name in names)))
         assert options["padding_token"] == 0
         return known(*sizes, **options)
 
@@ -115,30 +115,31 @@ def test_recurrent_models_by_their_heads(dataset, asked):
     task = task_of(dataset, settings)
     assert settings.titles == {
         "rnn": "RNN",
-        "rnn-1": "RNN + general attention",
-        "rnn-2": "RNN + 2 heads",
-        "rnn-8": "RNN + 8 heads",
+        "rnn-attention": "RNN + general attention",
+        "rnn-h1": "RNN + 1 head",
+        "rnn-h2": "RNN + 2 heads",
+        "rnn-h8": "RNN + 8 heads",
         "transformer": "Transformer",
     }
-    for kind in settings.heads:
+    for kind in settings.recurrent:
         model = translation.build(task, settings, kind, 0)
         assert model.built
         assert model.compiled
     sizes = task.vocabulary_size, 3, 8
     assert asked == [
-        (*sizes, None, None, "before", 0.5),
+        (*sizes, None, None, None, 0.5),
         (*sizes, "general", None, "after", 0.5),
-        (*sizes, "multi_head", 2, "after", 0.5),
-        (*sizes, "multi_head", 8, "after", 0.5),
+        *((*sizes, "multi_head", heads, "before", 0.5) for heads in (1, 2, 8)),
     ]
-    dot = parse("--attention", "dot", "--attend", "before")
-    assert dot.titles["rnn-1"] == "RNN + dot attention"
-    translation.build(task, dot, "rnn-1", 0)
-    assert asked[-1][3:6] == ("dot", None, "before")
-    one = parse("--attention", "multi_head")
-    assert one.titles["rnn-1"] == "RNN + multi-head attention"
-    translation.build(task, one, "rnn-1", 0)
-    assert asked[-1][3:5] == ("multi_head", 1)
+    turned = ("--attention", "dot", "--attend", "before", "--heads-attend", "after")
+    dot = parse(*TINY, *turned)
+    assert dot.titles["rnn-attention"] == "RNN + dot attention"
+    for kind in ("rnn-attention", "rnn-h4"):
+        translation.build(task, dot, kind, 0)
+    assert [each[3:6] for each in asked[-2:]] == [
+        ("dot", None, "before"),
+        ("multi_head", 4, "after"),
+    ]
 
 
 @pytest.mark.usefixtures("steps_are_not_timed")
@@ -148,19 +149,21 @@ def test_recurrent_models_beside_each_other(dataset, asked, tmp_path, monkeypatc
     monkeypatch.setattr(EncodedPairs, "translate", said)
     run = tmp_path / "run"
     flags = ["--sweep-heads", "2", "--rnn-learning-rate", "0.25", "--schedule", "constant"]
-    command = [*TINY, *flags, "--dataset", dataset, "--models", "rnn", "rnn-2"]
+    command = [*TINY, *flags, "--dataset", dataset, "--models", "rnn", "rnn-h2"]
     command += ["--output", str(run)]
     assert translation.main(command) == 0
     report = (run / "report.md").read_text()
     results = {
         kind: json.loads((run / f"history/{kind}-seed0.json").read_text())
-        for kind in ("rnn", "rnn-2")
+        for kind in ("rnn", "rnn-h2")
     }
     rates = {kind: each["epochs"][-1]["learning_rate"] for kind, each in results.items()}
-    assert rates == pytest.approx({"rnn": 0.25, "rnn-2": 0.25})
-    assert [path.name for path in run.glob("alignments*")] == ["alignments-rnn-2.png"]
+    assert rates == pytest.approx({"rnn": 0.25, "rnn-h2": 0.25})
+    assert [path.name for path in run.glob("alignments*")] == ["alignments-rnn-h2.png"]
     assert {each["test"]["accuracy"] for each in results.values()} == {1.0}
-    assert "RNN + 2 heads against RNN: the test BLEU is" in " ".join(report.split())
+    words = " ".join(report.split())
+    assert "RNN + 2 heads against RNN: the test BLEU is" in words
+    assert "attention attends after its state changes, those with heads before that, by" in words
     assert asked
 
 
@@ -216,7 +219,7 @@ def test_defaults_follow_the_data_set():
     assert parse() == translation.Settings()
     other = parse("--dataset", "folder:x", "--epochs", "3", "--sweep-heads", "1", "2", "4", "8")
     assert (other.lower, other.length, other.epochs) == (True, 48, 3)
-    assert other.heads == {"rnn": None, "rnn-1": 1, "rnn-2": 2, "rnn-4": 4, "rnn-8": 8}
+    assert list(other.recurrent)[1:] == ["rnn-attention", "rnn-h1", "rnn-h2", "rnn-h4", "rnn-h8"]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +237,10 @@ def test_defaults_follow_the_data_set():
         (["--vocabulary-size", "100"], "`vocabulary_size` must be an integer >= 259"),
         (["--width", "9"], "`width` must be divisible by `num_heads`"),
         (["--batch-size", "500"], "must fill at least one batch"),
-        (["--models", "gru"], "`models` must name some of rnn, rnn-1, rnn-4, transformer"),
+        (
+            ["--models", "gru"],
+            "`models` must name some of rnn, rnn-attention, rnn-h1, rnn-h4, transformer",
+        ),
     ],
 )
 def test_bad_input_is_one_line(dataset, tmp_path, monkeypatch, capsys, arguments, message):
