@@ -147,7 +147,7 @@ class SRU(RecurrentLayer):
         u, forget, reset, *past = split_channels(parts, widths)
         past = self._past_gain * (past[0] if past else ops.cast(x, "float32"))
         if self._gate_bias is not None:
-            bias = ops.convert_to_tensor(self._gate_bias)
+            bias = ops.cast(self._gate_bias, "float32")
             forget, reset = forget + bias[0], reset + bias[1]
         options = {"mask": padding, "starts": starts}
         if self._peephole is None:
@@ -156,7 +156,7 @@ class SRU(RecurrentLayer):
             options["implementation"] = self.implementation
             c, last = decode_linear_recurrence(keep, new, state, **options)
         else:
-            weights = ops.convert_to_tensor(self._peephole)
+            weights = ops.cast(self._peephole, "float32")
             c, before = simple_recurrence(u, forget, weights[0], state, **options)
             reset, last = reset + weights[1] * before, last_state(c, state)
         r = ops.sigmoid(reset)
