@@ -150,7 +150,8 @@ def compile_jax(layer: Any, call: Callable, x: np.ndarray, *, backward: bool) ->
     import jax
     import keras
 
-    layer.build(*[x.shape] * (1 if type(layer).__module__.startswith("kattn") else 2))
+    if not layer.built:
+        layer.build(*[x.shape] * (1 if type(layer).__module__.startswith("kattn") else 2))
     weights = [v.value for v in layer.trainable_variables]
     others = [(v, v.value) for v in layer.non_trainable_variables]
 
@@ -168,7 +169,8 @@ def compile_tensorflow(layer: Any, call: Callable, x: np.ndarray, *, backward: b
     """The same of TensorFlow: a graph."""
     import tensorflow as tf
 
-    layer.build(*[x.shape] * (1 if type(layer).__module__.startswith("kattn") else 2))
+    if not layer.built:
+        layer.build(*[x.shape] * (1 if type(layer).__module__.startswith("kattn") else 2))
     tensor = tf.constant(x)
 
     @tf.function
