@@ -136,6 +136,25 @@ def check_room(room, length):
         )
 
 
+def real_first(real):
+    """The places of the real steps in their order, and of padding behind them.
+
+    Args:
+        real: Bool, shape `(B, t)`; True = real step, False = padding.
+
+    Returns:
+        `Places` of t steps.
+
+    Example:
+        >>> real_first(keras.ops.array([[False, True, False, True]])).index
+        [[1, 3, 0, 2]]
+    """
+    steps = ops.shape(real)[1]
+    index = ops.arange(steps, dtype="int32")
+    order = ops.argsort(ops.where(real, index, index + steps), axis=1)
+    return Places(ops.cast(order, "int32"))
+
+
 def count_steps(steps, real=None):
     """How many real steps come.
 
@@ -232,10 +251,8 @@ def _write(old, new, slot, rank, taken, real):
         return old
     if new.shape[2] == 1 and real is None:
         return backend.put_step(old, slot, new[:, :, 0])
-    if real is not None:  # real steps first
-        index = ops.arange(new.shape[2], dtype="int32")
-        order = ops.argsort(ops.where(real, index, index + new.shape[2]), axis=1)
-        new = Places(ops.cast(order, "int32")).cut(new, -2)
+    if real is not None:
+        new = real_first(real).cut(new, -2)
     taken = taken if isinstance(taken, int) else taken[:, None]
     fits = ops.logical_and(rank >= 0, rank < taken)[:, None, :, None]
     return backend.overwrite(old, ops.where(fits, Places(rank).cut(new, -2), old))

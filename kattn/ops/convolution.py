@@ -4,8 +4,9 @@ import keras
 from keras import ops
 
 from kattn.arguments import error
-from kattn.masks.checks import REAL_STEP, bool_tensor
-from kattn.ops.sizes import known_shape
+from kattn.ops.cache import real_first
+from kattn.ops.recurrence import read_steps
+from kattn.ops.sizes import has_shape, known_shape
 from kattn.spans import Places
 
 
@@ -68,8 +69,8 @@ def decode_causal_convolution(x, kernel, before, *, mask=None):
     width, steps = kernel.shape[0], ops.shape(x)[1]
     kernel = ops.cast(kernel, x.dtype)
     if mask is not None:
-        mask = _check_mask(mask, x)
-        x = _real_first(mask).cut(x, -2)
+        mask = read_steps(mask, "mask", x)[..., 0]
+        x = real_first(mask).cut(x, -2)
     seen = ops.concatenate([ops.cast(before, x.dtype), x], axis=1)  # (B, K - 1 + T, C)
     y = seen[:, :steps] * kernel[0]
     for j in range(1, width):
@@ -83,21 +84,6 @@ def decode_causal_convolution(x, kernel, before, *, mask=None):
     return y, ops.cast(last.cut(seen, -2), before.dtype)
 
 
-def _real_first(mask):
-    """The places of the real steps in their order, and of the others behind them."""
-    index = ops.arange(ops.shape(mask)[1], dtype="int32")
-    order = ops.argsort(ops.where(mask, index, index + ops.shape(mask)[1]), axis=1)
-    return Places(ops.cast(order, "int32"))
-
-
-def _check_mask(mask, x):
-    mask = bool_tensor(mask, "mask", ("(B, T)",), REAL_STEP)
-    pairs = zip(known_shape(mask), known_shape(x)[:2], strict=True)
-    if any(have != need and None not in (have, need) for have, need in pairs):
-        raise error(f"`mask` must have shape (B, T)={known_shape(x)[:2]}", mask=mask)
-    return mask
-
-
 def _check_sizes(x, kernel, before=None):
     if isinstance(x, keras.KerasTensor):
         rule = "A convolution takes no symbolic tensors; call it in a layer of a functional model"
@@ -109,11 +95,6 @@ def _check_sizes(x, kernel, before=None):
         raise error("`kernel` must have shape (K, C), with the channels of `x`", kernel=kernel, x=x)
     if before is None:
         return
-    wanted = batch, kernel.shape[0] - 1, channels
-    fits = len(before.shape) == 3 and all(
-        have == need or None in (have, need)
-        for have, need in zip(known_shape(before), wanted, strict=True)
-    )
-    if not fits:
+    if not has_shape(before, (batch, kernel.shape[0] - 1, channels)):
         rule = "`before` must have shape (B, K - 1, C), with the sizes of `x` and `kernel`"
         raise error(rule, before=before, x=x, kernel=kernel)

@@ -24,7 +24,8 @@ from kattn.arguments import error
 from kattn.ops import chunks
 from kattn.ops.gated_linear import GatedLinearState, check_decay, initial_gated_linear_state
 from kattn.ops.kernels import block
-from kattn.ops.sizes import is_symbol, known_shape
+from kattn.ops.rows import split_channels
+from kattn.ops.sizes import has_shape, is_symbol, known_shape
 
 # Measured on two CPU cores at T = 1024, N = 4, D = 64.
 CHUNK = 32
@@ -229,36 +230,20 @@ def _carry(total, keys, values, ends, first):
     together = ops.moveaxis(ops.concatenate([total, keys, values, ends], axis=-1), 2, 0)
 
     def step(state, chunk):
-        total, keys, values, ends = _split(chunk, widths)
+        total, keys, values, ends = split_channels(chunk, widths)
         return next_state(state, total[..., :1, :], keys, values, ends), state
 
     after, before = backend.scan(step, first, together)
     return ops.moveaxis(before, 0, 2), after
 
 
-def _split(x, widths):
-    """Parts of the last axis, of these widths."""
-    starts = [sum(widths[:i]) for i in range(len(widths))]
-    return [x[..., start : start + width] for start, width in zip(starts, widths, strict=True)]
-
-
 def _check_state(state, key, value):
     batch, _, heads, width = known_shape(key)
-    wanted = batch, heads, width, value.shape[-1]
-    fits = len(state.shape) == 4 and all(
-        have == need or None in (have, need)
-        for have, need in zip(known_shape(state), wanted, strict=True)
-    )
-    if not fits:
+    if not has_shape(state, (batch, heads, width, value.shape[-1])):
         rule = "`state` must have shape (B, K, D, Dv), with the sizes of `key` and `value`"
         raise error(rule, state=state, key=key, value=value)
 
 
 def _check_rate(rate, key):
-    wanted = known_shape(key)[:3]
-    fits = len(rate.shape) == 3 and all(
-        have == need or None in (have, need)
-        for have, need in zip(known_shape(rate), wanted, strict=True)
-    )
-    if not fits:
+    if not has_shape(rate, known_shape(key)[:3]):
         raise error("`rate` must have shape (B, T, K), with the sizes of `key`", rate=rate, key=key)

@@ -17,7 +17,7 @@ from kattn import backend
 from kattn.arguments import error
 from kattn.ops import chunks
 from kattn.ops.kernels import block
-from kattn.ops.sizes import at_least_one, is_symbol, known_shape
+from kattn.ops.sizes import at_least_one, has_shape, is_symbol, known_shape
 
 # Measured on two CPU cores at T = 2048, N = 8, D = 64: chunks of 32 and of 128 take up to 1.5x as
 # long. Between chunks `ops.scan`, `ops.associative_scan` (which TensorFlow cannot trace here) and a
@@ -84,12 +84,7 @@ def check_decay(log_decay, key, *, by_channel=True):
     if not by_channel:
         del kinds[4]
         words = "(B, T, K) or (K,)"
-    wanted = kinds.get(len(log_decay.shape), ())
-    fits = wanted and all(
-        have == need or None in (have, need)
-        for have, need in zip(known_shape(log_decay), wanted, strict=True)
-    )
-    if not fits:
+    if not any(has_shape(log_decay, kind) for kind in kinds.values()):
         rule = f"`log_decay` must have shape {words}, with the sizes of `key`"
         raise error(rule, log_decay=log_decay, key=key)
     return log_decay

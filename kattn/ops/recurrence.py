@@ -23,7 +23,7 @@ from keras import ops
 from kattn import backend
 from kattn.arguments import check_choice, check_integers, error
 from kattn.masks.checks import REAL_STEP, bool_tensor
-from kattn.ops.sizes import at_least_one, ceil_divide, is_symbol, known_shape
+from kattn.ops.sizes import at_least_one, ceil_divide, has_shape, is_symbol, known_shape
 
 IMPLEMENTATIONS = ("auto", "associative", "chunked", "step")
 CHUNK = 32  # where the number of steps is not known
@@ -311,8 +311,7 @@ def read_steps(mask, name, x):
     meaning = REAL_STEP if name == "mask" else "True = first step of a segment"
     mask = bool_tensor(mask, name, ("(B, T)",), meaning)
     shape = known_shape(x)[:2]
-    sizes = zip(known_shape(mask), shape, strict=True)
-    if any(have != need and None not in (have, need) for have, need in sizes):
+    if not has_shape(mask, shape):
         raise error(f"`{name}` must have shape (B, T)={shape}", **{name: mask})
     return mask[:, :, None]
 
@@ -328,15 +327,11 @@ def _check_sequence(x):
 def _check_shapes(decay, x, **first):
     _check_sequence(x)
     shape = known_shape(x)
-    _check_shape("decay", decay, {3: shape, 1: shape[2:]}, "(B, T, C) or (C,)")
+    _check_shape("decay", decay, [shape, shape[2:]], "(B, T, C) or (C,)")
     for name, state in first.items():
-        _check_shape(name, state, {2: (shape[0], shape[2])}, "(B, C)")
+        _check_shape(name, state, [(shape[0], shape[2])], "(B, C)")
 
 
 def _check_shape(name, value, wanted, words):
-    need = wanted.get(len(value.shape))
-    fits = need is not None and all(
-        a == b or None in (a, b) for a, b in zip(known_shape(value), need, strict=True)
-    )
-    if not fits:
+    if not any(has_shape(value, shape) for shape in wanted):
         raise error(f"`{name}` must have shape {words}, with the sizes of `x`", **{name: value})

@@ -31,6 +31,26 @@ def known_shape(x):
     return tuple(size if isinstance(size, int) else None for size in x.shape)
 
 
+def has_shape(x, shape):
+    """Whether a tensor may have a shape, as far as sizes are known.
+
+    Args:
+        x: Tensor or array, possibly symbolic.
+        shape: Tuple of an integer for each axis, or None for a size that is not known.
+
+    Returns:
+        False if the ranks differ, or two sizes that are known.
+
+    Example:
+        >>> has_shape(keras.ops.ones((2, 5)), (None, 5)), has_shape(keras.ops.ones((2, 5)), (2, 4))
+        (True, False)
+    """
+    sizes = known_shape(x)
+    return len(sizes) == len(shape) and all(
+        have == need or None in (have, need) for have, need in zip(sizes, shape, strict=True)
+    )
+
+
 def stands_for_any(x, axis):
     """Whether a size of a tensor stands for any size.
 

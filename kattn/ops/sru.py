@@ -11,7 +11,7 @@ from keras import ops
 from kattn import backend
 from kattn.arguments import error
 from kattn.ops.recurrence import linear_recurrence, read_steps
-from kattn.ops.sizes import is_symbol, known_shape
+from kattn.ops.sizes import has_shape, is_symbol, known_shape
 
 
 def simple_recurrence(u, gate, peephole, state, *, mask=None, starts=None):
@@ -114,9 +114,5 @@ def _check_shapes(u, gate, peephole, state):
         "state": (state, (batch, channels), "(B, C)"),
     }
     for name, (value, need, words) in wanted.items():
-        have = known_shape(value)
-        fits = len(have) == len(need) and all(
-            a == b or None in (a, b) for a, b in zip(have, need, strict=True)
-        )
-        if not fits:
+        if not has_shape(value, need):
             raise error(f"`{name}` must have shape {words}, with the sizes of `u`", **{name: value})

@@ -9,8 +9,12 @@ from keras import ops
 
 from kattn import arguments
 from kattn.layers import (
+    LSTMN,
+    RGLRU,
     AdditiveScore,
     AttentionRNN,
+    CausalDepthwiseConv1D,
+    GatedDeltaNet,
     GatedLinearAttention,
     LinearAttention,
     PredictedWindow,
@@ -332,6 +336,26 @@ def _linear_attention(layer, x, y):
     return 2 * x.shape[1] * (sizes.key_heads + sizes.heads) * features * sizes.value_dim
 
 
+def _delta_rule(layer, x, y):
+    # Each step reads what the state holds under its key, corrects it, and reads by its query.
+    sizes = layer.head_sizes
+    return 2 * x.shape[1] * 3 * sizes.heads * sizes.key_dim * sizes.value_dim
+
+
+def _own_kernel(layer, x, y):
+    # A weight of the layer itself, each number of which multiplies once at each step.
+    return 2 * x.shape[1] * math.prod(layer._kernel.shape)
+
+
+def _state_tape(layer, x, y):
+    # Each step multiplies its matrices, scores the states before it, and mixes both parts of them.
+    *matrices, energy = layer._weights_of_steps
+    steps = x.shape[1]
+    rows = min(layer.memory_length or steps, steps)
+    pairs = steps * rows * (energy.shape[0] + 2 * layer.units)
+    return 2 * (steps * sum(math.prod(w.shape) for w in matrices) + pairs)
+
+
 def _attention(call):
     scores = math.prod(call.query.shape[:3]) * call.key.shape[1]  # B * T * N * S
     return 2 * scores * (call.query.shape[3] + call.value.shape[3])
@@ -348,6 +372,10 @@ RULES = {
     keras.layers.ReversibleEmbedding: _table,
     LinearAttention: _linear_attention,
     GatedLinearAttention: _linear_attention,
+    GatedDeltaNet: _delta_rule,
+    RGLRU: _own_kernel,
+    CausalDepthwiseConv1D: _own_kernel,
+    LSTMN: _state_tape,
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from kattn.ops import KVCache, PositionCache, RingCache, empty_cache
-from kattn.ops.cache import count_steps, extend, next_positions
+from kattn.ops.cache import count_steps, extend, next_positions, real_first
 from kattn.spans import Places
 from tests.compute import run
 
@@ -114,3 +114,8 @@ def test_bad_input():
         empty_cache(RingCache, 2, None, **SIZES)
     with pytest.raises(ValueError, match=r"`heads` must be an integer >= 1.*heads=2\.0"):
         empty_cache(KVCache, 2, 5, **{**SIZES, "heads": 2.0})
+
+
+def test_real_steps_come_first_in_their_order():
+    places = run(lambda: real_first(ops.convert_to_tensor(REAL)).index)
+    np.testing.assert_array_equal(places, [[1, 2, 0, 3], [0, 1, 2, 3], [0, 1, 2, 3]])

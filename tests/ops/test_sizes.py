@@ -19,7 +19,14 @@ from kattn.ops import (
     linear_attention_weights,
 )
 from kattn.ops.feature_maps import elu_plus_one
-from kattn.ops.sizes import at_least_one, ceil_divide, is_symbol, known_shape, stands_for_any
+from kattn.ops.sizes import (
+    at_least_one,
+    ceil_divide,
+    has_shape,
+    is_symbol,
+    known_shape,
+    stands_for_any,
+)
 from tests.compute import assert_close, differentiate, run
 from tests.traced import traced_for_any_length
 
@@ -144,3 +151,13 @@ def test_gated_linear_attention_trains_on_several_lengths_under_xla():
         tensors = [tf.convert_to_tensor(x) for x in inputs(2, steps, steps)]
         for found, wanted in zip(compiled(*tensors), gradients(*tensors), strict=True):
             assert_close(found, wanted, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [((2, 5), True), ((None, 5), True), ((2, 4), False), ((2,), False), ((2, 5, 1), False)],
+)
+def test_shapes_are_compared_as_far_as_they_are_known(shape, wanted):
+    assert has_shape(ops.ones((2, 5)), shape) == wanted
+    if shape[0] is not None:
+        assert has_shape(keras.KerasTensor((None, 5)), shape) == wanted

@@ -72,6 +72,18 @@ ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
         (keras.layers.LSTM(2), (7, 3), 7 * (3 + 2) * 8),
         (keras.layers.Bidirectional(keras.layers.GRU(2)), (7, 3), 2 * 7 * (3 + 2) * 6),
         (kattn.layers.LinearAttention(2), (7, 4), 7 * 4 * 4 * 4 + 2 * 7 * 2 * 2 * 2),
+        (
+            kattn.layers.GatedDeltaNet(2),
+            (7, 4),
+            7 * 4 * (12 + 4 + 4 + 4) + 7 * 4 * 12 + 7 * 3 * 2 * 2 * 2,
+        ),
+        (kattn.layers.RGLRU(2), (7, 4), 7 * 2 * 2 * 4),
+        (kattn.layers.CausalDepthwiseConv1D(3), (7, 4), 7 * 3 * 4),
+        (
+            kattn.layers.LSTMN(2),
+            (7, 3),
+            7 * 3 * (8 + 2) + 7 * (2 * 8 + 2 * 2 + 2 * 2) + 7 * 7 * (2 + 4),
+        ),
         (kattn.layers.MultiHeadAttention(2, 5), [(7, 4), (3, 4)], ATTENTION),
     ],
     ids=lambda value: getattr(value, "name", None),

@@ -1,11 +1,11 @@
 """The sizes of query, key and value heads, as one frozen value."""
 
 import dataclasses
-import itertools
 
 from keras import ops
 
 from kattn import arguments
+from kattn.ops.rows import split_channels as split_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +113,6 @@ def check_heads(num_heads, key_dim, value_dim, num_key_value_heads=None):
             num_heads=num_heads,
             num_key_value_heads=num_key_value_heads,
         )
-
-
-def split_channels(x, widths):
-    """Parts of the last axis, of these widths."""
-    if len(set(widths)) == 1:
-        return ops.split(x, len(widths), axis=-1)
-    # `ops.split` at indices makes tensors of them, which TorchDynamo cannot trace.
-    ends = itertools.accumulate(widths)
-    return [x[..., end - width : end] for width, end in zip(widths, ends, strict=True)]
 
 
 def split_heads(x, heads):

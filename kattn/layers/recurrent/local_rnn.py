@@ -9,6 +9,7 @@ from kattn.layers.attention.mask_reader import read_padded, read_padding, silenc
 from kattn.layers.attention.quantizable_layer import QuantizableLayer
 from kattn.layers.recurrent.held_rnn import read_rnn
 from kattn.layers.transformer.transformer_block import part_config
+from kattn.ops.cache import real_first
 
 
 class LocalRNN(QuantizableLayer):
@@ -81,10 +82,8 @@ class LocalRNN(QuantizableLayer):
             y, steps = self._windows(before, x, training)
             # A copy: a slice would keep all steps in memory on PyTorch.
             return y, ops.copy(steps[:, ops.shape(x)[1] :])
-        index = ops.arange(ops.shape(x)[1], dtype="int32")
-        order = ops.argsort(ops.where(padding, index, index + ops.shape(x)[1]), axis=1)
         ranks = ops.cumsum(ops.cast(padding, "int32"), axis=1)  # from 1, among the real steps
-        y, steps = self._windows(before, _at_steps(x, order), training)
+        y, steps = self._windows(before, real_first(padding).cut(x, -2), training)
         last = ranks[:, -1:] + ops.arange(self.window - 1, dtype="int32")
         y = _at_steps(y, ops.maximum(ranks - 1, 0))
         return silence(y, padding), _at_steps(steps, last)
@@ -101,4 +100,4 @@ class LocalRNN(QuantizableLayer):
 
 def _at_steps(x, index):
     """x[b, index[b, t]]."""
-    return ops.take_along_axis(x, ops.cast(index, "int32")[..., None], axis=1)
+    return ops.take_along_axis(x, index[..., None], axis=1)
