@@ -13,6 +13,7 @@ With s = q k^T, z = softcap(s) + bias and p = softmax(z), o = p v, and for the g
 from keras import ops
 
 from kattn import backend
+from kattn.ops.sizes import is_symbol
 
 # The score of a masked key. Finite, so that no difference of two is NaN. No row's maximum is taken
 # lower than FLOOR, so exp(NEVER - maximum) is exactly 0 also in rows where all keys are masked.
@@ -64,6 +65,8 @@ def queries_by_keys(q, k):
 def weights_by_values(p, v):
     """`(..., G, t, s)` and `(..., s, D)` to `(..., G, t, D)`."""
     shape = ops.shape(p)
+    if is_symbol(shape[-1]):  # of which PyTorch cannot tell whether G * t rows lie in one piece
+        return backend.matmul(p, ops.expand_dims(v, -3))
     return ops.reshape(backend.matmul(_fold(p), v), (*shape[:-1], ops.shape(v)[-1]))
 
 
