@@ -7,7 +7,16 @@ there, and its weights shut the gates, so that c stays what it is, exactly. Noth
 device, and no size depends on the mask.
 """
 
+import warnings
+
 import torch
+
+# Keras runs both directions of a `Bidirectional` without a mask by one call of cuDNN, with weights
+# in several pieces, which cuDNN then copies. What the warning advises, no user of Keras can do. It
+# is silenced for calls that Keras makes only; `_call` below gives weights in one piece.
+warnings.filterwarnings(
+    "ignore", "RNN module weights are not part of single contiguous chunk", module="keras"
+)
 
 # What drives a gate to exactly 0 or 1 in any dtype: float16 ends at 65504.
 SHUT = 1e4
@@ -66,8 +75,8 @@ def _masked_lstm(x, mask, states, weights):
     """
     x, count = _real_first(x, mask)
     index = torch.arange(x.shape[1], device=x.device)
-    shut = x.new_tensor([-SHUT, SHUT, 0.0, 0.0]).repeat_interleave(states[0].shape[1])  # i f g o
-    y, _, c = _loop("lstm", *_with_padding(x, index >= count, weights, shut, states))
+    x, weights = _with_padding(x, index >= count, weights)
+    y, _, c = _loop("lstm", x, states, weights)
     y, h = _behind_real(y, mask, states[0])
     return y, h, c
 
@@ -99,11 +108,15 @@ def _behind_real(y, mask, first):
 _MASKED = {"lstm": _masked_lstm, "gru": _masked_gru}
 
 
-def _with_padding(x, is_padding, weights, column, states):
-    """Inputs with a channel that is 1 at padding, the states, and weights with its column."""
+def _with_padding(x, is_padding, weights):
+    """Inputs with a channel that is 1 at padding, and weights with its column, of an LSTM."""
     x = torch.cat([x, is_padding[..., None].to(x.dtype)], dim=-1)
     of_input, *rest = weights
-    return x, states, [torch.cat([of_input, column[:, None]], dim=1), *rest]
+    # Made of weights: the exporter to ONNX cannot join weights on a GPU and constants, which it
+    # keeps on the CPU.
+    i, f, g, o = (0 * of_input[:, :1].detach()).chunk(4)
+    column = torch.cat([i - SHUT, f + SHUT, g, o])
+    return x, [torch.cat([of_input, column], dim=1), *rest]
 
 
 def _at_steps(x, index):
@@ -116,7 +129,8 @@ def _torch_weights(kind, kernel, recurrent, bias):
     if bias is None:
         bias = kernel.new_zeros((2, kernel.shape[1]))
     elif bias.dim() == 1:
-        bias = torch.stack([bias, torch.zeros_like(bias)])
+        # Its halves, and not itself and zeros: the exporter to ONNX cannot join those on a GPU.
+        bias = torch.stack([bias / 2, bias / 2])
     tensors = [kernel, recurrent, bias]
     if kind == "gru":
         tensors = [_reset_first(x) for x in tensors]

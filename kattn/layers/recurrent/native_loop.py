@@ -57,8 +57,10 @@ def explain_loops(layer):
     Returns:
         List of a `LoopExplanation` for each recurrent layer, in the order in which Keras lists
         them. Inside `torch.vmap`, and for derivatives in forward mode, Keras's own loop runs
-        whatever is said here, as PyTorch's has no rule for them. On a GPU PyTorch's loops have no
-        second derivatives, either; layers made with `use_cudnn=False` have them.
+        whatever is said here, as PyTorch's has no rule for them. On a GPU Keras itself runs both
+        directions of a `Bidirectional` by one call of cuDNN, if there is no mask. cuDNN has no
+        second derivatives; layers made with `use_cudnn=False` have them, and so has what is
+        computed inside `with torch.backends.cudnn.flags(enabled=False)`.
 
     Raises:
         ValueError: If `layer` is no Keras layer.
