@@ -8,6 +8,7 @@ from keras import ops
 from kattn import backend
 from kattn.generation import GreedySampler, RandomSampler, generate
 from kattn.layers import RotaryEmbedding
+from tests.compute import run
 from tests.generation_models import Decoder, Recurrent, ready, uncached
 
 if keras.backend.backend() != "torch":
@@ -36,7 +37,7 @@ def steps_of(function, variables=(), state=(), count=3):
     for i in range(count):
         with torch.no_grad():
             y, state = maker()(tensor(i, i + 1), state)
-        outputs.append(np.array(y).tolist())
+        outputs.append(run(lambda y=y: y).tolist())
     return outputs, len(calls)
 
 
@@ -90,9 +91,9 @@ def test_leaves_that_are_one_at_first():
 
 def test_what_is_written_in_is_new_in_each_step():
     def function(x, _):
-        zeros = torch.zeros(2, 3)
+        zeros = torch.zeros(2, 3, device=x.device)
         zeros[:, 1] += x
-        return zeros.sum(1), torch.zeros(2)
+        return zeros.sum(1), torch.zeros(2, device=x.device)
 
     found, calls = steps_of(function, state=tensor(0, 0))
     assert (found, calls) == ([[0, 1], [1, 2], [2, 3]], 1)
@@ -101,7 +102,7 @@ def test_what_is_written_in_is_new_in_each_step():
 def test_a_constant_that_is_given_away_is_new_in_each_step():
     def function(x, state):
         state += x
-        return state + 0, torch.zeros(2)
+        return state + 0, torch.zeros(2, device=x.device)
 
     assert steps_of(function, state=tensor(0, 0)) == ([[0, 1], [1, 2], [2, 3]], 1)
 

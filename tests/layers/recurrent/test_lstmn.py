@@ -155,10 +155,11 @@ def test_no_steps(rng):
 
 
 @pytest.mark.parametrize("memory_length", [None, 9])
-def test_a_cache_that_is_full(rng, memory_length):
+def test_a_cache_that_is_full(rng, device, memory_length):
     """Padding takes no room."""
     layer, x = built(rng, memory_length=memory_length)
     y, cache = layer.decode(x, layer.init_cache(4, 3), mask=np.array([[0, 1, 1, 0, 1]] * 4, bool))
     assert_close(run(lambda: y)[:, [1, 2, 4]], result(layer, x[:, [1, 2, 4]]))
-    with pytest.raises(ValueError, match=r"room for all steps.*length=3, steps=\[4, 4, 4, 4\]"):
-        layer.decode(x[:, :1], cache)
+    if device.startswith("cpu"):  # to read a length of a GPU would cost a step of decoding
+        with pytest.raises(ValueError, match=r"room for all steps.*length=3, steps=\[4, 4, 4, 4\]"):
+            layer.decode(x[:, :1], cache)
