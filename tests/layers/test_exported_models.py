@@ -130,3 +130,23 @@ def test_pt2(names, steps, tmp_path):
         wanted = {name: run(layer, x) for name, layer in made.items()}
     for (name, expected), y in zip(wanted.items(), found, strict=True):
         assert np.abs(y.cpu().numpy() - expected).max() < 1e-4, name
+
+
+@on_torch
+def test_pt2_of_dense_attention_with_grouped_heads(tmp_path):
+    """On a GPU it is what is chosen for any length, and an implementation may be asked for."""
+    import torch
+
+    layer = layers.SelfAttention(2, num_key_value_heads=1, implementation="dense")
+    x = keras.Input((None, 8))
+    model = keras.Model(x, layer(x))
+    shake(model)
+    length = torch.export.Dim("length", min=2, max=64)
+    options = {"dynamic_shapes": {1: length}}
+    model.export(str(tmp_path / "model.pt2"), format="torch", verbose=False, **options)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for steps in (2, 7):
+        (x,) = arrays(sequence, batch=2, steps=steps)
+        with torch.no_grad():
+            found = program(keras.ops.convert_to_tensor(x))
+        assert_close(run(lambda y=found: y), run(layer, x))
