@@ -1,9 +1,10 @@
-"""Forecast time series with a Transformer over patches, and without any training.
+"""Forecast time series: recurrent networks, with attention and without, and a PatchTST.
 
-Task    Forecast the next steps of all series from the last ones: by PatchTST, and by a PatchTST
-        that forecasts the deviations from the mean day (or year) of the steps that it reads. The
-        errors of four forecasts that need no training are printed before: the last value; means at
-        the same time of the day over the last seasons; a linear map.
+Task    Forecast the next steps of all series from the last ones. A GRU reads them step by step, or
+        each by segments such as days; its outputs attend to each other (SA-RNN) or not; a PatchTST
+        has attention only. "+ mean season" forecasts the deviations from the mean day (or year) of
+        the steps that are read. The errors of four forecasts that need no training are printed
+        before: the last value; means at the same time over the last seasons; a linear map.
 Data    The CO2 in the air of Mauna Loa, week by week (default; in statsmodels, no network), or
         --csv FILE. Files named ETTh1.csv and so on (https://github.com/zhouhaoyi/ETDataset) are
         split as in the literature, 12 + 4 + 4 months: rows 0 to 8,639, 11,519 and 14,399.
@@ -12,6 +13,7 @@ Score   Mean squared error over all windows to test (none is left out), steps an
         validated best.
 Run     python -m recipes.forecasting
         python -m recipes.forecasting --csv ETTh1.csv --horizons 96 192 336 720
+        python -m recipes.forecasting --csv ETTh1.csv --sweep-windows 24 168
 """
 
 import dataclasses
@@ -23,23 +25,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from recipes import harness
 from recipes.data import forecasts, series
-from recipes.harness.figures import BLUE, GREY, RED
 
 RECIPE = "forecasting"
-TITLES = {"patchtst": "PatchTST", "deviations": "PatchTST + mean season"}
-COLOURS = {"patchtst": RED, "deviations": BLUE}
 SCORES = (harness.Score("mse", "test MSE"), harness.Score("mae", "test MAE"))
 
 
 @dataclass(frozen=True)
 class Settings(harness.TrainingFlags):
-    """Train a PatchTST for each horizon, and compare it with forecasts without training."""
+    """Train networks for each horizon, and compare them with forecasts without training."""
 
     csv: Path | None = None  # a date and numbers in each line; None: CO2 of Mauna Loa
+    sweep_windows: tuple[int, ...] = ()  # trains an SA-RNN that sees N single steps for each N
 
     # What follows has other defaults for --csv, see `presets`.
     horizons: tuple[int, ...] = (26, 52)  # steps to forecast; a model for each
@@ -48,14 +47,17 @@ class Settings(harness.TrainingFlags):
     batch_size: int = 32  # windows in one training step
     learning_rate: float = 1e-3  # highest rate, reached after one epoch of warm-up; AdamW
     keep: Literal["last", "best"] = "best"  # weights to test; best: by the validation loss
+    num_heads: int = 4  # heads of each attention layer
+    dropout: float = 0.3  # fraction dropped behind the GRU, or each part of a Transformer's block
+
+    units: int = 64  # channels of the GRUs
+    segment_length: int = 13  # steps of a segment
 
     num_layers: int = 3  # blocks of the Transformer
-    num_heads: int = 4  # heads of each attention layer
     width: int = 16  # channels of the Transformer
     hidden_dim: int = 128  # hidden channels of its feed-forward networks
     patch_length: int = 16  # steps of a patch
     stride: int = 8  # steps from one patch to the next
-    dropout: float = 0.3  # fraction dropped behind the projection and each part of a block
 
     def check(self) -> None:
         """Raise ValueError for a setting that nothing else would refuse in time."""
@@ -67,6 +69,8 @@ class Settings(harness.TrainingFlags):
             raise arguments.error("`horizons` must name at least one", horizons=self.horizons)
         for horizon in self.horizons:
             arguments.check_integers(1, horizons=horizon)
+        for window in self.sweep_windows:
+            arguments.check_integers(1, sweep_windows=window)
 
 
 def presets(given: Settings) -> Settings:
@@ -75,32 +79,33 @@ def presets(given: Settings) -> Settings:
         return Settings()
     options: dict[str, Any] = {"horizons": (96, 336), "lookback": 504, "epochs": 6}
     options |= {"batch_size": 128, "num_layers": 2, "hidden_dim": 64}
-    return Settings(csv=given.csv, patch_length=24, stride=24, **options)
+    return Settings(csv=given.csv, patch_length=24, stride=24, segment_length=24, **options)
+
+
+def kinds_of(settings: Settings) -> Mapping[str, Any]:
+    """The kinds of models by name."""
+    from recipes.harness.forecasters import kinds
+
+    return kinds(settings.segment_length, settings.num_heads, settings.sweep_windows)
 
 
 def build(data: series.Series, settings: Settings, horizon: int, kind: str, seed: int) -> Any:
-    """A compiled PatchTST of the series, or of their deviations from the mean season."""
+    """A compiled model of one kind."""
     import keras
-    from keras import ops
 
-    from kattn.models import TimeSeriesTransformer
+    from recipes.harness import forecasters
 
     keras.utils.set_random_seed(seed)
-    names = ("num_layers", "num_heads", "width", "hidden_dim", "patch_length", "stride", "dropout")
-    options = {name: getattr(settings, name) for name in names}
-    steps, channels = settings.lookback, data.values.shape[1]
-    # With a name of its own, the report is the same after --resume.
-    network = TimeSeriesTransformer(horizon, input_length=steps, name="network", **options)
-    x = keras.Input((steps, channels))
-    if kind == "patchtst":
-        model = keras.Model(x, network(x))
+    shape, made = (settings.lookback, data.values.shape[1]), kinds_of(settings)[kind]
+    if made.recurrent is None:
+        names = ("num_layers", "num_heads", "width", "hidden_dim", "patch_length", "stride")
+        options = {name: getattr(settings, name) for name in names}
+        model = forecasters.patchtst(shape, horizon, dropout=settings.dropout, **options)
     else:
-        seasons = steps // data.period
-        last = ops.reshape(x[:, -seasons * data.period :], (-1, seasons, data.period, channels))
-        mean = ops.mean(last, axis=1)  # which begins with the time of the first forecast step
-        read = ops.tile(mean, (1, seasons + 1, 1))[:, -steps:]
-        ahead = ops.tile(mean, (1, -(-horizon // data.period), 1))[:, :horizon]
-        model = keras.Model(x, network(x - read) + ahead)
+        options = {"units": settings.units, "dropout": settings.dropout, **made.recurrent}
+        model = forecasters.recurrent(shape, horizon, **options)
+    if made.is_around_season:
+        model = forecasters.around_mean_season(model, shape, horizon, data.period)
     model.compile(harness.adamw(settings.learning_rate, settings.weight_decay), "mse")
     return model
 
@@ -111,44 +116,18 @@ def evaluate(windows: tuple[np.ndarray, np.ndarray], model: Any) -> dict[str, fl
     return forecasts.errors(harness.predict(model, x, 64), y)
 
 
-def sections(
-    windows: tuple[np.ndarray, np.ndarray], models: Mapping[str, Any], folder: harness.RunFolder
-) -> dict[str, str]:
-    """Six windows of the last series: the end of what was read, what came, and the forecasts."""
-    chosen = np.linspace(0, len(windows[0]) - 1, 6).astype(int)
-    x, y = (part[chosen] for part in windows)
-    found = {kind: harness.predict(model, x, len(x)) for kind, model in models.items()}
-    figure = folder.add_figure(
-        "forecasts.png", "Forecasts", functools.partial(forecasts_figure, x, y, found)
-    )
-    text = "Grey: the last series; red: PatchTST; blue: PatchTST + mean season. Models of seed 0."
-    return {"Forecasts": f"{text}\n\n{figure}"}
-
-
-def forecasts_figure(x: np.ndarray, y: np.ndarray, found: Mapping[str, np.ndarray]) -> Figure:
-    """The last series of windows, and what the models forecast, a panel each."""
-    figure, panels = harness.panels(6, 3, 3.6, 2.0)
-    ahead = np.arange(y.shape[1])
-    read = x[:, -2 * len(ahead) :]
-    steps = np.arange(-read.shape[1], len(ahead))
-    for i, panel in enumerate(panels):
-        panel.plot(steps, np.concatenate([read[i], y[i]])[:, -1], color=GREY, linewidth=0.8)
-        for kind, forecast in found.items():
-            panel.plot(ahead, forecast[i, :, -1], color=COLOURS[kind])
-    figure.supxlabel("step", fontsize=8)
-    return figure
-
-
 def comparison(
     data: series.Series,
     settings: Settings,
     horizon: int,
     references: Mapping[str, Mapping[str, float]],
 ) -> harness.Comparison:
-    """The model of one horizon and the forecasts without training."""
+    """The models of one horizon and the forecasts without training."""
     from kattn.data import EpochShuffled
+    from recipes.harness.forecast_figure import section
 
-    lookback = settings.lookback
+    titles = {name: kind.title for name, kind in kinds_of(settings).items()}
+    lookback, season = settings.lookback, data.season
     fit, held, test = (
         data.windows(part, lookback, horizon) for part in ("train", "validate", "test")
     )
@@ -156,7 +135,7 @@ def comparison(
     return harness.Comparison(
         title=f"Forecasts of {data.name}, {horizon} steps from {lookback}",
         about=data.about,
-        titles=TITLES,
+        titles=titles,
         scores=SCORES,
         build=functools.partial(build, data, settings, horizon),
         batches=lambda kind, seed: EpochShuffled(fit, batch_size=size, seed=seed),
@@ -168,13 +147,15 @@ def comparison(
             f"{data.about}, to train, validate and test; {len(fit[0]):,}, {len(held[0]):,} and "
             f"{len(test[0]):,} windows. All windows to test count, the last batch included.",
             "The series are scaled by mean and deviation of the rows to train, and errors are "
-            "measured so. PatchTST brings each window to mean 0 and variance 1 (RevIN, without "
-            "learned gains). PatchTST + mean season reads the window without the mean "
-            f"{data.season} of its {lookback // data.period} whole {data.season}s, to which it "
-            "adds its forecast.",
+            "measured so. All networks bring each window to mean 0 and variance 1 (RevIN, without "
+            f"learned gains). Those with a mean season read the window without the mean {season} "
+            f"of its {lookback // data.period} whole {season}s, to which they add their forecast.",
+            f"All GRUs have {settings.units} channels, and forecast by their last output. One step "
+            f"of those over segments is {settings.segment_length} steps of one series; of the "
+            "others it is one step of all series. The outputs of an SA-RNN attend to each other.",
             f"Linear: {lookback} steps, without their last value, times one matrix for all series.",
         ),
-        sections=functools.partial(sections, test),
+        sections=functools.partial(section, test, titles),
     )
 
 
@@ -197,7 +178,9 @@ def prepare(settings: Settings) -> harness.Job:
             harness.table([f"{horizon} steps, no training", "MSE", "MAE"], rows), "\n", flush=True
         )
         parts[f"horizon-{horizon}"] = comparison(data, settings, horizon, references)
-        build(data, settings, horizon, "patchtst", 0)  # refuses bad sizes at once
+        for kind in kinds_of(settings):  # so that bad sizes are refused at once
+            if not settings.models or kind in settings.models:
+                build(data, settings, horizon, kind, 0)
     title = f"Forecasts of {data.name} from {settings.lookback} steps"
     return harness.compare_each(title, parts, settings)
 

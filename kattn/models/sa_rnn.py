@@ -8,6 +8,7 @@ from kattn.layers.recurrent.decoding_rnn import DecodingRNN
 from kattn.layers.recurrent.self_attention_rnn import SelfAttentionRNN
 
 RNNS = {"lstm": layers.LSTM, "gru": layers.GRU}
+POOLINGS = ("flatten", "last")
 EPSILON = 1e-5  # added to the variance of a series, which is normalised by it
 
 
@@ -30,6 +31,8 @@ def sa_rnn(
     horizon: int | None = None,
     input_length: int | None = None,
     segment_length: int = 1,
+    channel_independent: bool = True,
+    pooling: str = "flatten",
     units: int = 128,
     num_layers: int = 1,
     num_heads: int | None = 4,
@@ -47,9 +50,9 @@ def sa_rnn(
     step (`vocabulary_size` alone), or the next steps of time series (`horizon`).
 
     Each of the layers is a `SelfAttentionRNN`, or without attention a `DecodingRNN`. A language
-    model writes by `kattn.generate`. Series are forecast channel by channel with the same weights:
-    each is brought to mean 0 and variance 1, and cut into segments that are the steps of the
-    recurrent layers; a matrix makes all steps ahead of all that comes out.
+    model writes by `kattn.generate`. Series are forecast channel by channel with the same weights,
+    or all channels together: each is brought to mean 0 and variance 1, and cut into segments that
+    are the steps of the recurrent layers; a matrix makes all steps ahead of what comes out.
 
     Shapes: B batch, T steps, V tokens, L input steps and M channels of series, H steps ahead.
 
@@ -62,6 +65,11 @@ def sa_rnn(
             of which L must be known.
         segment_length: Number of steps of series that are one step of the recurrent layers. It must
             divide `input_length`.
+        channel_independent: Whether each channel of series is forecast by itself, all with the same
+            weights. If False, each segment is read with all its channels, and they are forecast
+            together.
+        pooling: Which outputs of the recurrent layers the forecast is made of: "flatten" takes
+            those of all segments side by side, "last" those of the last segment.
         units: Number of channels of the recurrent layers, in both directions together.
         num_layers: Number of recurrent layers.
         num_heads: Number of attention heads of each layer. None for no attention.
@@ -105,20 +113,21 @@ def sa_rnn(
     given = {"vocabulary_size": vocabulary_size, "input_width": input_width}
     _check_ends(given, num_classes, horizon, input_length, segment_length)
     _check_unused({"mask_zero": (mask_zero, False)}, "`vocabulary_size` is given", vocabulary_size)
-    _check_unused({"segment_length": (segment_length, 1)}, "`horizon` is given", horizon)
+    of_series = {
+        "segment_length": (segment_length, 1),
+        "channel_independent": (channel_independent, True),
+        "pooling": (pooling, "flatten"),
+    }
+    _check_unused(of_series, "`horizon` is given", horizon)
     of_attention = {"window": (window, None), "combine": (combine, "add")}
     _check_unused(of_attention, "there is attention", num_heads)
     sizes = {"units": units, "num_layers": num_layers, "segment_length": segment_length}
     arguments.check_integers(1, **sizes)
     arguments.check_choice(tuple(RNNS), rnn=rnn)
+    arguments.check_choice(POOLINGS, pooling=pooling)
     arguments.check_fractions(dropout=dropout)
     writes = num_classes is None and horizon is None
-    if bidirectional and (writes or units % 2):
-        raise arguments.error(
-            "`bidirectional` must be False for a language model, and `units` even without one",
-            bidirectional=bidirectional,
-            units=units,
-        )
+    _check_units(units, num_heads, bidirectional, writes)
 
     def recurrent(h):
         for number in range(num_layers):
@@ -134,7 +143,15 @@ def sa_rnn(
 
     if horizon is not None:
         inputs = layers.Input((input_length, input_width), name="series")
-        outputs = _forecast(inputs, recurrent, horizon, segment_length, units)
+        x, mean, deviation = _normalized(inputs)
+        h = _segments(x, segment_length, channel_independent)
+        h = recurrent(layers.Dense(units, name="embedding")(h))
+        h = h[:, -1] if pooling == "last" else layers.Flatten(name="flatten")(h)
+        channels = inputs.shape[-1]
+        together = 1 if channel_independent else channels
+        h = layers.Dense(horizon * together, dtype="float32", name="forecast")(h)
+        h = ops.reshape(h, (-1, channels, horizon))  # (B, M, H)
+        outputs = ops.transpose(h * deviation + mean, (0, 2, 1))
     else:
         if vocabulary_size is None:
             inputs = h = layers.Input((input_length, input_width), name="vectors")
@@ -152,18 +169,22 @@ def sa_rnn(
     return keras.Model(inputs, outputs, name=name)
 
 
-def _forecast(series, recurrent, horizon, segment_length, units):
-    """The next steps `(B, H, M)` of series `(B, L, M)`, each channel by itself."""
-    _, length, channels = series.shape
-    x = ops.transpose(ops.cast(series, "float32"), (0, 2, 1))  # (B, M, L)
+def _normalized(series):
+    """Series `(B, L, M)` as `(B, M, L)` of mean 0 and variance 1; their means and deviations."""
+    x = ops.transpose(ops.cast(series, "float32"), (0, 2, 1))
     mean = ops.mean(x, axis=-1, keepdims=True)
     deviation = ops.sqrt(ops.var(x, axis=-1, keepdims=True) + EPSILON)
-    segments = length // segment_length
-    h = ops.reshape((x - mean) / deviation, (-1, segments, segment_length))  # (B * M, ...)
-    h = recurrent(layers.Dense(units, name="embedding")(h))
-    h = ops.reshape(h, (-1, channels, segments * units))
-    h = layers.Dense(horizon, dtype="float32", name="forecast")(h)  # (B, M, H)
-    return ops.transpose(h * deviation + mean, (0, 2, 1))
+    return (x - mean) / deviation, mean, deviation
+
+
+def _segments(x, segment_length, channel_independent):
+    """Series `(B, M, L)` as sequences of segments: `(B * M, L / s, s)`, or `(B, L / s, M * s)`."""
+    _, channels, length = x.shape
+    if channel_independent:
+        return ops.reshape(x, (-1, length // segment_length, segment_length))
+    x = ops.reshape(x, (-1, channels, length // segment_length, segment_length))
+    x = ops.transpose(x, (0, 2, 1, 3))
+    return ops.reshape(x, (-1, length // segment_length, channels * segment_length))
 
 
 def _check_unused(values, rule, needed):
@@ -171,6 +192,20 @@ def _check_unused(values, rule, needed):
     for name, (value, default) in values.items():
         if needed is None and value != default:
             raise arguments.error(f"`{name}` is for models where {rule}", **{name: value})
+
+
+def _check_units(units, num_heads, bidirectional, writes):
+    """Raises ValueError unless channels can be shared out to heads and directions."""
+    arguments.check_optional_integers(1, num_heads=num_heads)
+    if num_heads is not None and units % num_heads:
+        rule = "`units` must be divisible by `num_heads`"
+        raise arguments.error(rule, units=units, num_heads=num_heads)
+    if bidirectional and (writes or units % 2):
+        raise arguments.error(
+            "`bidirectional` must be False for a language model, and `units` even without one",
+            bidirectional=bidirectional,
+            units=units,
+        )
 
 
 def _check_ends(given, num_classes, horizon, input_length, segment_length):

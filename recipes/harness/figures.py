@@ -39,7 +39,7 @@ def curves(
         figure = Figure(figsize=(3.6 * (len(panels) + 1), 3.4), layout="constrained")
         *axes, last = figure.subplots(1, len(panels) + 1)
     for panel, (key, title) in zip(axes, panels.items(), strict=True):
-        for colour, (label, runs) in _coloured(histories):
+        for colour, (label, runs) in coloured(histories):
             _band(panel, np.array([[epoch[key] for epoch in run] for run in runs]), colour, label)
         if key.endswith("loss"):
             panel.set_yscale("log")
@@ -53,7 +53,7 @@ def curves(
         panel.grid(alpha=0.25)
     axes[0].legend(frameon=False, fontsize=8)
     last.plot(np.array(list(finals.values())), color="black", linewidth=0.8, alpha=0.4)
-    for x, (colour, (_, values)) in enumerate(_coloured(finals)):
+    for x, (colour, (_, values)) in enumerate(coloured(finals)):
         last.plot([x] * len(values), values, "o", color=colour, alpha=0.7)
         last.plot([x - 0.15, x + 0.15], [np.mean(values)] * 2, color=colour, linewidth=2.5)
     labels = [_in_lines(label) for label in finals]
@@ -89,7 +89,7 @@ def _in_lines(label: str) -> str:
     return textwrap.fill(label, 12, break_long_words=False)
 
 
-def _coloured(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Any]]]:
+def coloured(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Any]]]:
     """A colour for each item, the first ones again where there are many."""
     return zip(itertools.cycle((*COLOURS, *MORE_COLOURS)), values.items(), strict=False)
 
@@ -113,7 +113,7 @@ def lines(
     """
     figure = Figure(figsize=(5.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    for colour, (label, by_number) in _coloured(values):
+    for colour, (label, by_number) in coloured(values):
         numbers, results = list(by_number), np.array(list(by_number.values()))  # (numbers, runs)
         mark = "o" if len(numbers) <= MARKED else None
         axes.plot(numbers, results.mean(1), color=colour, label=label, linewidth=1.8, marker=mark)

@@ -16,6 +16,14 @@ KINDS = {
     "classes of vectors": {"input_width": 5, "num_classes": 3, "num_layers": 2, "rnn": "gru"},
     "language": {"vocabulary_size": 11, "num_layers": 2, "combine": "gate", "window": 3},
     "forecasts": {"input_width": 2, "input_length": 12, "horizon": 4, "segment_length": 3},
+    "joint forecasts": {
+        "input_width": 2,
+        "input_length": 12,
+        "horizon": 4,
+        "segment_length": 3,
+        "channel_independent": False,
+        "pooling": "last",
+    },
     "plain": {"vocabulary_size": 11, "num_heads": None, "rnn": "gru"},
 }
 
@@ -73,6 +81,28 @@ def test_forecasts():
         assert_close(found[:, :, channel], (h @ kernel + bias) * deviation + mean, 1e-5)
 
 
+def test_forecasts_of_all_channels_together():
+    """The same forecast from the last segment, and each segment with all channels in it."""
+    model, x = made("joint forecasts")
+    (w, b), (kernel, bias) = weights(model, "embedding"), weights(model, "forecast")
+    series = 100.0 + 7.0 * x.astype(float)
+    mean = series.mean(1, keepdims=True)
+    deviation = np.sqrt(series.var(1, keepdims=True) + 1e-5)
+    segments = ((series - mean) / deviation).reshape(3, 4, 3, 2).swapaxes(2, 3).reshape(3, 4, 6)
+    h = through(model, segments @ w + b)[:, -1]
+    wanted = (h @ kernel + bias).reshape(3, 2, 4).swapaxes(1, 2) * deviation + mean
+    assert_close(run(quick(model), 100.0 + 7.0 * x), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_channels_see_each_other_only_together(alone):
+    model, x = made("forecasts", channel_independent=alone, pooling="last")
+    changed = np.copy(x)
+    changed[:, :, 0] = x[::-1, :, 0]
+    same = np.abs(run(quick(model), changed) - run(quick(model), x))[:, :, 1].max() < 1e-6
+    assert same == alone
+
+
 def test_padding_changes_nothing():
     model, x = made("classes of tokens", mask_zero=True)
     x[2] = 0  # a text without a token
@@ -102,7 +132,7 @@ def test_trains_and_saves(kind, tmp_path):
     model, x = made(kind, dropout=0.1)
     rng = np.random.default_rng(1)
     shape = run(model, x).shape
-    if kind == "forecasts":
+    if "horizon" in KINDS[kind]:
         model.compile("sgd", "mse")
         y = rng.normal(size=shape)
     else:
@@ -143,7 +173,13 @@ BAD = {
         r"`bidirectional` must be False for a language model",
     ),
     "odd": (
-        {"vocabulary_size": 3, "num_classes": 2, "bidirectional": True, "units": 7},
+        {
+            "vocabulary_size": 3,
+            "num_classes": 2,
+            "bidirectional": True,
+            "units": 7,
+            "num_heads": None,
+        },
         r"`units` even.*units=7",
     ),
     "no tokens": (
@@ -154,12 +190,29 @@ BAD = {
         {"vocabulary_size": 3, "segment_length": 2},
         r"`segment_length` is for models where `horizon` is given; .*segment_length=2",
     ),
+    "no channels": (
+        {"vocabulary_size": 3, "channel_independent": False},
+        r"`channel_independent` is for models where `horizon` is given; .*False",
+    ),
+    "no forecast": (
+        {"vocabulary_size": 3, "pooling": "last"},
+        r"`pooling` is for models where `horizon` is given; .*'last'",
+    ),
+    "pooling": (
+        {"input_width": 3, "horizon": 3, "input_length": 4, "pooling": "mean"},
+        r"`pooling` must be one of flatten, last.*'mean'",
+    ),
     "no attention": (
         {"vocabulary_size": 3, "num_heads": None, "window": 2},
         r"`window` is for models where there is attention; .*window=2",
     ),
     "rnn": ({"vocabulary_size": 3, "rnn": "mlp"}, r"`rnn` must be one of lstm, gru.*'mlp'"),
     "units": ({"vocabulary_size": 3, "units": 0}, r"`units` must be an integer >= 1"),
+    "heads": ({"vocabulary_size": 3, "num_heads": 0}, r"`num_heads` must be an integer >= 1"),
+    "units of heads": (
+        {"vocabulary_size": 3, "units": 6, "num_heads": 4},
+        r"`units` must be divisible by `num_heads`; received: units=6, num_heads=4",
+    ),
     "classes": ({"vocabulary_size": 3, "num_classes": 0}, r"`num_classes` must be an integer"),
     "dropout": ({"vocabulary_size": 3, "dropout": 1.0}, r"`dropout` must be a fraction"),
 }

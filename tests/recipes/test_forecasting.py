@@ -15,6 +15,8 @@ TINY = [
     *("--batch-size", "64"),
     *("--horizons", "30"),
     *("--lookback", "36"),
+    *("--units", "4"),
+    *("--segment-length", "6"),
     *("--num-layers", "1"),
     *("--num-heads", "2"),
     *("--width", "4"),
@@ -41,7 +43,9 @@ def csv(tmp_path):
 @pytest.mark.usefixtures("steps_are_not_timed")
 def test_a_run_leaves_a_folder_with_everything(csv, tmp_path, capsys, write_again):
     run = tmp_path / "run"
-    command = [*TINY, "--csv", str(csv), "--output", str(run)]
+    kinds = ("gru", "sa-rnn-w5", "sa-segments", "deviations")
+    command = [*TINY, "--csv", str(csv), "--output", str(run), "--models", *kinds]
+    command += ["--sweep-windows", "5"]
     assert forecasting.main(command) == 0
     out = capsys.readouterr().out
     data = series.load(csv)
@@ -53,12 +57,18 @@ def test_a_run_leaves_a_folder_with_everything(csv, tmp_path, capsys, write_agai
     part = run / "horizon-30"
     assert (part / "forecasts.png").is_file()
     results = {
-        kind: json.loads((part / f"history/{kind}-seed0.json").read_text())
-        for kind in ("patchtst", "deviations")
+        kind: json.loads((part / f"history/{kind}-seed0.json").read_text()) for kind in kinds
     }
-    mse = f"{results['deviations']['test']['mse']:.4f}"
-    assert f"| PatchTST + mean season | {mse} |" in (part / "report.md").read_text()
-    assert mse in report
+    told = (part / "report.md").read_text()
+    for kind, title in {
+        "gru": "GRU",
+        "sa-rnn-w5": "SA-RNN, window 5 + mean season",
+        "sa-segments": "SA-RNN over segments + mean season",
+        "deviations": "PatchTST + mean season",
+    }.items():
+        mse = f"{results[kind]['test']['mse']:.4f}"
+        assert f"| {title} | {mse} |" in told
+        assert mse in report
     model = keras.saving.load_model(part / "checkpoints/deviations-seed0.keras")
     found = forecasting.evaluate(data.windows("test", 36, 30), model)
     assert found == pytest.approx(results["deviations"]["test"], rel=1e-4)
@@ -66,23 +76,24 @@ def test_a_run_leaves_a_folder_with_everything(csv, tmp_path, capsys, write_agai
     best = min(epoch["val_loss"] for epoch in results["deviations"]["epochs"])
     assert validated == pytest.approx(best, rel=1e-4)
     assert "|  | horizon-30: test MSE | horizon-30: test MAE |" in report
-    words = " ".join((part / "report.md").read_text().split())
+    words = " ".join(told.split())
     assert "`daily $x$`: 2 series, 630 + 90 + 180 rows" in words
     assert report.startswith("# Forecasts of `daily $x$` from 36 steps\n")
     assert "565, 61 and 151 windows" in words
     write_again(forecasting.main, command, run)
 
 
-def test_deviations_from_the_mean_day(csv):
+@pytest.mark.parametrize("kind", ["gru-season", "sa-segments", "deviations"])
+def test_deviations_from_the_mean_day(csv, kind):
     """Until it has learnt anything, the model forecasts the mean of the days that it reads."""
-    settings = harness.parse("x", forecasting.Settings, [*TINY, "--lookback", "50"])
+    sizes = ["--lookback", "50", "--segment-length", "10"]
+    settings = harness.parse("x", forecasting.Settings, [*TINY, *sizes])
     data = series.load(csv)
-    model = forecasting.build(data, settings, 30, "deviations", 0)
+    model = forecasting.build(data, settings, 30, kind, 0)
     (network,) = [layer for layer in model.layers if layer.weights]
     assert network.name == "network"  # however many were built before
-    weights = {weight.path: weight for weight in network.weights}
-    for path, weight in weights.items():
-        if "/head/" in path:
+    for weight in network.weights:
+        if "head/" in weight.path or "forecast/" in weight.path:
             weight.assign(np.zeros(weight.shape))
     x, _ = data.windows("test", 50, 30)
     found = model.predict(x[:20], verbose=0)
@@ -91,6 +102,33 @@ def test_deviations_from_the_mean_day(csv):
     deviations = x[:20] - np.concatenate([days[:, 22:24], days[:, :24], days[:, :24]], axis=1)
     wanted = days + deviations.mean(1, keepdims=True)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kinds_differ_in_what_they_read(csv):
+    """A GRU reads the steps of all series together, or segments of one series; each attends or not.
+
+    The window is part of the attention, and without attention there is none.
+    """
+    settings = harness.parse("x", forecasting.Settings, [*TINY, "--sweep-windows", "5"])
+    data = series.load(csv)
+    read = {}
+    for kind in forecasting.kinds_of(settings):
+        model = forecasting.build(data, settings, 30, kind, 0)
+        assert model(np.zeros((1, 36, 2), "float32")).shape == (1, 30, 2)
+        if kind not in ("patchtst", "deviations"):
+            network = model if kind == "gru" else model.get_layer("network")
+            rnn = network.get_layer("rnn0")
+            attends = type(rnn).__name__ == "SelfAttentionRNN"
+            steps, width = network.get_layer("embedding").input.shape[1:]
+            read[kind] = steps, width, attends, rnn.get_config().get("window")
+    assert read == {
+        "gru": (36, 2, False, None),
+        "gru-season": (36, 2, False, None),
+        "sa-rnn": (36, 2, True, None),
+        "sa-rnn-w5": (36, 2, True, 5),
+        "segments": (6, 6, False, None),
+        "sa-segments": (6, 6, True, None),
+    }
 
 
 def test_defaults_follow_the_data():
@@ -110,6 +148,7 @@ def test_defaults_follow_the_data():
         (["--lookback", "0"], "`lookback` must be an integer >= 1"),
         (["--horizons"], "`horizons` must name at least one"),
         (["--horizons", "-3"], "`horizons` must be an integer >= 1; received: horizons=-3"),
+        (["--sweep-windows", "0"], "`sweep_windows` must be an integer >= 1"),
         (["--minutes", "-1"], "`minutes` must be a finite number above 0"),
     ],
 )
@@ -128,6 +167,8 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
     [
         (["--lookback", "20"], "`lookback` must be at least one day of the series"),
         (["--horizons", "100"], "`lookback` and `horizons` must be small enough"),
+        (["--segment-length", "5"], "`segment_length` must divide `input_length`"),
+        (["--units", "5"], "`units` must be divisible by `num_heads`"),
         (["--patch-length", "37"], "`input_length` must be at least `patch_length`"),
         (["--width", "5"], "`width` must be divisible by `num_heads`"),
     ],
