@@ -74,6 +74,7 @@ def presets(given: Settings) -> Settings:
     options: dict[str, Any] = {"task": given.task, "full": given.full}
     if given.full:
         options |= {"vocabulary_size": 256, "length": 64, "pairs": (4, 8, 16), "width": 128}
+        options |= {"epochs": 20}
     return Settings(**options)
 
 

@@ -41,7 +41,6 @@ FREE = {  # a few operations per number at most, which are not counted
     "ReLU",
     "Reshape",
 }
-WRAPPERS = (keras.Model, keras.layers.Bidirectional)  # they cost what the layers in them cost
 
 
 @dataclass(frozen=True)
@@ -182,15 +181,15 @@ def _is_several(shape):
 def _rules(model):
     """The layers with operations of their own, at any depth, with the rule that counts them."""
     layers = model._flatten_layers(include_self=False)
-    cells = {
-        id(cell)
+    inner = {
+        id(part)
         for layer in layers
-        if isinstance(layer, keras.layers.RNN | AttentionRNN)
-        for cell in layer._flatten_layers(include_self=False)
+        if isinstance(layer, keras.layers.RNN | AttentionRNN) or _is_of_two_rnns(layer)
+        for part in layer._flatten_layers(include_self=False)
     }
     for layer in layers:
         rule = next((rule for kind, rule in RULES.items() if isinstance(layer, kind)), None)
-        if id(layer) in cells:
+        if id(layer) in inner:
             continue  # the layer around it counts for it
         if rule is not None:
             yield layer, rule
@@ -205,7 +204,7 @@ def _rules(model):
 def _is_free(layer):
     """Whether all that a layer computes is done by the layers in it, or not worth counting."""
     module = type(layer).__module__
-    if module.startswith("kattn.") or isinstance(layer, WRAPPERS):
+    if module.startswith("kattn.") or isinstance(layer, keras.Model | keras.layers.Bidirectional):
         return True
     if module.startswith("keras."):
         return type(layer).__name__ in FREE
@@ -261,6 +260,21 @@ def _replaced(layer, function):
             object.__setattr__(layer, "call", own)
 
 
+def _steps(x):
+    """The number of steps of all sequences: one example may be read as many, as its windows are."""
+    return math.prod(x.shape[:-1])
+
+
+def _is_of_two_rnns(layer):
+    """Whether it is a `Bidirectional` of Keras's layers, which on a GPU need not be called."""
+    is_pair = isinstance(layer, keras.layers.Bidirectional)
+    return is_pair and isinstance(layer.forward_layer, keras.layers.RNN)
+
+
+def _both_directions(layer, x, y):
+    return _recurrence(layer, x, y) if _is_of_two_rnns(layer) else 0
+
+
 def _dense(layer, x, y):
     return 2 * math.prod(x.shape) * layer.units
 
@@ -279,11 +293,16 @@ def _convolution(layer, x, y):
 def _recurrence(layer, x, y):
     # A step multiplies input and state with the matrices of the cell.
     matrices = [w for w in layer.weights if w.name.endswith("kernel")]
-    return 2 * x.shape[1] * sum(math.prod(w.shape) for w in matrices)
+    return 2 * _steps(x) * sum(math.prod(w.shape) for w in matrices)
 
 
 def _attending_recurrence(layer, inputs, y):
     x, memory = inputs
+    return len(x) * _attending_steps(layer, x, memory)
+
+
+def _attending_steps(layer, x, memory):
+    """The operations of an `AttentionRNN` for one sequence."""
     score, is_own = layer.attention, memory is None
     memory = x if is_own else memory
     keys, values = score.project(ops.zeros((1, *memory.shape[1:])))
@@ -333,18 +352,18 @@ def _linear_attention(layer, x, y):
     sizes = layer.head_sizes
     features = getattr(layer, "_features", sizes.key_dim)
     # Each step adds a product of features and values to the state, and reads it.
-    return 2 * x.shape[1] * (sizes.key_heads + sizes.heads) * features * sizes.value_dim
+    return 2 * _steps(x) * (sizes.key_heads + sizes.heads) * features * sizes.value_dim
 
 
 def _delta_rule(layer, x, y):
     # Each step reads what the state holds under its key, corrects it, and reads by its query.
     sizes = layer.head_sizes
-    return 2 * x.shape[1] * 3 * sizes.heads * sizes.key_dim * sizes.value_dim
+    return 2 * _steps(x) * 3 * sizes.heads * sizes.key_dim * sizes.value_dim
 
 
 def _own_kernel(layer, x, y):
     # A weight of the layer itself, each number of which multiplies once at each step.
-    return 2 * x.shape[1] * math.prod(layer._kernel.shape)
+    return 2 * _steps(x) * math.prod(layer._kernel.shape)
 
 
 def _state_tape(layer, x, y):
@@ -353,7 +372,7 @@ def _state_tape(layer, x, y):
     steps = x.shape[1]
     rows = min(layer.memory_length or steps, steps)
     pairs = steps * rows * (energy.shape[0] + 2 * layer.units)
-    return 2 * (steps * sum(math.prod(w.shape) for w in matrices) + pairs)
+    return 2 * len(x) * (steps * sum(math.prod(w.shape) for w in matrices) + pairs)
 
 
 def _attention(call):
@@ -368,6 +387,7 @@ RULES = {
     keras.layers.Conv2D: _convolution,
     keras.layers.Conv3D: _convolution,
     keras.layers.RNN: _recurrence,
+    keras.layers.Bidirectional: _both_directions,
     AttentionRNN: _attending_recurrence,
     keras.layers.ReversibleEmbedding: _table,
     LinearAttention: _linear_attention,

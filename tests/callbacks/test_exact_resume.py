@@ -39,9 +39,10 @@ PLACES = {
 
 
 def start(jobs, cache=None):
+    source = str(pathlib.Path(kattn.__file__).parents[1])
     environment = dict(
         os.environ,
-        PYTHONPATH=str(pathlib.Path(kattn.__file__).parents[1]),
+        PYTHONPATH=os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]),
         JAX_DISABLE_MOST_OPTIMIZATIONS="1",
         JAX_ENABLE_COMPILATION_CACHE=str(cache is not None),
         JAX_COMPILATION_CACHE_DIR=str(cache),

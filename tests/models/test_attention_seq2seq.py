@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import keras
 import numpy as np
@@ -227,6 +228,28 @@ def full(**options):
 
 def test_one_step_of_fit_trains_all():
     check_training(full, PAIR)
+
+
+def test_training_computes_what_inference_does():
+    """Where a library runs the loop over the steps, in training as well as without it.
+
+    The other model runs Keras's own loop, forward and backward.
+    """
+    model, other = made("none"), made("none")
+    other.set_weights(model.get_weights())
+    for layer in other._flatten_layers():
+        if isinstance(layer, keras.layers.LSTM):
+            layer.use_cudnn = False
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    losses = []
+    for each in (model, other):
+        each.compile(keras.optimizers.SGD(0.5), loss)
+        trained = each.fit(PAIR, TARGET, batch_size=3, epochs=3, shuffle=False, verbose=0)
+        losses.append([*trained.history["loss"], each.evaluate(PAIR, TARGET, verbose=0)])
+    assert all(after < before - 0.005 for before, after in itertools.pairwise(losses[0]))
+    assert_close(losses[0], losses[1], 1e-4)
+    for weight, known in zip(model.get_weights(), other.get_weights(), strict=True):
+        assert_close(weight, known, 1e-4)
 
 
 def test_dropout():

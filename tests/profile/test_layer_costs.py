@@ -5,6 +5,7 @@ import importlib
 
 import keras
 import pytest
+from keras import ops
 
 import kattn
 from kattn.layers import (
@@ -93,6 +94,28 @@ def test_operations(layer, shape, multiply_adds):
     model = keras.Model(inputs, layer(*inputs))
     assert layer_costs(model)[-1].flops == 2 * multiply_adds
     assert type(layer).call is layer.call.__func__  # as before
+
+
+def test_one_example_that_is_read_as_many():
+    """Windows of a sequence, and channels of series, each of which a recurrent layer reads."""
+    gru = keras.layers.GRU(2)
+    parts = kattn.layers.SelfAttention(1, causal=True), kattn.layers.FeedForward(5)
+    local = kattn.layers.RTransformerBlock(gru, *parts, window=3)
+    model = keras.Model(x := keras.Input((7, 2)), local(x))
+    windows, attention = 7 * 3 * (2 + 2) * 6, 4 * 7 * 2 * 2 + 2 * 7 * 7 * 2
+    assert layer_costs(model)[-1].flops == 2 * (windows + attention + 2 * 7 * 2 * 5)
+    options = {"input_width": 4, "input_length": 6, "horizon": 5, "segment_length": 2}
+    model = kattn.models.sa_rnn(**options, units=2, num_heads=None, rnn="gru")
+    costs = {cost.layer: cost.flops for cost in layer_costs(model)}
+    assert costs["rnn0"] == 2 * (4 * 3 * (2 + 2) * 6)
+
+
+def test_two_directions_that_one_kernel_runs(monkeypatch):
+    """On a GPU, Keras calls neither of the two layers of a Bidirectional."""
+    layer = keras.layers.Bidirectional(keras.layers.GRU(2))
+    model = keras.Model(x := keras.Input((7, 3)), layer(x))
+    monkeypatch.setattr(type(layer), "call", lambda self, x, **options: x[:, 0, :1] * ops.ones(4))
+    assert layer_costs(model)[-1].flops == 2 * (2 * 7 * (3 + 2) * 6)
 
 
 class Doubled(keras.layers.Layer):
