@@ -51,17 +51,19 @@ def curves(
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.25)
-    axes[0].legend(frameon=False, fontsize=8)
+    told = axes[0].get_legend_handles_labels()
+    figure.legend(*told, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     last.plot(np.array(list(finals.values())), color="black", linewidth=0.8, alpha=0.4)
     for x, (colour, (_, values)) in enumerate(coloured(finals)):
         last.plot([x] * len(values), values, "o", color=colour, alpha=0.7)
         last.plot([x - 0.15, x + 0.15], [np.mean(values)] * 2, color=colour, linewidth=2.5)
     labels = [_in_lines(label) for label in finals]
     longest = max(len(line) for label in labels for line in label.split("\n"))
-    rotation = 90 if longest * len(finals) > 36 else 0  # characters that fit side by side
-    last.set_xticks(range(len(finals)), labels, rotation=rotation)
+    if longest * len(finals) > 36:  # characters that fit side by side
+        labels = [""] * len(labels)  # the legend says which colour is which
+    last.set_xticks(range(len(finals)), labels)
     last.set_xlim(-0.5, len(finals) - 0.5)
-    last.set_title(finals_title, fontsize=10)
+    last.set_title(textwrap.fill(finals_title, 36), fontsize=10)
     last.grid(axis="y", alpha=0.25)
     return figure
 

@@ -43,6 +43,7 @@ def forecasts_figure(x: np.ndarray, y: np.ndarray, found: Mapping[str, np.ndarra
         panel.plot(steps, np.concatenate([read[i], y[i]])[:, -1], color="black", linewidth=0.6)
         for colour, (title, forecast) in coloured(found):
             panel.plot(ahead, forecast[i, :, -1], color=colour, label=title, linewidth=1.2)
-    figure.legend(*each[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    told = each[0].get_legend_handles_labels()
+    figure.legend(*told, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     figure.supxlabel("step", fontsize=8)
     return figure
