@@ -138,6 +138,7 @@ LAYERS = {
     "SqueezeExcite": (functools.partial(layers.SqueezeExcite, 2), image),
     "EfficientChannelAttention": (layers.EfficientChannelAttention, image),
     "CBAM": (functools.partial(layers.CBAM, 2, 3), image),
+    "CoordinateAttention": (functools.partial(layers.CoordinateAttention, 2), image),
     "GlobalContext": (functools.partial(layers.GlobalContext, 2, fusion="both"), image),
     "AttentionPooling": (functools.partial(layers.AttentionPooling, HEADS, HOPS), sequence),
     "SelfAttentionRNN": recurrent("SelfAttentionRNN", HEADS, rnn="LSTM", combine="gate"),

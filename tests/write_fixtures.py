@@ -77,6 +77,10 @@ LAYERS = {
         [(3, 5, 8)],
     ),
     "cbam": ("tests.layers.spatial.test_cbam", [(3, 5, 8)]),
+    "coordinate_attention": (
+        "tests.layers.spatial.test_coordinate_attention",
+        [(3, 5, 8)],
+    ),
     "global_context": ("tests.layers.spatial.test_global_context", [(3, 5, 8)]),
     "attention_pooling": ("tests.layers.spatial.test_attention_pooling", [(3, 5, 8)]),
 }

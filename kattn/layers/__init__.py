@@ -52,6 +52,7 @@ from kattn.layers.recurrent.structured_self_attention import (
 )
 from kattn.layers.spatial.attention_pooling import AttentionPooling as AttentionPooling
 from kattn.layers.spatial.cbam import CBAM as CBAM
+from kattn.layers.spatial.coordinate_attention import CoordinateAttention as CoordinateAttention
 from kattn.layers.spatial.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
 )

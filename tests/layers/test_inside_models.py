@@ -71,6 +71,7 @@ LAYERS = {
     "SqueezeExcite": (lambda **options: layers.SqueezeExcite(2, **options), [X]),
     "EfficientChannelAttention": (layers.EfficientChannelAttention, [X]),
     "CBAM": (lambda **options: layers.CBAM(2, 3, **options), [X]),
+    "CoordinateAttention": (lambda **options: layers.CoordinateAttention(2, **options), [X]),
     "GlobalContext": (lambda **options: layers.GlobalContext(2, fusion="both", **options), [X]),
     "AttentionPooling": (lambda **options: layers.AttentionPooling(2, 3, **options), [X]),
     "TransformerEncoderBlock": (block("TransformerEncoderBlock"), [X]),

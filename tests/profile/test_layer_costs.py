@@ -75,6 +75,7 @@ ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
         (kattn.layers.SqueezeExcite(2), (5, 4, 8), 2 * 8 * 4),
         (kattn.layers.EfficientChannelAttention(3), (5, 4, 8), 8 * 3),
         (kattn.layers.CBAM(2, 3), (5, 4, 8), 2 * 2 * 8 * 4 + 20 * 3 * 3 * 2),
+        (kattn.layers.CoordinateAttention(2), (5, 4, 6), 2 * 9 * 6 * 8),
         (kattn.layers.GlobalContext(2), (5, 4, 8), 2 * 20 * 8 + 2 * 8 * 4),
         (
             kattn.layers.AttentionPooling(2, 3),

@@ -94,6 +94,30 @@ class MapAxes:
         count = ops.sum(ops.cast(self.real(x, padding), "float32"), axis=cells)
         return ops.sum(x, axis=self.sides) / ops.maximum(count, 1.0)[:, None]
 
+    def lines(self, x, padding, side):
+        """Means over all sides but one.
+
+        Args:
+            x: Map with zeros at padding.
+            padding: `(B, *sides)` bool, True = real cell, or None.
+            side: Number of the side that is kept, from 0.
+
+        Returns:
+            `(mean, has_cell)`: the mean of the real cells at each coordinate in float32, shape
+            `(B, side, C)`, 0 where there is none; and bool `(B, side)`, where there is one.
+        """
+        others = [i for i in range(self.rank) if i != side]
+        real = self.real(x, padding)
+        cells = tuple(i + 1 for i in others)
+        count = ops.sum(ops.cast(real, "float32"), axis=cells) if others else real
+        count = ops.cast(count, "float32")
+        x = ops.cast(x, "float32")
+        total = ops.sum(x, axis=tuple(self.sides[i] for i in others)) if others else x
+        if self.channel == 1:
+            total = ops.swapaxes(total, 1, 2)
+        mean = total / ops.maximum(count, 1.0)[..., None]
+        return mean, ops.broadcast_to(count > 0, ops.shape(mean)[:2])
+
     def max(self, x, padding):
         """The maximum of the real cells, `(B, C)`, in the dtype of `x`; 0 where there is none."""
         if 0 in tuple(x.shape):
@@ -128,6 +152,13 @@ class MapAxes:
     def of_channels(self, gate):
         """A number for each channel, `(B, C)`, in the shape in which it multiplies a map."""
         return ops.expand_dims(gate, self.sides)
+
+    def along(self, gate, side):
+        """Numbers `(B, side, C)` for the coordinates of a side, as they multiply a map."""
+        if self.channel == 1:
+            gate = ops.swapaxes(gate, 1, 2)
+        others = tuple(axis for i, axis in enumerate(self.sides) if i != side)
+        return ops.expand_dims(gate, others) if others else gate
 
     def of_cells(self, gate):
         """A number for each cell, `(B, *sides)`, in the shape in which it multiplies a map."""
