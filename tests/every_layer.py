@@ -135,6 +135,12 @@ LAYERS = {
     "SelfAttention2D, rotary": attention(
         "SelfAttention2D", image, position=lambda: layers.RotaryEmbedding(axes=2), key_dim=4
     ),
+    "SqueezeExcite": (functools.partial(layers.SqueezeExcite, 2), image),
+    "EfficientChannelAttention": (layers.EfficientChannelAttention, image),
+    "CBAM": (functools.partial(layers.CBAM, 2, 3), image),
+    "CoordinateAttention": (functools.partial(layers.CoordinateAttention, 2), image),
+    "GlobalContext": (functools.partial(layers.GlobalContext, 2, fusion="both"), image),
+    "AttentionPooling": (functools.partial(layers.AttentionPooling, HEADS, HOPS), sequence),
     "SelfAttentionRNN": recurrent("SelfAttentionRNN", HEADS, rnn="LSTM", combine="gate"),
     "SelfAttentionRNN, window": recurrent(
         "SelfAttentionRNN", HEADS, rnn="GRU", combine="concat", window=2
@@ -197,7 +203,8 @@ def arrays(shapes, *, batch, steps):
 
 def output_shape(name, shape):
     """The shape of the output, given that of the first input: the same, unless the layer pools."""
-    return (shape[0], HOPS, WIDTH) if name == "StructuredSelfAttention" else shape
+    pools = name in ("StructuredSelfAttention", "AttentionPooling")
+    return (shape[0], HOPS, WIDTH) if pools else shape
 
 
 def symbols(shapes, unknown):

@@ -71,6 +71,18 @@ LAYERS = {
     "attention_rnn": ("tests.layers.recurrent.test_attention_rnn", [(3, 5, 8)]),
     "lstmn": ("tests.layers.recurrent.test_lstmn", [(3, 5, 8)]),
     "self_attention_2d": ("tests.layers.spatial.test_self_attention_2d", [(2, 5, 6, 8)]),
+    "squeeze_excite": ("tests.layers.spatial.test_squeeze_excite", [(3, 5, 8)]),
+    "efficient_channel_attention": (
+        "tests.layers.spatial.test_efficient_channel_attention",
+        [(3, 5, 8)],
+    ),
+    "cbam": ("tests.layers.spatial.test_cbam", [(3, 5, 8)]),
+    "coordinate_attention": (
+        "tests.layers.spatial.test_coordinate_attention",
+        [(3, 5, 8)],
+    ),
+    "global_context": ("tests.layers.spatial.test_global_context", [(3, 5, 8)]),
+    "attention_pooling": ("tests.layers.spatial.test_attention_pooling", [(3, 5, 8)]),
 }
 # Each of these has `full`, and takes tokens `(B, T)`, series `(B, T, M)`, or images.
 MODELS = {

@@ -50,7 +50,15 @@ from kattn.layers.recurrent.sru_plus_plus import SRUPlusPlus as SRUPlusPlus
 from kattn.layers.recurrent.structured_self_attention import (
     StructuredSelfAttention as StructuredSelfAttention,
 )
+from kattn.layers.spatial.attention_pooling import AttentionPooling as AttentionPooling
+from kattn.layers.spatial.cbam import CBAM as CBAM
+from kattn.layers.spatial.coordinate_attention import CoordinateAttention as CoordinateAttention
+from kattn.layers.spatial.efficient_channel_attention import (
+    EfficientChannelAttention as EfficientChannelAttention,
+)
+from kattn.layers.spatial.global_context import GlobalContext as GlobalContext
 from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D
+from kattn.layers.spatial.squeeze_excite import SqueezeExcite as SqueezeExcite
 from kattn.layers.transformer.drop_path import DropPath as DropPath
 from kattn.layers.transformer.feed_forward import FeedForward as FeedForward
 from kattn.layers.transformer.initialization import deep_norm as deep_norm

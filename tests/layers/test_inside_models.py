@@ -68,6 +68,12 @@ LAYERS = {
         lambda **options: layers.SelfAttention2D(2, key_dim=4, **options),
         [(3, 2, 4, 8)],
     ),
+    "SqueezeExcite": (lambda **options: layers.SqueezeExcite(2, **options), [X]),
+    "EfficientChannelAttention": (layers.EfficientChannelAttention, [X]),
+    "CBAM": (lambda **options: layers.CBAM(2, 3, **options), [X]),
+    "CoordinateAttention": (lambda **options: layers.CoordinateAttention(2, **options), [X]),
+    "GlobalContext": (lambda **options: layers.GlobalContext(2, fusion="both", **options), [X]),
+    "AttentionPooling": (lambda **options: layers.AttentionPooling(2, 3, **options), [X]),
     "TransformerEncoderBlock": (block("TransformerEncoderBlock"), [X]),
     "TransformerDecoderBlock": (
         block("TransformerDecoderBlock", cross_attention=layers.CrossAttention),
@@ -134,6 +140,7 @@ TAKE_OBJECTS = [name for name in ATTENTION if "mask_arrays" in call_arguments(na
 TAKE_POSITIONS = [name for name in LAYERS if "positions" in call_arguments(name)]
 # Position layers decode, too, and have no projections.
 WITHOUT_PROJECTIONS = ["DecodingRNN", "LSTMN", "RGLRU", "CausalDepthwiseConv1D"]
+POOL = ["StructuredSelfAttention", "AttentionPooling"]
 DECODE = [name for name in LAYERS if hasattr(getattr(layers, name), "decode")]
 
 
@@ -463,7 +470,7 @@ class SeeMask(keras.layers.Layer):
         return shape[:2]
 
 
-@pytest.mark.parametrize("name", [x for x in MASKED if x != "StructuredSelfAttention"])
+@pytest.mark.parametrize("name", [x for x in MASKED if x not in POOL])
 def test_padding_of_the_input_is_padding_of_the_output(name):
     """Whatever else the call is given; where steps are pooled there is no padding left."""
     takes_position = name in TAKE_POSITIONS or name == "SelfAttentionRNN"

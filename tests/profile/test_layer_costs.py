@@ -72,6 +72,16 @@ ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
         (keras.layers.EinsumDense("...bc,bcd->...bd", (3, 2)), (4, 3, 5), 4 * 3 * 5 * 2),
         (keras.layers.LSTM(2), (7, 3), 7 * (3 + 2) * 8),
         (keras.layers.Bidirectional(keras.layers.GRU(2)), (7, 3), 2 * 7 * (3 + 2) * 6),
+        (kattn.layers.SqueezeExcite(2), (5, 4, 8), 2 * 8 * 4),
+        (kattn.layers.EfficientChannelAttention(3), (5, 4, 8), 8 * 3),
+        (kattn.layers.CBAM(2, 3), (5, 4, 8), 2 * 2 * 8 * 4 + 20 * 3 * 3 * 2),
+        (kattn.layers.CoordinateAttention(2), (5, 4, 6), 2 * 9 * 6 * 8),
+        (kattn.layers.GlobalContext(2), (5, 4, 8), 2 * 20 * 8 + 2 * 8 * 4),
+        (
+            kattn.layers.AttentionPooling(2, 3),
+            (5, 4, 8),
+            2 * 3 * 8 * 8 + 20 * 8 * 16 + 2 * 3 * 20 * 8,
+        ),
         (kattn.layers.LinearAttention(2), (7, 4), 7 * 4 * 4 * 4 + 2 * 7 * 2 * 2 * 2),
         (
             kattn.layers.GatedDeltaNet(2),

@@ -123,6 +123,41 @@ def read_new_masks(x, mask, name="mask"):
     return MaskedInput(x, padding, None)
 
 
+def read_map(x, mask, channel_axis, name="mask"):
+    """A map with zeros at padding; and which of its cells are real, as `read_map_padding` has it.
+
+    What stands at padding, be it NaN, is gone. The channels may lie on any axis.
+    """
+    padding = read_map_padding(x, mask, channel_axis, name)
+    if padding is None:
+        return x, None
+    silent = ops.convert_to_tensor(0.0, x.dtype)
+    return ops.where(ops.expand_dims(padding, channel_axis), x, silent), padding
+
+
+def read_map_padding(x, mask, channel_axis, name="mask"):
+    """Which cells of a map are real, by its Keras mask and by an explicit mask.
+
+    Args:
+        x: Map of 1 to 3 sides as the layer got it, `(B, *sides, C)` or `(B, C, *sides)`.
+        mask: Explicit mask, bool `(B, *sides)`, or None. It is joined with the Keras mask.
+        channel_axis: Axis of the channels of `x`, 1 or -1.
+        name: Name of the argument that the mask came in, for messages.
+
+    Returns:
+        `(B, *sides)` bool, True = real cell, or None if all cells are real.
+
+    Raises:
+        ValueError: If a mask is not boolean, or has other sides than the map.
+    """
+    implicit = keras_mask(x)
+    given = [mask] if mask is implicit else [mask, implicit]
+    read = [_map_mask(each, x, channel_axis, name) for each in given if each is not None]
+    if len(read) == 2:
+        return ops.logical_and(*read)
+    return read[0] if read else None
+
+
 def keras_mask(x):
     """The mask that Keras keeps for a tensor, or None.
 
@@ -198,6 +233,27 @@ def _check_padding(x, mask, name, *, query_by_key):
     if query_by_key:
         rule = f"{rule}; write {name}[None] for a mask of query by key, (T, S), of all items"
     raise arguments.error(rule, **{name: mask})
+
+
+def _map_mask(mask, x, channel_axis, name):
+    """A mask of the cells of a map as a bool tensor; ValueError unless its sides are the map's."""
+    sides = list(x.shape)
+    del sides[channel_axis]
+    words = ("(B, T)", "(B, H, W)", "(B, D, H, W)")[len(sides) - 2]
+    if isinstance(mask, masks.Mask):
+        raise arguments.error(
+            f"`{name}` must be a bool array {words}, {REAL_STEP}, and no mask object",
+            **{name: mask},
+        )
+    mask = bool_tensor(mask, name, (words,), REAL_STEP)
+    pairs = list(zip(mask.shape, sides, strict=True))
+    known = [all(map(arguments.is_integer, pair)) for pair in pairs]
+    batch, *others = [have == need for have, need in pairs]
+    fits = [batch or mask.shape[0] == 1, *others]
+    if not all(fit for fit, is_known in zip(fits, known, strict=True) if is_known):
+        rule = f"`{name}` must have the sides of the map, {words}={tuple(sides)}"
+        raise arguments.error(rule, **{name: mask})
+    return mask
 
 
 def _rank(mask):

@@ -1,1 +1,1 @@
-"""Self-attention over feature maps."""
+"""Attention over feature maps, and gates of their channels and cells."""

@@ -9,6 +9,8 @@ from keras.src.backend import get_keras_mask, set_keras_mask
 from kattn import masks
 from kattn.layers.attention.mask_reader import (
     keras_mask,
+    read_map,
+    read_map_padding,
     read_masks,
     read_new_masks,
     read_padded,
@@ -167,3 +169,45 @@ def test_padding_alone_is_asked_for(mask):
     if mask is SQUARE:
         with pytest.raises(ValueError, match="`mask` of new steps must be a bool array"):
             read_new_masks(sequence(), mask)
+
+
+@pytest.mark.parametrize("channel_axis", [-1, 1])
+def test_padding_of_maps(channel_axis):
+    """Of both masks; what stands there is gone."""
+    shape = (2, 3, 4, 5) if channel_axis == -1 else (2, 5, 3, 4)
+    keep, other = np.random.default_rng(0).random((2, 2, 3, 4)) > 0.4
+    x = np.moveaxis(np.where((keep & other)[..., None], np.ones((2, 3, 4, 5)), np.nan), -1, 1)
+    x = x if channel_axis == 1 else np.moveaxis(x, 1, -1)
+    assert x.shape == shape
+    map_ = ops.convert_to_tensor(x, "float32")
+    assert read_map(map_, None, channel_axis)[1] is None
+    set_keras_mask(map_, ops.convert_to_tensor(keep))
+    silent, padding = run(read_map, map_, ops.convert_to_tensor(other), channel_axis)
+    np.testing.assert_array_equal(padding, keep & other)
+    np.testing.assert_array_equal(silent, np.nan_to_num(x))
+    np.testing.assert_array_equal(run(read_map_padding, map_, None, channel_axis), keep)
+
+
+MAP_MASKS = {
+    "object": (masks.Causal(), r"`rows` must be a bool array \(B, H, W\).* no mask object"),
+    "rank": (np.ones((2, 3), bool), r"`rows` must have rank 3, \(B, H, W\); True = real"),
+    "dtype": (np.ones((2, 3, 4)), "`rows` must be boolean"),
+    "sides": (np.ones((2, 4, 3), bool), r"`rows` must have the sides of the map.*=\(2, 3, 4\);"),
+    "side of 1": (np.ones((2, 1, 4), bool), r"the sides of the map.*rows.shape=\(2, 1, 4\)"),
+}
+
+
+@pytest.mark.parametrize("case", MAP_MASKS)
+def test_bad_masks_of_maps(case):
+    mask, message = MAP_MASKS[case]
+    with pytest.raises(ValueError, match=message):
+        read_map_padding(ops.ones((2, 3, 4, 5)), mask, -1, "rows")
+
+
+def test_a_keras_mask_of_other_sides_is_an_error():
+    x = ops.ones((2, 3, 4, 5))
+    set_keras_mask(x, ops.convert_to_tensor(KEEP))
+    with pytest.raises(ValueError, match=r"`mask` must have rank 3, \(B, H, W\)"):
+        read_map_padding(x, None, -1)
+    one = run(read_map_padding, ops.ones((2, 3, 4, 5)), np.ones((1, 3, 4), bool), -1)
+    assert one.shape == (1, 3, 4)  # one mask for all items

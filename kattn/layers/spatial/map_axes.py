@@ -1,0 +1,170 @@
+"""Where the axes of a feature map are, and what is taken over its real cells."""
+
+import dataclasses
+
+from keras import ops
+
+from kattn import arguments
+from kattn.grid import Grid
+from kattn.layers.attention.mask_reader import read_map
+
+LAYOUTS = ("channels_last", "channels_first")
+
+
+@dataclasses.dataclass(frozen=True)
+class MapAxes:
+    """The axes of maps of one rank, one number of channels and one data format.
+
+    Args:
+        rank: Number of sides, 1 to 3.
+        channels: Number of channels, C.
+        data_format: "channels_last" for maps `(B, *sides, C)`, "channels_first" for
+            `(B, C, *sides)`.
+    """
+
+    rank: int
+    channels: int
+    data_format: str
+
+    @classmethod
+    def of_shape(cls, shape, data_format):
+        """The axes of a map of this shape.
+
+        Raises:
+            ValueError: If the map has no side or more than three, or unknown channels.
+        """
+        if not 3 <= len(shape) <= 5:
+            raise arguments.error(
+                "`x` must be a batch of maps with 1 to 3 sides, of rank 3 to 5; for one map write "
+                "x[None]",
+                **{"x.shape": tuple(shape)},
+            )
+        channels = shape[channel_axis(data_format)]
+        if channels is None:
+            raise arguments.error(
+                "`x` must have a known number of channels",
+                **{"x.shape": tuple(shape), "data_format": data_format},
+            )
+        return cls(len(shape) - 2, channels, data_format)
+
+    @property
+    def channel(self):
+        """The axis of the channels."""
+        return channel_axis(self.data_format)
+
+    @property
+    def sides(self):
+        """The axes of the sides."""
+        first = 1 if self.channel == -1 else 2
+        return tuple(range(first, first + self.rank))
+
+    def read(self, x, mask):
+        """A map with zeros at padding; and `(B, *sides)` bool, True = real cell, or None.
+
+        Raises:
+            ValueError: If the map is of another rank or has other channels than those that the
+                layer was built for, or if the mask does not fit.
+        """
+        if len(x.shape) != self.rank + 2 or x.shape[self.channel] not in (None, self.channels):
+            raise arguments.error(
+                f"`x` must be a map with the {self.rank} sides and {self.channels} channels that "
+                "the layer was built for",
+                **{"x.shape": tuple(x.shape), "data_format": self.data_format},
+            )
+        return read_map(x, mask, self.channel)
+
+    def real(self, x, padding):
+        """`(B, *sides)` bool: which cells are real. All are, where there is no padding."""
+        if padding is None:
+            first = x[..., 0] if self.channel == -1 else x[:, 0]
+            return ops.ones_like(first, dtype="bool")
+        return padding
+
+    def has_cells(self, x):
+        """Whether it is known that each item of the map has a cell."""
+        sides = [x.shape[axis] for axis in self.sides]
+        return all(arguments.is_integer(side) and side > 0 for side in sides)
+
+    def mean(self, x, padding):
+        """The mean of the real cells in float32, `(B, C)`; 0 where there is none."""
+        x = ops.cast(x, "float32")
+        if padding is None and self.has_cells(x):
+            return ops.mean(x, axis=self.sides)
+        cells = tuple(range(1, self.rank + 1))
+        count = ops.sum(ops.cast(self.real(x, padding), "float32"), axis=cells)
+        return ops.sum(x, axis=self.sides) / ops.maximum(count, 1.0)[:, None]
+
+    def lines(self, x, padding, side):
+        """Means over all sides but one.
+
+        Args:
+            x: Map with zeros at padding.
+            padding: `(B, *sides)` bool, True = real cell, or None.
+            side: Number of the side that is kept, from 0.
+
+        Returns:
+            `(mean, has_cell)`: the mean of the real cells at each coordinate in float32, shape
+            `(B, side, C)`, 0 where there is none; and bool `(B, side)`, where there is one.
+        """
+        others = [i for i in range(self.rank) if i != side]
+        real = self.real(x, padding)
+        cells = tuple(i + 1 for i in others)
+        count = ops.sum(ops.cast(real, "float32"), axis=cells) if others else real
+        count = ops.cast(count, "float32")
+        x = ops.cast(x, "float32")
+        total = ops.sum(x, axis=tuple(self.sides[i] for i in others)) if others else x
+        if self.channel == 1:
+            total = ops.swapaxes(total, 1, 2)
+        mean = total / ops.maximum(count, 1.0)[..., None]
+        return mean, ops.broadcast_to(count > 0, ops.shape(mean)[:2])
+
+    def max(self, x, padding):
+        """The maximum of the real cells, `(B, C)`, in the dtype of `x`; 0 where there is none."""
+        if 0 in tuple(x.shape):
+            return ops.sum(x, axis=self.sides)  # the maximum of nothing is an error
+        if padding is None and self.has_cells(x):
+            return ops.max(x, axis=self.sides)
+        real = self.real(x, padding)
+        lowest = ops.convert_to_tensor(-float("inf"), x.dtype)
+        highest = ops.max(self.where(real, x, lowest), axis=self.sides)
+        has_cell = ops.any(real, axis=tuple(range(1, self.rank + 1)))
+        return ops.where(has_cell[:, None], highest, ops.zeros_like(highest))
+
+    def where(self, cells, x, other):
+        """`x` at the cells where the bool `(B, *sides)` is True, else `other`."""
+        return ops.where(ops.expand_dims(cells, self.channel), x, other)
+
+    def silence(self, x, padding):
+        """`x` with zeros at padding."""
+        if padding is None:
+            return x
+        return self.where(padding, x, ops.convert_to_tensor(0.0, x.dtype))
+
+    def cells(self, x, padding):
+        """The cells of a map as a sequence `(B, S, C)`, in row-major order; and their padding."""
+        if self.channel == 1:
+            x = ops.moveaxis(x, 1, -1)
+        grid = Grid.of_map(x)
+        if padding is not None:
+            padding = ops.reshape(padding, (ops.shape(padding)[0], grid.size))
+        return grid.flatten(x), padding
+
+    def of_channels(self, gate):
+        """A number for each channel, `(B, C)`, in the shape in which it multiplies a map."""
+        return ops.expand_dims(gate, self.sides)
+
+    def along(self, gate, side):
+        """Numbers `(B, side, C)` for the coordinates of a side, as they multiply a map."""
+        if self.channel == 1:
+            gate = ops.swapaxes(gate, 1, 2)
+        others = tuple(axis for i, axis in enumerate(self.sides) if i != side)
+        return ops.expand_dims(gate, others) if others else gate
+
+    def of_cells(self, gate):
+        """A number for each cell, `(B, *sides)`, in the shape in which it multiplies a map."""
+        return ops.expand_dims(gate, self.channel)
+
+
+def channel_axis(data_format):
+    """The axis of the channels of a map."""
+    return -1 if data_format == "channels_last" else 1
