@@ -42,7 +42,9 @@ class Settings(harness.TrainingFlags):
     """Train networks of equal size to remember, and see which of them can."""
 
     task: Literal["recall", "copy"] = "recall"
-    full: bool = False  # recall with 256 tokens, 64 steps and up to 16 pairs, by wider networks
+    full: bool = (
+        False  # recall with 256 tokens, 64 steps and up to 16 pairs, by wider networks, for longer
+    )
     fill: Literal["blank", "random"] = "blank"  # what stands in recall between pairs and queries
     delay: int = 60  # steps over which to remember, of copy
     sweep_windows: tuple[int, ...] = ()  # trains an LSTM whose attention sees N steps for each N

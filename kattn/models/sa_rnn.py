@@ -72,7 +72,8 @@ def sa_rnn(
             those of all segments side by side, "last" those of the last segment.
         units: Number of channels of the recurrent layers, in both directions together.
         num_layers: Number of recurrent layers.
-        num_heads: Number of attention heads of each layer. None for no attention.
+        num_heads: Number of attention heads of each layer, which must divide `units`. None for no
+            attention.
         window: Number of steps that attention looks at, the step's own included. None for all.
         combine: How outputs and attention become one: "add", "concat" or "gate", as in
             `SelfAttentionRNN`.

@@ -204,7 +204,7 @@ def _rules(model):
 def _is_free(layer):
     """Whether all that a layer computes is done by the layers in it, or not worth counting."""
     module = type(layer).__module__
-    if module.startswith("kattn.") or isinstance(layer, keras.Model | keras.layers.Bidirectional):
+    if module.startswith("kattn.") or isinstance(layer, keras.Model):
         return True
     if module.startswith("keras."):
         return type(layer).__name__ in FREE
@@ -272,6 +272,7 @@ def _is_of_two_rnns(layer):
 
 
 def _both_directions(layer, x, y):
+    # Layers of another kind are called, and count for themselves.
     return _recurrence(layer, x, y) if _is_of_two_rnns(layer) else 0
 
 

@@ -11,7 +11,11 @@ from recipes.harness.figures import coloured, panels
 from recipes.harness.fitting import predict
 from recipes.harness.run_folder import RunFolder
 
-DRAWN = ("gru", "sa-segments", "deviations")  # kinds of models whose forecasts are drawn
+DRAWN = (
+    "gru",
+    "sa-segments",
+    "deviations",
+)  # kinds of models whose forecasts are drawn, if they are trained
 
 
 def section(
@@ -23,11 +27,8 @@ def section(
     """Six windows of the last series: the end of what was read, what came, and the forecasts."""
     chosen = np.linspace(0, len(windows[0]) - 1, 6).astype(int)
     x, y = (part[chosen] for part in windows)
-    found = {
-        titles[kind]: predict(model, x, len(x)) for kind, model in models.items() if kind in DRAWN
-    }
-    if not found:
-        return {}
+    drawn = [kind for kind in models if kind in DRAWN] or list(models)[: len(DRAWN)]
+    found = {titles[kind]: predict(models[kind], x, len(x)) for kind in drawn}
     draw = functools.partial(forecasts_figure, x, y, found)
     figure = folder.add_figure("forecasts.png", "Forecasts", draw)
     return {"Forecasts": f"Black: the last series. Models of seed 0.\n\n{figure}"}

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from kattn.models import TimeSeriesTransformer, sa_rnn
+from kattn.models import sa_rnn
+
+NETWORK = "network"  # name of each network; of a counted one, a report after --resume would differ
 
 
 class Kind(NamedTuple):
@@ -57,39 +59,6 @@ def kinds(segment_length: int, num_heads: int, windows: Iterable[int] = ()) -> d
     }
 
 
-def patchtst(
-    shape: tuple[int, int],
-    horizon: int,
-    *,
-    num_layers: int,
-    num_heads: int,
-    width: int,
-    hidden_dim: int,
-    patch_length: int,
-    stride: int,
-    dropout: float,
-) -> Any:
-    """A PatchTST from series `(B, L, M)` to `(B, horizon, M)`.
-
-    Args:
-        shape: Number of steps that are read, L, and of series, M.
-        horizon: Number of steps that are forecast.
-        num_layers: Number of blocks.
-        num_heads: Number of heads of each attention layer.
-        width: Number of channels.
-        hidden_dim: Number of hidden channels of the feed-forward networks.
-        patch_length: Number of steps of a patch.
-        stride: Number of steps from one patch to the next.
-        dropout: Fraction that is dropped behind the projection and each part of a block.
-    """
-    options = {"num_layers": num_layers, "num_heads": num_heads, "width": width}
-    options |= {"patch_length": patch_length, "stride": stride, "hidden_dim": hidden_dim}
-    # With a name of its own, the report is the same after --resume.
-    return TimeSeriesTransformer(
-        horizon, input_length=shape[0], dropout=dropout, name="network", **options
-    )
-
-
 def recurrent(
     shape: tuple[int, int],
     horizon: int,
@@ -125,7 +94,7 @@ def recurrent(
         window=window,
         rnn="gru",
         dropout=dropout,
-        name="network",
+        name=NETWORK,
     )
 
 

@@ -120,6 +120,16 @@ def test_one_example_that_is_read_as_many():
     assert costs["rnn0"] == 2 * (4 * 3 * (2 + 2) * 6)
 
 
+def test_two_directions_that_attend():
+    def cost(layer):
+        return layer_costs(keras.Model(x := keras.Input((7, 3)), layer(x)))[-1].flops
+
+    def one_direction():
+        return AttentionRNN(keras.layers.GRUCell(2), "general")
+
+    assert cost(keras.layers.Bidirectional(one_direction())) == 2 * cost(one_direction()) > 0
+
+
 def test_two_directions_that_one_kernel_runs(monkeypatch):
     """On a GPU, Keras calls neither of the two layers of a Bidirectional."""
     layer = keras.layers.Bidirectional(keras.layers.GRU(2))

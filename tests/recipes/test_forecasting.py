@@ -8,6 +8,7 @@ import pytest
 
 from recipes import forecasting, harness
 from recipes.data import forecasts, series
+from recipes.harness import forecast_figure
 
 TINY = [
     *("--seeds", "1"),
@@ -129,6 +130,39 @@ def test_the_kinds_differ_in_what_they_read(csv):
         "segments": (6, 6, False, None),
         "sa-segments": (6, 6, True, None),
     }
+
+
+class Constant:
+    """A model that forecasts one number everywhere."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def predict(self, x, **options):
+        return np.full((len(x), 5, 2), self.number)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "drawn"), [(["gru", "segments"], ["gru"]), (["patchtst"], ["patchtst"])]
+)
+def test_the_figure_of_forecasts(tmp_path, monkeypatch, kinds, drawn):
+    """Of a few kinds that differ most, or of others if none of these is trained."""
+    windows = np.zeros((7, 12, 2), "float32"), np.zeros((7, 5, 2), "float32")
+    models = {kind: Constant(i + 1) for i, kind in enumerate(kinds)}
+    titles = {kind: f"the {kind}" for kind in kinds}
+    seen = []
+    draw = forecast_figure.forecasts_figure
+    monkeypatch.setattr(
+        forecast_figure, "forecasts_figure", lambda *given: seen.append(draw(*given)) or seen[0]
+    )
+    told = forecast_figure.section(windows, titles, models, harness.RunFolder(tmp_path))
+    assert "forecasts.png" in told["Forecasts"]
+    names = [text.get_text() for text in seen[0].legends[0].get_texts()]
+    assert names == [titles[kind] for kind in drawn]
+    for panel in seen[0].axes:
+        series_line, *lines = panel.lines
+        assert len(series_line.get_ydata()) == 10 + 5
+        assert [line.get_ydata().tolist() for line in lines] == [[1.0] * 5]
 
 
 def test_defaults_follow_the_data():

@@ -129,10 +129,7 @@ def read_map(x, mask, channel_axis, name="mask"):
     What stands at padding, be it NaN, is gone. The channels may lie on any axis.
     """
     padding = read_map_padding(x, mask, channel_axis, name)
-    if padding is None:
-        return x, None
-    silent = ops.convert_to_tensor(0.0, x.dtype)
-    return ops.where(ops.expand_dims(padding, channel_axis), x, silent), padding
+    return silence(x, padding, channel_axis), padding
 
 
 def read_map_padding(x, mask, channel_axis, name="mask"):
@@ -176,11 +173,18 @@ def set_keras_mask(x, mask):
     return x if mask is None else _WRITER(x, mask=mask)
 
 
-def silence(y, padding):
-    """`y` `(B, T, ...)` with exact zeros at padding, where `padding` `(B, T)` is False."""
+def silence(y, padding, channel_axis=-1):
+    """A sequence or map with exact zeros at padding.
+
+    Args:
+        y: Sequence `(B, T, C)` or map `(B, *sides, C)`; the channels may lie on another axis.
+        padding: Bool, the shape of `y` without the channels, True = real; or None.
+        channel_axis: Axis of the channels of `y`.
+    """
     if padding is None:
         return y
-    return ops.where(padding[..., None], y, ops.convert_to_tensor(0.0, y.dtype))
+    zero = ops.convert_to_tensor(0.0, y.dtype)
+    return ops.where(ops.expand_dims(padding, channel_axis), y, zero)
 
 
 def silence_weights(weights, padding):

@@ -102,18 +102,19 @@ class CoordinateAttention(MapLayer):
 
     def call(self, x, mask=None, training=None):
         x, padding = self._axes.read(x, mask)
-        lines = [self._axes.lines(x, padding, i) for i in range(self._axes.rank)]
-        means = ops.concatenate([mean for mean, _ in lines], axis=1)
-        real = None
+        sides = range(self._axes.rank)
+        lines = [self._axes.lines(x, padding, side) for side in sides]
+        means, real = ops.concatenate(lines, axis=1), None
         if padding is not None:
-            real = ops.concatenate([has_cell for _, has_cell in lines], axis=1)
+            parts = [self._axes.real_lines(padding, side) for side in sides]
+            real = ops.concatenate(parts, axis=1)
         hidden = self._reduction(ops.cast(means, self.compute_dtype))  # (B, sum of sides, hidden)
         hidden = ops.hard_silu(self._norm(hidden, training=training, mask=real))
         first, y = 0, x
-        for i, (mean, _) in enumerate(lines):
-            last = first + ops.shape(mean)[1]
-            gate = ops.sigmoid(self._expansions[i](hidden[:, first:last]))
-            y, first = y * self._axes.along(gate, i), last
+        for side in sides:
+            last = first + ops.shape(lines[side])[1]
+            gate = ops.sigmoid(self._expansions[side](hidden[:, first:last]))
+            y, first = y * self._axes.along(gate, side), last
         return y
 
     def get_config(self):

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kattn import arguments, masks
+from kattn.layers.attention.mask_reader import silence
 from kattn.layers.attention.projection_options import ProjectionOptions
 from kattn.layers.initializers import numbered
 from kattn.layers.spatial.map_layer import MapLayer
@@ -114,7 +115,7 @@ class GlobalContext(MapLayer):
             x = x * self._axes.of_channels(ops.sigmoid(_transformed(self._scale, context)))
         if self._shift is not None:
             x = x + self._axes.of_channels(_transformed(self._shift, context))
-            x = self._axes.silence(x, padding)
+            x = silence(x, padding, self._axes.channel)
         return x
 
     def get_config(self):

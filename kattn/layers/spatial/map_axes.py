@@ -103,20 +103,26 @@ class MapAxes:
             side: Number of the side that is kept, from 0.
 
         Returns:
-            `(mean, has_cell)`: the mean of the real cells at each coordinate in float32, shape
-            `(B, side, C)`, 0 where there is none; and bool `(B, side)`, where there is one.
+            The mean of the real cells at each coordinate, shape `(B, side, C)`, in float32; 0 where
+            there is none.
         """
         others = [i for i in range(self.rank) if i != side]
-        real = self.real(x, padding)
-        cells = tuple(i + 1 for i in others)
-        count = ops.sum(ops.cast(real, "float32"), axis=cells) if others else real
-        count = ops.cast(count, "float32")
-        x = ops.cast(x, "float32")
-        total = ops.sum(x, axis=tuple(self.sides[i] for i in others)) if others else x
-        if self.channel == 1:
-            total = ops.swapaxes(total, 1, 2)
-        mean = total / ops.maximum(count, 1.0)[..., None]
-        return mean, ops.broadcast_to(count > 0, ops.shape(mean)[:2])
+        mean = ops.cast(x, "float32")
+        if others:
+            over = tuple(self.sides[i] for i in others)
+            if padding is None and self.has_cells(x):
+                mean = ops.mean(mean, axis=over)
+            else:
+                real = ops.cast(self.real(x, padding), "float32")
+                count = ops.sum(real, axis=tuple(i + 1 for i in others))
+                count = ops.expand_dims(ops.maximum(count, 1.0), self.channel)
+                mean = ops.sum(mean, axis=over) / count
+        return ops.swapaxes(mean, 1, 2) if self.channel == 1 else mean
+
+    def real_lines(self, padding, side):
+        """Where a line that `lines` takes the mean of has a real cell: bool `(B, side)`."""
+        others = tuple(i + 1 for i in range(self.rank) if i != side)
+        return ops.any(padding, axis=others) if others else padding
 
     def max(self, x, padding):
         """The maximum of the real cells, `(B, C)`, in the dtype of `x`; 0 where there is none."""
@@ -126,19 +132,10 @@ class MapAxes:
             return ops.max(x, axis=self.sides)
         real = self.real(x, padding)
         lowest = ops.convert_to_tensor(-float("inf"), x.dtype)
-        highest = ops.max(self.where(real, x, lowest), axis=self.sides)
+        highest = ops.where(ops.expand_dims(real, self.channel), x, lowest)
+        highest = ops.max(highest, axis=self.sides)
         has_cell = ops.any(real, axis=tuple(range(1, self.rank + 1)))
         return ops.where(has_cell[:, None], highest, ops.zeros_like(highest))
-
-    def where(self, cells, x, other):
-        """`x` at the cells where the bool `(B, *sides)` is True, else `other`."""
-        return ops.where(ops.expand_dims(cells, self.channel), x, other)
-
-    def silence(self, x, padding):
-        """`x` with zeros at padding."""
-        if padding is None:
-            return x
-        return self.where(padding, x, ops.convert_to_tensor(0.0, x.dtype))
 
     def cells(self, x, padding):
         """The cells of a map as a sequence `(B, S, C)`, in row-major order; and their padding."""

@@ -63,6 +63,17 @@ def test_many_models_each_have_a_curve():
     assert len(set(colours[:8])) == 8
 
 
+@pytest.mark.parametrize("count", [2, 10])
+def test_many_models_are_named_below_alone(count):
+    """Beside each other below the last panel there is no room for their names."""
+    names = [f"a model, number {i}" for i in range(count)]
+    histories = {name: [[{"loss": 1.0}]] for name in names}
+    figure = harness.curves(histories, {"loss": "loss"}, {name: [1.0] for name in names}, "x")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+    ticks = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert [bool(tick) for tick in ticks] == [count == 2] * count
+
+
 def figure_of(name, other):
     """Names as title, as legend and along an axis, beside numbers as powers of ten."""
     figure = Figure()
