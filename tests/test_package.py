@@ -134,17 +134,40 @@ def wanted_sections(value):
     return wanted
 
 
+def shares_arguments(value, described):
+    """Whether a docstring points to a class with the same arguments, which describes them."""
+    words = described.get("kwargs", "")
+    named = re.match(r"The arguments are those of `(\w+)`, which describes them\.$", words)
+    other = named and getattr(importlib.import_module("kattn.layers"), named[1], None)
+    if other is None or other is value or other.__init__ is not value.__init__:
+        return False
+    return parameters(value.__init__) <= set(entries(sections(other.__doc__)["Args"]))
+
+
 def faults(value):
     """What a docstring lacks."""
-    found = []
     text = sections(value.__doc__)
     if not text[""].strip():
         return ["no docstring"]
+    return faults_of_sections(value, text) + faults_of_sentences(text)
+
+
+def faults_of_sections(value, text):
+    """Sections that are missing, and arguments that none of them names."""
+    found = []
     for title, names in wanted_sections(value).items():
         if title not in text:
             found.append(f"no section {title!r}")
+        elif title == "Args" and shares_arguments(value, entries(text[title])):
+            continue
         elif names and names - set(entries(text[title])):
             found.append(f"{title!r} lacks {sorted(names - set(entries(text[title])))}")
+    return found
+
+
+def faults_of_sentences(text):
+    """Arguments whose text is no sentence."""
+    found = []
     for title in ("Args", "Call args"):
         for name, words in entries(text.get(title, "")).items():
             if not is_sentence(words):

@@ -57,7 +57,9 @@ from kattn.layers.spatial.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
 )
 from kattn.layers.spatial.global_context import GlobalContext as GlobalContext
-from kattn.layers.spatial.self_attention_2d import SelfAttention2D as SelfAttention2D
+from kattn.layers.spatial.self_attention_nd import SelfAttention1D as SelfAttention1D
+from kattn.layers.spatial.self_attention_nd import SelfAttention2D as SelfAttention2D
+from kattn.layers.spatial.self_attention_nd import SelfAttention3D as SelfAttention3D
 from kattn.layers.spatial.squeeze_excite import SqueezeExcite as SqueezeExcite
 from kattn.layers.transformer.drop_path import DropPath as DropPath
 from kattn.layers.transformer.feed_forward import FeedForward as FeedForward

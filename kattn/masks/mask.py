@@ -80,6 +80,23 @@ class Mask(BlockRule):
         """
         return SOME
 
+    def on_grid(self, grid):
+        """The same mask for the cells of a grid, in row-major order, in place of a sequence.
+
+        It changes only masks that compare coordinates of cells. Others go by the order of the
+        cells.
+
+        Args:
+            grid: The `kattn.grid.Grid` whose cells are the queries and the keys.
+
+        Returns:
+            A mask of the same class.
+
+        Raises:
+            ValueError: If the mask does not fit the grid.
+        """
+        return self.map_rules(lambda rule: rule.on_grid(grid) if isinstance(rule, Mask) else rule)
+
 
 def summarized(*, nothing, everything):
     """`NONE`, `ALL` or `SOME`, for a block of which nothing, everything or neither is visible."""

@@ -6,7 +6,7 @@ import keras
 from keras import layers
 
 from kattn import arguments
-from kattn.layers.spatial.self_attention_2d import SelfAttention2D
+from kattn.layers.spatial.self_attention_nd import SelfAttention2D
 
 
 def sa_cnn(

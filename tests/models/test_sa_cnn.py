@@ -71,7 +71,7 @@ def oracle(x, model, filters, attention_after, stem_stride):
         shortcut = x if x.shape[-1] == width else conv(x, f"{name}_shortcut")
         x = np.maximum(conv(x, f"{name}_1"), 0)
         x = np.maximum(shortcut + conv(x, f"{name}_2"), 0)
-        if stage in attention_after:  # tested by itself in test_self_attention_2d.py
+        if stage in attention_after:  # tested by itself in test_self_attention_nd.py
             attend = model.get_layer(f"stage{stage}_attention")
             x = np.float64(ops.convert_to_numpy(attend(ops.convert_to_tensor(x[None], "float32"))))[
                 0

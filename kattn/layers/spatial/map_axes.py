@@ -9,6 +9,7 @@ from kattn.grid import Grid
 from kattn.layers.attention.mask_reader import read_map
 
 LAYOUTS = ("channels_last", "channels_first")
+RANKS = (1, 2, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +28,23 @@ class MapAxes:
     data_format: str
 
     @classmethod
-    def of_shape(cls, shape, data_format):
+    def of_shape(cls, shape, data_format, rank=None):
         """The axes of a map of this shape.
 
+        Args:
+            shape: Shape of a batch of maps.
+            data_format: "channels_last" or "channels_first".
+            rank: Number of sides that the map must have. None for 1 to 3.
+
         Raises:
-            ValueError: If the map has no side or more than three, or unknown channels.
+            ValueError: If the map has another number of sides, or unknown channels.
         """
-        if not 3 <= len(shape) <= 5:
+        if len(shape) - 2 not in (RANKS if rank is None else (rank,)):
+            wanted = "1 to 3 sides, of rank 3 to 5"
+            if rank is not None:
+                wanted = f"{_counted(rank)}, of rank {rank + 2}"
             raise arguments.error(
-                "`x` must be a batch of maps with 1 to 3 sides, of rank 3 to 5; for one map write "
-                "x[None]",
+                f"`x` must be a batch of maps with {wanted}; for one map write x[None]",
                 **{"x.shape": tuple(shape)},
             )
         channels = shape[channel_axis(data_format)]
@@ -67,8 +75,8 @@ class MapAxes:
         """
         if len(x.shape) != self.rank + 2 or x.shape[self.channel] not in (None, self.channels):
             raise arguments.error(
-                f"`x` must be a map with the {self.rank} sides and {self.channels} channels that "
-                "the layer was built for",
+                f"`x` must be a map with the {_counted(self.rank)} and {self.channels} channels "
+                "that the layer was built for",
                 **{"x.shape": tuple(x.shape), "data_format": self.data_format},
             )
         return read_map(x, mask, self.channel)
@@ -139,12 +147,20 @@ class MapAxes:
 
     def cells(self, x, padding):
         """The cells of a map as a sequence `(B, S, C)`, in row-major order; and their padding."""
-        if self.channel == 1:
-            x = ops.moveaxis(x, 1, -1)
+        x = self.channels_last(x)
         grid = Grid.of_map(x)
         if padding is not None:
             padding = ops.reshape(padding, (ops.shape(padding)[0], grid.size))
         return grid.flatten(x), padding
+
+    def channels_last(self, x):
+        """A map with its channels on the last axis."""
+        # A projection is a matmul then, and TensorFlow on CPU pools such maps only.
+        return ops.moveaxis(x, 1, -1) if self.channel == 1 else x
+
+    def as_given(self, x):
+        """A map with the channels last, with its channels where `data_format` has them."""
+        return ops.moveaxis(x, -1, 1) if self.channel == 1 else x
 
     def of_channels(self, gate):
         """A number for each channel, `(B, C)`, in the shape in which it multiplies a map."""
@@ -165,3 +181,7 @@ class MapAxes:
 def channel_axis(data_format):
     """The axis of the channels of a map."""
     return -1 if data_format == "channels_last" else 1
+
+
+def _counted(rank):
+    return "1 side" if rank == 1 else f"{rank} sides"

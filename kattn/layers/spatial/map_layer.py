@@ -16,6 +16,8 @@ class MapLayer(QuantizableLayer):
         **kwargs: `name`, `dtype` and `trainable`, as for any Keras layer.
     """
 
+    rank: int | None = None  # number of sides that maps must have; None for 1 to 3
+
     def __init__(self, data_format, **kwargs):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -25,7 +27,7 @@ class MapLayer(QuantizableLayer):
 
     def axes_of(self, x_shape):
         """The axes of the maps that the layer is built for."""
-        return MapAxes.of_shape(x_shape, self.data_format)
+        return MapAxes.of_shape(x_shape, self.data_format, self.rank)
 
     def compute_mask(self, x, previous_mask):
         return read_map_padding(x, previous_mask, channel_axis(self.data_format))

@@ -11,7 +11,7 @@ from kattn.grid import Grid
 from kattn.layers.position.input_position import InputPosition
 from kattn.layers.position.relative_table import RelativeTable
 from kattn.layers.position.score_bias import ScoreBias
-from kattn.layers.spatial.self_attention_2d import SelfAttention2D
+from kattn.layers.spatial.self_attention_nd import SelfAttention2D
 from kattn.ops import attention
 from tests import bias_checks, checks, oracle
 from tests.bias_checks import quick

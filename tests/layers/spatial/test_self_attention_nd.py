@@ -274,7 +274,10 @@ def test_bad_arguments(options, message):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 5, 6), r"`x` must have rank 4.* write x\[None\]; received: x.shape=\(2, 5, 6\)"),
+        (
+            (2, 5, 6),
+            r"`x` must be .*2 sides, of rank 4; .* write x\[None\]; received: x.shape=\(2, 5, 6\)",
+        ),
         (
             (2, 5, 7, None),
             r"known number of channels; received: x.shape=\(2, 5, 7, None\), data_format=",
