@@ -2,8 +2,8 @@
 
 A mask or a bias is a rule over positions. A `Span` is a run of positions (one block of a kernel),
 or several runs of one length (all blocks at once). `Places` are positions that differ from item to
-item (those of a cache). Masks and biases are written once, in terms of `along` and `cut`, which
-the two classes share.
+item (those of a cache). `Cells` are blocks of a map. Masks and biases are written once, in terms of
+`along` and `cut`, which these classes share.
 """
 
 from typing import Any, NamedTuple
@@ -53,8 +53,7 @@ class Span(NamedTuple):
             int32, `(1, 1, size, 1)` for queries or `(1, 1, 1, size)` for keys; with a leading
             axis of size n for n runs.
         """
-        # Not by `[..., None]`: tf2onnx mistakes an ellipsis that stands for no axis.
-        return ops.expand_dims(self.positions(), (-4, -3, -1 if axis == -2 else -2))
+        return _along(self.positions(), axis)
 
     def shift(self, offset):
         """The same run, `offset` steps later.
@@ -145,6 +144,99 @@ class Places(NamedTuple):
         return ops.take_along_axis(lead, ops.broadcast_to(index, shape), axis=axis)
 
 
+class Cells(NamedTuple):
+    """Cells of a map, in n blocks of the same number of cells, some of them outside of the map.
+
+    Args:
+        coordinates: Tuple with the coordinates of the cells on each axis of the map, int32
+            `(n, size)` each. Results have a leading axis of size n.
+        sides: Sides of the map, integers or scalar tensors.
+
+    Example:
+        >>> cells = kattn.spans.Cells((np.array([[0, 1]]), np.array([[2, -1]])), sides=(2, 3))
+        >>> cells.index, cells.is_inside
+        ([[2, 2]], [[True, False]])
+    """
+
+    coordinates: tuple[Any, ...]
+    sides: tuple[Any, ...]
+
+    @property
+    def index(self):
+        """Numbers of the cells in row-major order, int32 `(n, size)`; any where one is outside."""
+        index = 0
+        for place, side in zip(self.coordinates, self.sides, strict=True):
+            index = index * side + place
+        return index
+
+    @property
+    def is_inside(self):
+        """Which cells are on the map, bool `(n, size)`."""
+        inside = True
+        for place, side in zip(self.coordinates, self.sides, strict=True):
+            inside = ops.logical_and(inside, ops.logical_and(place >= 0, place < side))
+        return inside
+
+    def along(self, axis):
+        """The numbers of the cells, shaped to broadcast along one axis of the scores.
+
+        Args:
+            axis: -2 for the axis of queries, -1 for the axis of keys.
+
+        Returns:
+            int32, `(n, 1, 1, size, 1)` for queries or `(n, 1, 1, 1, size)` for keys.
+        """
+        return _along(self.index, axis)
+
+    def coordinates_along(self, axis):
+        """The coordinates on each axis of the map, shaped as `along` shapes the numbers.
+
+        Args:
+            axis: -2 for the axis of queries, -1 for the axis of keys.
+
+        Returns:
+            Tuple of int32 tensors.
+        """
+        return tuple(_along(place, axis) for place in self.coordinates)
+
+    def cut(self, array, axis):
+        """The entries of an array at these cells.
+
+        Args:
+            array: Array with an axis of cells that is not its first axis.
+            axis: That axis, negative.
+
+        Returns:
+            The array with `size` entries on the axis and a leading axis of size n. Cells outside
+            of the map give any entry.
+        """
+        axis %= len(array.shape)
+        index = ops.clip(self.index, 0, ops.shape(array)[axis] - 1)
+        return ops.moveaxis(ops.take(array, index, axis=axis), axis, 0)
+
+
+def coordinates(steps, grid, axis):
+    """The coordinates of steps that are cells of a grid.
+
+    Args:
+        steps: `Span` or `Places` of the numbers of the cells, or `Cells`.
+        grid: `kattn.grid.Grid` that the steps are cells of.
+        axis: -2 for the axis of queries, -1 for the axis of keys.
+
+    Returns:
+        Tuple of int32 tensors, one for each axis of the grid, which broadcast along that axis of
+        the scores.
+
+    Example:
+        >>> grid = kattn.grid.Grid((2, 3))
+        >>> kattn.spans.coordinates(kattn.spans.Span(2, 2), grid, -1)
+        ([[[[0, 1]]]], [[[[2, 0]]]])
+    """
+    if isinstance(steps, Cells):
+        return steps.coordinates_along(axis)
+    return grid.unravel(steps.along(axis))
+
+
 def cut_block(array, queries, keys):
     """The block of an array that has an axis of queries and an axis of keys.
 
@@ -186,3 +278,9 @@ def pad_block(array, queries, keys):
     for axis, more in ((-2, queries), (-1, keys)):
         ends.append((0, 0) if array.shape[axis] == 1 else (0, more))
     return backend.pad(array, ends)
+
+
+def _along(positions, axis):
+    """`(n, size)` or `(size,)`, shaped to broadcast along one axis of the scores."""
+    # Not by `[..., None]`: tf2onnx mistakes an ellipsis that stands for no axis.
+    return ops.expand_dims(positions, (-4, -3, -1 if axis == -2 else -2))

@@ -29,9 +29,33 @@ class Bias(BlockRule):
         return False
 
     @property
+    def compares_cells(self) -> bool:
+        """Whether a number depends only on the differences of the coordinates of two cells."""
+        return False
+
+    @property
     def is_by_query(self) -> bool:
         """Whether each query has numbers of its own: arrays `(B, N, T, numbers)`."""
         return False
+
+    def in_windows(self, grid, dilation):
+        """A bias of the cells of a window as one of the cells of a map that it slides over.
+
+        Args:
+            grid: `kattn.grid.Grid` of the map.
+            dilation: Distance of neighbouring cells of the window along each side, integers.
+
+        Returns:
+            A `Bias` of the cells of `grid`.
+
+        Raises:
+            ValueError: If the bias does not go by the differences of coordinates.
+        """
+        raise error(
+            "The bias must go by the differences of coordinates, as that of RelativeTable does, to "
+            "serve windows that slide over a map",
+            type=type(self).__name__,
+        )
 
     def parts(self) -> tuple["Bias", ...]:
         """The biases whose sum this bias is; the bias alone if it is no sum."""

@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from kattn.biases.grid_table import GridTable
 from kattn.biases.tables import DistanceTable
 from kattn.block_rule import registered_rule
 
@@ -25,6 +26,13 @@ class Clipped(DistanceTable):
         Shaw et al. 2018, eq. 4, https://arxiv.org/abs/1803.02155
     """
 
+    def in_windows(self, grid, dilation):
+        return GridTable(self.values, grid.sides, (0,), 1, (self._limit + 1,), tuple(dilation))
+
+    @property
+    def _limit(self):
+        return self.values.shape[-1] // 2
+
     def place(self, distance):
-        limit = self.values.shape[-1] // 2
+        limit = self._limit
         return ops.clip(-distance, -limit, limit) + limit

@@ -8,6 +8,7 @@ from kattn.arguments import error, is_integer
 from kattn.biases.tables import Table, look_up
 from kattn.block_rule import registered_rule
 from kattn.grid import Grid
+from kattn.spans import coordinates
 
 
 @registered_rule("kattn.biases", name="Grid")
@@ -27,6 +28,11 @@ class GridTable(Table):
             only when the model runs.
         axes: Axes of the grid on which the number depends.
         key_stride: Downsampling factor of the key grid relative to the query grid, an integer >= 1.
+        window: Sides of a window that slides over the grid, integers: R is then the product of
+            2 * side - 1 of the window, and keys farther away than its side count as the farthest.
+            None for the sides of the grid.
+        dilation: Distance of neighbouring cells of the window along each side, integers. None for
+            1.
 
     Example:
         >>> values = np.array([[1.0, 2.0, 3.0]], "float32")  # key left of the query, same, right
@@ -43,17 +49,29 @@ class GridTable(Table):
     sides: tuple[Any, ...]
     axes: tuple[int, ...]
     key_stride: int = 1
+    window: tuple[int, ...] | None = None
+    dilation: tuple[int, ...] | None = None
+
+    @property
+    def compares_cells(self):
+        return self.key_stride == 1
+
+    def in_windows(self, grid, dilation):
+        fields = {"sides": grid.sides, "window": self.sides, "dilation": tuple(dilation)}
+        return self.unchecked(values=self.values, axes=self.axes, key_stride=1, **fields)
 
     def block(self, queries, keys, offset=0):
         del offset  # queries and keys are cells of two grids, not steps of one axis
         grid = Grid(self.sides, self.key_stride)
-        rows, columns = grid.unravel(queries.along(-2)), grid.keys.unravel(keys.along(-1))
+        rows, columns = coordinates(queries, grid, -2), coordinates(keys, grid.keys, -1)
         index = 0
         for axis in self.axes:
-            side = self.sides[axis]
+            side = (self.window or self.sides)[axis]
             # Past the last cell, where a block is filled up, any number will do.
-            difference = columns[axis] * self.key_stride - rows[axis] + side - 1
-            place = ops.clip(difference, 0, 2 * side - 2)
+            difference = columns[axis] * self.key_stride - rows[axis]
+            if self.dilation is not None:  # of cells that are not of one class, any number
+                difference = difference // self.dilation[axis]
+            place = ops.clip(difference + side - 1, 0, 2 * side - 2)
             index = index * numbers_of(side) + place
         return look_up(ops.cast(self.values, "float32"), ops.cast(index, "int32"))
 

@@ -26,11 +26,18 @@ class Sum(Bias):
         return self.left.is_stationary and self.right.is_stationary
 
     @property
+    def compares_cells(self):
+        return self.left.compares_cells and self.right.compares_cells
+
+    @property
     def is_by_query(self):
         return self.left.is_by_query or self.right.is_by_query
 
     def block(self, queries, keys, offset=0):
         return self.left.block(queries, keys, offset) + self.right.block(queries, keys, offset)
+
+    def in_windows(self, grid, dilation):
+        return self.map_rules(lambda rule: rule.in_windows(grid, dilation))
 
     def parts(self):
         return (*self.left.parts(), *self.right.parts())

@@ -8,7 +8,7 @@ from keras import ops
 from kattn import backend
 from kattn.arguments import is_integer
 from kattn.biases.bias import Bias, check_heads
-from kattn.spans import Places
+from kattn.spans import Span
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class DistanceTable(Table):
 
     def block(self, queries, keys, offset=0):
         values = ops.cast(self.values, "float32")
-        if isinstance(queries, Places) or isinstance(keys, Places):
+        if not (isinstance(queries, Span) and isinstance(keys, Span)):
             return look_up(values, self.place(queries.along(-2) + offset - keys.along(-1)))
         # A number for each of the q + k - 1 distances in the block, then rows of it, each shifted
         # by one: no index for each score, which takes long to look up and longer to differentiate.

@@ -57,6 +57,15 @@ from kattn.layers.spatial.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
 )
 from kattn.layers.spatial.global_context import GlobalContext as GlobalContext
+from kattn.layers.spatial.neighborhood_attention import (
+    NeighborhoodAttention1D as NeighborhoodAttention1D,
+)
+from kattn.layers.spatial.neighborhood_attention import (
+    NeighborhoodAttention2D as NeighborhoodAttention2D,
+)
+from kattn.layers.spatial.neighborhood_attention import (
+    NeighborhoodAttention3D as NeighborhoodAttention3D,
+)
 from kattn.layers.spatial.self_attention_nd import SelfAttention1D as SelfAttention1D
 from kattn.layers.spatial.self_attention_nd import SelfAttention2D as SelfAttention2D
 from kattn.layers.spatial.self_attention_nd import SelfAttention3D as SelfAttention3D

@@ -19,6 +19,7 @@ from kattn.masks.arrays import Dense as Dense
 from kattn.masks.bands import Causal as Causal
 from kattn.masks.bands import Dilated as Dilated
 from kattn.masks.bands import Window as Window
+from kattn.masks.grids import Neighborhood as Neighborhood
 from kattn.masks.keys import Global as Global
 from kattn.masks.keys import Padding as Padding
 from kattn.masks.keys import Prefix as Prefix

@@ -37,6 +37,11 @@ class And(Mask):
     def is_band(self):
         return self.left.is_band and self.right.is_band
 
+    @property
+    def neighborhood(self):
+        left = self.left.neighborhood
+        return self.right.neighborhood if left is None else left
+
 
 @registered_rule("kattn")
 class Or(Mask):

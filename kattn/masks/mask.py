@@ -1,6 +1,7 @@
 """`Mask`, the base class of all masks, and what a mask says of a block of the scores."""
 
 import math
+from typing import Any
 
 from kattn.arguments import error
 from kattn.block_rule import BlockRule
@@ -65,6 +66,11 @@ class Mask(BlockRule):
     def is_band(self) -> bool:
         """Whether each query of each item and head sees all keys within `reach`."""
         return False
+
+    @property
+    def neighborhood(self) -> Any:
+        """The `Neighborhood` of a grid of known sides in which all visible keys lie, or None."""
+        return None
 
     def coverage(self, rows, columns):
         """What the rule alone says of a block of the scores, whatever its arrays hold.

@@ -377,7 +377,11 @@ def _state_tape(layer, x, y):
 
 
 def _attention(call):
-    scores = math.prod(call.query.shape[:3]) * call.key.shape[1]  # B * T * N * S
+    keys = call.key.shape[1]
+    near = None if call.mask is None else call.mask.neighborhood
+    if near is not None:  # each cell sees its window, and not the map
+        keys = math.prod(min(side.size, side.side) for side in near.axes)
+    scores = math.prod(call.query.shape[:3]) * keys  # B * T * N * S
     return 2 * scores * (call.query.shape[3] + call.value.shape[3])
 
 

@@ -1,8 +1,9 @@
 """`banded`: windows in O(T * W) time and memory, all blocks of queries at once.
 
-Queries are cut into blocks; each sees its own block of keys and as many neighbours as the window
-reaches: a frame. Where the framework's fused kernel serves, it takes the frames as one batch;
-else of the forward pass only output and log-sum-exp stay, and the gradient recomputes the rest.
+Queries are cut into blocks, of a sequence or of a map; each sees its own block of keys and as many
+neighbours as the window reaches: a frame. Where the framework's fused kernel serves, it takes the
+frames as one batch; else of the forward pass only output and log-sum-exp stay, and the gradient
+recomputes the rest.
 """
 
 import dataclasses
@@ -23,8 +24,7 @@ MANY = 2**20
 
 def unsupported(call):
     """Why it cannot serve the call, or None."""
-    before, after = call.reach
-    if masks.UNBOUNDED in (before, after):
+    if masks.UNBOUNDED in call.reach and _neighborhood(call.mask) is None:
         return "the mask has no window on both sides of a query (Window, or Causal with Window)"
     if call.mask.holds_scores:
         return "the mask holds a T x S array (Dense), which has no cheap diagonal"
@@ -69,8 +69,16 @@ def attend(call):
     return block.merge_heads(frames.join_queries(o), call.query.dtype)
 
 
+def _neighborhood(mask):
+    """The windows of a map that the mask has, or None if it is one of a sequence."""
+    return None if mask is None else mask.neighborhood
+
+
 def _frames(call):
-    """The frames of a sequence, which has one axis."""
+    """The frames of a map, which has an axis for each side; or of a sequence, which has one."""
+    near = _neighborhood(call.mask)
+    if near is not None:
+        return Frames(tuple(Axis.of_side(side, len(near.axes)) for side in near.axes))
     # A fused kernel passes over nothing in a frame, but wants long rows.
     parts = 1 if _is_fused(call) else 2
     return Frames((Axis.make(call.queries, call.keys, call.reach, parts=parts),))
@@ -78,6 +86,11 @@ def _frames(call):
 
 def _visible(frames, mask):
     """Which keys of its frame a query sees, `(blocks, B or 1, 1, size, frame)`."""
+    near = _neighborhood(mask)
+    if near is not None:
+        rows, columns = frames.cells(near.sides)
+        real = columns.is_inside[:, None, None, None, :]
+        return ops.logical_and(mask.block(rows, columns), real)
     (axis,) = frames.axes
     rows, columns = axis.steps()
     index = columns.positions()[:, None, None, None, :]
@@ -85,13 +98,24 @@ def _visible(frames, mask):
     return ops.logical_and(mask.block(rows, columns, axis.offset), real)
 
 
-def _biases(frames, bias):
+def _biases(frames, bias, mask):
     """`(B or 1, N or 1, size, frame)`, with the blocks in front where they differ."""
+    near = _neighborhood(mask)
+    if near is not None:
+        return _biases_of_cells(frames, bias, near.sides)
     (axis,) = frames.axes
     if bias.is_stationary and not bias.is_by_query:
         return bias.block(*axis.first_steps(), axis.offset)
     rows, columns = axis.steps()
     return bias.at(rows).block(rows, columns, axis.offset)
+
+
+def _biases_of_cells(frames, bias, sides):
+    is_relative = bias.compares_cells or (bias.is_stationary and len(sides) == 1)
+    if is_relative and not bias.is_by_query:
+        return bias.block(*frames.cells(sides, first=True))[0]
+    rows, columns = frames.cells(sides)
+    return bias.at(rows).block(rows, columns)
 
 
 def _is_fused(call):
@@ -133,7 +157,7 @@ def _attend_batch(call, frames, keep, query, key, value):
     query, key, value = (
         ops.swapaxes(ops.reshape(x, (count * batch, *ops.shape(x)[2:])), 1, 2) for x in tensors
     )
-    bias = None if call.bias is None else _biases(frames, call.bias)
+    bias = None if call.bias is None else _biases(frames, call.bias, call.mask)
     if bias is not None and len(bias.shape) == 5:
         bias = _join_batches(bias, count, batch)
     framed = dataclasses.replace(call, query=query, key=key, value=value, mask=None, bias=bias)
@@ -210,7 +234,7 @@ def _backward(plan, rules, residuals, do, q, k, v, sinks=None, **counters):
         do = do / dropout.kept(plan.dropout_rate)
     ds, p = dropout.gradient(_draws(plan, counters), p, block.queries_by_keys(do, v), delta)
     dv = block.weights_by_queries(p, do)
-    of_bias = _bias_gradients(plan, rules[1], q, ds)
+    of_bias = _bias_gradients(plan, rules, q, ds)
     if slope is not None:
         ds = ds * slope
     gradients = {
@@ -235,18 +259,20 @@ def _logits(plan, rules, q, k):
     mask, bias = rules
     heads, groups = q.shape[2], q.shape[3]
     keep = block.group_heads(_visible(plan.frames, mask), heads, groups)
-    bias = None if bias is None else block.group_heads(_biases(plan.frames, bias), heads, groups)
+    if bias is not None:
+        bias = block.group_heads(_biases(plan.frames, bias, mask), heads, groups)
     return block.logits(q, k, keep, bias, plan.softcap)
 
 
-def _bias_gradients(plan, bias, q, dz):
+def _bias_gradients(plan, rules, q, dz):
     """One for each array of the bias, given that of the logits."""
+    mask, bias = rules
     arrays = masking.arrays_of(bias)
     if not arrays:
         return []
 
     def spread(*arrays):
-        biases = _biases(plan.frames, masking.with_arrays(plan.bias, arrays))
+        biases = _biases(plan.frames, masking.with_arrays(plan.bias, arrays), mask)
         return ops.broadcast_to(block.group_heads(biases, q.shape[2], q.shape[3]), ops.shape(dz))
 
     return backend.vjp(spread, arrays, dz)

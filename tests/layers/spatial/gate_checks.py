@@ -90,7 +90,7 @@ def check_bad_input(make):
     layer = built(make, x)
     cases = (
         (x[0, 0], {}, r"`x` must be a batch of maps .*x.shape=\(4, 6\)", make()),
-        (x[..., None, None], {}, r"`x` must be a batch of maps .*rank 3 to 5", make()),
+        (x[..., None, None], {}, r"`x` must be a batch of maps .*rank (4|3 to 5)", make()),
         (x[..., :5], {}, r"`x` must be a map with the 2 sides and 6 channels.*4, 5\)", layer),
         (x[:, 0], {}, r"`x` must be a map with the 2 sides.*x.shape=\(3, 4, 6\)", layer),
         (x, {"mask": keep[:, :4]}, r"`mask` must have the sides of the map.*\(3, 4, 4\)", layer),

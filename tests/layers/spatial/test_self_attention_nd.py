@@ -1,17 +1,27 @@
-"""SelfAttention2D against the equation of SAGAN, sec. 3, position by position."""
+"""SelfAttention1D, 2D and 3D against SAGAN, sec. 3, and the forms of the non-local block."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
+from kattn import masks
 from kattn.grid import Grid
-from kattn.layers import ALiBi, RelativeTable, RotaryEmbedding, SelfAttention2D, SinusoidalPositions
+from kattn.layers import (
+    ALiBi,
+    RelativeTable,
+    RotaryEmbedding,
+    SelfAttention1D,
+    SelfAttention2D,
+    SelfAttention3D,
+    SinusoidalPositions,
+)
 from kattn.spans import Span
 from tests import compute, rotary_oracle
 from tests import oracle as core_oracle
 from tests.checks import check_layer, shake
 from tests.compute import assert_close
+from tests.layers.spatial import gate_checks
 
 FIRST, LAST = "channels_first", "channels_last"
 
@@ -400,3 +410,195 @@ def make(**options):
 def test_battery():
     x = np.random.default_rng(0).normal(size=(2, 5, 6, 8))
     check_layer(make, [x], fixture="self_attention_2d", sequence=False, masked=False)
+
+
+KINDS = {1: SelfAttention1D, 2: SelfAttention2D, 3: SelfAttention3D}
+FORMS = ("embedded_gaussian", "gaussian", "dot_product")
+
+
+def maker(rank, form="embedded_gaussian", **options):
+    own = {"value_dim": 5, "key_stride": 2, "form": form, "kernel_initializer": "he_normal"}
+    if form != "gaussian":
+        own["key_dim"] = 4
+    own = {**own, "bias_initializer": "ones", "kernel_regularizer": "l2", **options}
+
+    def make(**more):
+        return KINDS[rank](2, **{**own, **more})
+
+    return make
+
+
+def windows(sides, stride):
+    """The cells of each window of keys, which begin where half of the padding goes before."""
+    starts = []
+    for side in sides:
+        count = -(-side // stride)
+        before = (count * stride - side) // 2
+        starts.append([range(max(i * stride - before, 0), min((i + 1) * stride - before, side))
+                       for i in range(count)])  # fmt: skip
+    return [
+        [
+            tuple(cell)
+            for cell in np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, len(sides))
+        ]
+        for ranges in _products(starts)
+    ]
+
+
+def _products(lists):
+    if not lists:
+        return [()]
+    return [(first, *rest) for first in lists[0] for rest in _products(lists[1:])]
+
+
+def non_local(layer):
+    """y of one map, and its weights `(N, T, S)`: Wang et al. 2018, eq. 1 to 4, cell by cell."""
+
+    def mixed(x, keep, weights):
+        heads, sides = layer.num_heads, keep.shape
+        x = np.where(keep[..., None], x, 0.0)
+        width = len(weights["output/kernel"])
+        if layer.form == "gaussian":
+            q = k = x
+            v = x @ weights["value/kernel"] + weights["value/bias"]
+        else:
+            whole = x @ weights["qkv/kernel"] + weights["qkv/bias"]
+            size = (whole.shape[-1] - width) // 2
+            q, k, v = np.split(whole, [size, 2 * size], axis=-1)
+        seen = [
+            [cell for cell in window if keep[cell]] for window in windows(sides, layer.key_stride)
+        ]
+        real = [j for j, window in enumerate(seen) if window]
+        cells = list(np.ndindex(sides))
+        maps, y = np.zeros((heads, len(cells), len(seen))), np.zeros((*sides, width))
+        for n in range(heads):
+            part, value_part = (
+                slice(n * z.shape[-1] // heads, (n + 1) * z.shape[-1] // heads) for z in (q, v)
+            )
+            keys, values = (
+                [np.max([z[cell][of_head] for cell in seen[j]], axis=0) for j in real]
+                for z, of_head in ((k, part), (v, value_part))
+            )
+            for i, cell in enumerate(cells):
+                if not real or not keep[cell]:
+                    continue
+                scores = np.array(keys) @ q[cell][part]
+                if layer.form == "dot_product":
+                    found = scores / len(real)
+                else:
+                    found = np.exp(scores / np.sqrt(len(keys[0])))
+                    found = found / found.sum()
+                maps[n, i, real] = found
+                y[cell][value_part] = found @ np.array(values)
+        return y @ weights["output/kernel"] + weights["output/bias"], maps
+
+    return mixed
+
+
+@pytest.mark.parametrize("data_format", [FIRST, LAST])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_all_ranks_forms_and_masks(rank, form, data_format):
+    make = maker(rank, form)
+    layer_of = non_local(make())
+
+    def oracle(x, keep, weights):
+        y, _ = layer_of(x, keep, weights)
+        return np.where(keep[..., None], x, 0.0) + weights["gamma"] * y
+
+    gate_checks.check_oracle(make, oracle, rank, data_format)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_residual(form):
+    make = maker(2, form, use_residual=False)
+    layer_of = non_local(make())
+    gate_checks.check_oracle(make, lambda *args: layer_of(*args)[0], 2, LAST)
+    layer = make()
+    layer.build((None, 5, 4, 6))
+    assert not any("gamma" in weight.path for weight in layer.weights)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_attention_weights_of_padded_maps(rank, form):
+    x, keep = gate_checks.maps(rank)
+    layer = gate_checks.built(maker(rank, form), x)
+    found = compute.run(layer.attention_weights, x, ops.convert_to_tensor(keep))
+    pairs = zip(np.float64(x), keep, strict=True)
+    weights = gate_checks.weights_of(layer)
+    assert_close(found, np.stack([non_local(layer)(*pair, weights)[1] for pair in pairs]))
+
+
+def test_pattern_is_bound_to_the_map():
+    """A mask of cells goes by coordinates, one of sequences by the row-major order."""
+    x, keep = gate_checks.maps(2)
+    rule = masks.Neighborhood(3, clamped=False) & masks.Causal()
+    layer = gate_checks.built(maker(2, key_stride=1, pattern=rule), x)
+    found = compute.run(layer.attention_weights, x, ops.convert_to_tensor(keep))
+    near = [[max(abs(i - k), abs(j - m)) <= 1 and (k, m) <= (i, j) for k, m in np.ndindex(5, 4)]
+            for i, j in np.ndindex(5, 4)]  # fmt: skip
+    flat = keep.reshape(3, 1, 20)
+    visible = np.array(near)[None] & flat & np.swapaxes(flat, 1, 2)
+    np.testing.assert_array_equal(found > 0, np.broadcast_to(visible[:, None], found.shape))
+    copy = type(layer).from_config(layer.get_config())
+    assert copy.pattern == rule
+
+
+@pytest.mark.parametrize("data_format", [FIRST, LAST])
+def test_masks_and_unknown_sides(data_format):
+    for form in FORMS:
+        gate_checks.check_output_mask(maker(2, form), 2, data_format)
+        gate_checks.check_unknown_sides(maker(2, form), data_format)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "cosine"}, "`form` must be one of embedded_gaussian, gaussian, dot_product"),
+        ({"form": "gaussian", "key_dim": 4}, '`key_dim` must be None with form="gaussian"'),
+        ({"form": "dot_product", "dropout": 0.1}, '`dropout` must not be .*form="dot_product"'),
+        (
+            {"form": "dot_product", "pattern": masks.Causal()},
+            '`pattern` must not be given with form="dot_product"',
+        ),
+        (
+            {"form": "dot_product", "position": RelativeTable((5, 4))},
+            "`position` must not be a bias of the scores",
+        ),
+        (
+            {"key_stride": 2, "pattern": masks.Causal()},
+            "`key_stride` must be 1 where a `pattern` .*key_stride=2",
+        ),
+        ({"pattern": "causal"}, "`pattern` must be a kattn.masks.Mask"),
+    ],
+)
+def test_arguments_that_exclude_each_other(options, message):
+    with pytest.raises(ValueError, match=message):
+        SelfAttention2D(**options)
+
+
+def test_bad_maps():
+    gate_checks.check_bad_input(maker(2))
+    with pytest.raises(ValueError, match=r"with 1 side, of rank 3; .*x.shape=\(2, 5, 4, 6\)"):
+        SelfAttention1D().build((2, 5, 4, 6))
+    with pytest.raises(ValueError, match=r"with 3 sides, of rank 5; .*x.shape=\(2, 5, 4, 6\)"):
+        SelfAttention3D().build((2, 5, 4, 6))
+    with pytest.raises(ValueError, match=r"must be divisible by `num_heads`.*num_heads=4"):
+        SelfAttention2D(4, form="gaussian").build((2, 5, 4, 6))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_battery_of_other_ranks(form):
+    rank = 1 if form == "dot_product" else 3
+    x = np.random.default_rng(0).normal(size=(3, *((6,), (), (2, 3, 2))[rank - 1], 8))
+    sequence = rank == 1
+    stride = 1 if sequence else 2  # padding moves the windows of keys
+    check_layer(
+        maker(rank, form, key_stride=stride),
+        [x],
+        sequence=sequence,
+        masked=sequence,
+        equivariant=sequence,
+        dropout=False,
+    )

@@ -32,18 +32,22 @@ def array(name, which, *lead):
     return np.random.default_rng(0).normal(size=(*lead, *sides, 3)).astype("float32")
 
 
+def flat(x):
+    """The steps of all axes on one."""
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
 @pytest.mark.parametrize("name", AXES)
 def test_queries_in_blocks_and_back(name):
     cut, x = make(name), array(name, "queries", 2, 4)
-    blocks = run(cut.cut_queries, x)
+    blocks = run(cut.cut_queries, flat(x))
     assert blocks.shape == (cut.blocks, 2, 4, cut.size, 3)
     counts, sizes = ([range(getattr(a, n)) for a in cut.axes] for n in ("blocks", "size"))
     for b, block in enumerate(itertools.product(*counts)):
         for s, step in enumerate(itertools.product(*sizes)):
             place = [i * a.size + j for i, j, a in zip(block, step, cut.axes, strict=True)]
-            flat = x.reshape(*x.shape[:2], *x.shape[2:-1], 3)
-            np.testing.assert_array_equal(blocks[b, :, :, s], _entry(flat, place))
-    np.testing.assert_array_equal(run(cut.join_queries, blocks), x)
+            np.testing.assert_array_equal(blocks[b, :, :, s], _entry(x, place))
+    np.testing.assert_array_equal(run(cut.join_queries, blocks), flat(x))
 
 
 def _entry(x, place):
@@ -54,7 +58,7 @@ def _entry(x, place):
 @pytest.mark.parametrize("name", AXES)
 def test_a_frame_holds_the_keys_around_its_block(name):
     cut, x = make(name), array(name, "keys", 2, 4)
-    gathered = run(lambda x: cut.gather(cut.cut_keys(x)), x)
+    gathered = run(lambda x: cut.gather(cut.cut_keys(x)), flat(x))
     assert gathered.shape == (cut.blocks, 2, 4, cut.frame, 3)
     counts, sizes = ([range(getattr(a, n)) for a in cut.axes] for n in ("blocks", "frame"))
     for b, block in enumerate(itertools.product(*counts)):
@@ -77,7 +81,7 @@ def test_a_frame_holds_all_that_its_queries_see(name):
 @pytest.mark.parametrize("name", AXES)
 def test_scatter_is_the_transpose_of_gather(name):
     cut = make(name)
-    blocks = run(cut.cut_keys, array(name, "keys", 2, 4))
+    blocks = run(cut.cut_keys, flat(array(name, "keys", 2, 4)))
     gathered = run(cut.gather, keras.ops.convert_to_tensor(blocks))
     other = np.random.default_rng(1).normal(size=gathered.shape).astype("float32")
     scattered = run(cut.scatter, keras.ops.convert_to_tensor(other))
