@@ -134,10 +134,22 @@ def wanted_sections(value):
     return wanted
 
 
+def explained(value):
+    """The sections of a docstring, and of the one of the layer whose arguments are the same."""
+    text = sections(value.__doc__)
+    same = re.search(r"The arguments are those of `(\w+)`", text[""])
+    if same is None:
+        return text
+    other = getattr(kattn.layers, same[1])
+    assert other.__init__ is value.__init__, f"{same[1]} has other arguments"
+    assert other.call is value.call, f"{same[1]} has another call"
+    return {**sections(other.__doc__), **text}
+
+
 def faults(value):
     """What a docstring lacks."""
     found = []
-    text = sections(value.__doc__)
+    text = explained(value)
     if not text[""].strip():
         return ["no docstring"]
     for title, names in wanted_sections(value).items():
@@ -216,6 +228,19 @@ class _Undocumented(keras.layers.Layer):
 
     def call(self, x):
         return x
+
+
+class _OfAnother(keras.layers.Layer):
+    """A layer of its own. The arguments are those of `LayerScale`."""
+
+    def __init__(self, units):
+        super().__init__()
+
+
+def test_arguments_of_another_layer_are_the_same():
+    with pytest.raises(AssertionError, match="LayerScale has other arguments"):
+        faults(_OfAnother)
+    assert "hidden_dim" in entries(explained(kattn.layers.AttentionGate1D)["Args"])
 
 
 def test_a_poor_docstring_is_found():
