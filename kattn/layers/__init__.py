@@ -50,6 +50,9 @@ from kattn.layers.recurrent.sru_plus_plus import SRUPlusPlus as SRUPlusPlus
 from kattn.layers.recurrent.structured_self_attention import (
     StructuredSelfAttention as StructuredSelfAttention,
 )
+from kattn.layers.spatial.attention_gate import AttentionGate1D as AttentionGate1D
+from kattn.layers.spatial.attention_gate import AttentionGate2D as AttentionGate2D
+from kattn.layers.spatial.attention_gate import AttentionGate3D as AttentionGate3D
 from kattn.layers.spatial.attention_pooling import AttentionPooling as AttentionPooling
 from kattn.layers.spatial.cbam import CBAM as CBAM
 from kattn.layers.spatial.coordinate_attention import CoordinateAttention as CoordinateAttention

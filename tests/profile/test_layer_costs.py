@@ -78,6 +78,11 @@ ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
         (kattn.layers.CoordinateAttention(2), (5, 4, 6), 2 * 9 * 6 * 8),
         (kattn.layers.GlobalContext(2), (5, 4, 8), 2 * 20 * 8 + 2 * 8 * 4),
         (
+            kattn.layers.AttentionGate2D(3),
+            [(5, 4, 8), (2, 2, 6)],
+            20 * 8 * 3 + 4 * 6 * 3 + 20 * 3,
+        ),
+        (
             kattn.layers.AttentionPooling(2, 3),
             (5, 4, 8),
             2 * 3 * 8 * 8 + 20 * 8 * 16 + 2 * 3 * 20 * 8,

@@ -20,14 +20,16 @@ class MapAxes:
         channels: Number of channels, C.
         data_format: "channels_last" for maps `(B, *sides, C)`, "channels_first" for
             `(B, C, *sides)`.
+        name: Name of the argument that the maps come in, for messages.
     """
 
     rank: int
     channels: int
     data_format: str
+    name: str = "x"
 
     @classmethod
-    def of_shape(cls, shape, data_format):
+    def of_shape(cls, shape, data_format, name="x"):
         """The axes of a map of this shape.
 
         Raises:
@@ -35,17 +37,17 @@ class MapAxes:
         """
         if not 3 <= len(shape) <= 5:
             raise arguments.error(
-                "`x` must be a batch of maps with 1 to 3 sides, of rank 3 to 5; for one map write "
-                "x[None]",
-                **{"x.shape": tuple(shape)},
+                f"`{name}` must be a batch of maps with 1 to 3 sides, of rank 3 to 5; for one map "
+                f"write {name}[None]",
+                **{f"{name}.shape": tuple(shape)},
             )
         channels = shape[channel_axis(data_format)]
         if channels is None:
             raise arguments.error(
-                "`x` must have a known number of channels",
-                **{"x.shape": tuple(shape), "data_format": data_format},
+                f"`{name}` must have a known number of channels",
+                **{f"{name}.shape": tuple(shape), "data_format": data_format},
             )
-        return cls(len(shape) - 2, channels, data_format)
+        return cls(len(shape) - 2, channels, data_format, name)
 
     @property
     def channel(self):
@@ -67,11 +69,16 @@ class MapAxes:
         """
         if len(x.shape) != self.rank + 2 or x.shape[self.channel] not in (None, self.channels):
             raise arguments.error(
-                f"`x` must be a map with the {self.rank} sides and {self.channels} channels that "
-                "the layer was built for",
-                **{"x.shape": tuple(x.shape), "data_format": self.data_format},
+                f"`{self.name}` must be a map with the {self.rank} sides and {self.channels} "
+                "channels that the layer was built for",
+                **{f"{self.name}.shape": tuple(x.shape), "data_format": self.data_format},
             )
-        return read_map(x, mask, self.channel)
+        of_mask = "mask" if self.name == "x" else f"{self.name}_mask"
+        return read_map(x, mask, self.channel, of_mask)
+
+    def channels_last(self, x):
+        """A map with the channels on its last axis."""
+        return ops.moveaxis(x, 1, -1) if self.channel == 1 else x
 
     def real(self, x, padding):
         """`(B, *sides)` bool: which cells are real. All are, where there is no padding."""
@@ -139,8 +146,7 @@ class MapAxes:
 
     def cells(self, x, padding):
         """The cells of a map as a sequence `(B, S, C)`, in row-major order; and their padding."""
-        if self.channel == 1:
-            x = ops.moveaxis(x, 1, -1)
+        x = self.channels_last(x)
         grid = Grid.of_map(x)
         if padding is not None:
             padding = ops.reshape(padding, (ops.shape(padding)[0], grid.size))

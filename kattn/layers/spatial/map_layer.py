@@ -23,9 +23,24 @@ class MapLayer(QuantizableLayer):
         arguments.check_choice(LAYOUTS, data_format=data_format)
         self.data_format = data_format
 
-    def axes_of(self, x_shape):
-        """The axes of the maps that the layer is built for."""
-        return MapAxes.of_shape(x_shape, self.data_format)
+    def axes_of(self, x_shape, name="x", *, rank=None):
+        """The axes of the maps that the layer is built for.
+
+        Args:
+            x_shape: Shape of the maps.
+            name: Name of the argument that they come in, for messages.
+            rank: Number of sides that they must have, or None for 1 to 3.
+
+        Raises:
+            ValueError: If they have other sides, or unknown channels.
+        """
+        if rank is not None and len(x_shape) != rank + 2:
+            raise arguments.error(
+                f"`{name}` must be a batch of maps with {rank} side{'s' if rank > 1 else ''}, of "
+                f"rank {rank + 2}; for one map write {name}[None]",
+                **{f"{name}.shape": tuple(x_shape)},
+            )
+        return MapAxes.of_shape(x_shape, self.data_format, name)
 
     def compute_mask(self, x, previous_mask):
         return read_map_padding(x, previous_mask, channel_axis(self.data_format))
