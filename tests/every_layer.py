@@ -151,6 +151,7 @@ LAYERS = {
     "AttentionGate1D": (layers.AttentionGate1D, two_sequences),
     "AttentionGate2D": (functools.partial(layers.AttentionGate2D, 3), two_images),
     "AttentionGate3D": (layers.AttentionGate3D, two_volumes),
+    "CrossCovarianceAttention": (functools.partial(layers.CrossCovarianceAttention, HEADS), image),
     "AttentionPooling": (functools.partial(layers.AttentionPooling, HEADS, HOPS), sequence),
     "SelfAttentionRNN": recurrent("SelfAttentionRNN", HEADS, rnn="LSTM", combine="gate"),
     "SelfAttentionRNN, window": recurrent(

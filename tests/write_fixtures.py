@@ -86,6 +86,10 @@ LAYERS = {
         "tests.layers.spatial.test_attention_gate",
         [(3, 5, 7, 6), (3, 2, 3, 4)],
     ),
+    "cross_covariance_attention": (
+        "tests.layers.spatial.test_cross_covariance_attention",
+        [(3, 5, 8)],
+    ),
     "attention_pooling": ("tests.layers.spatial.test_attention_pooling", [(3, 5, 8)]),
 }
 # Each of these has `full`, and takes tokens `(B, T)`, series `(B, T, M)`, or images.

@@ -56,6 +56,9 @@ from kattn.layers.spatial.attention_gate import AttentionGate3D as AttentionGate
 from kattn.layers.spatial.attention_pooling import AttentionPooling as AttentionPooling
 from kattn.layers.spatial.cbam import CBAM as CBAM
 from kattn.layers.spatial.coordinate_attention import CoordinateAttention as CoordinateAttention
+from kattn.layers.spatial.cross_covariance_attention import (
+    CrossCovarianceAttention as CrossCovarianceAttention,
+)
 from kattn.layers.spatial.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
 )

@@ -76,6 +76,10 @@ LAYERS = {
     "AttentionGate1D": (layers.AttentionGate1D, [X, CONTEXT]),
     "AttentionGate2D": (layers.AttentionGate2D, [MAP, (3, 4, 2, 6)]),
     "AttentionGate3D": (layers.AttentionGate3D, [(3, 5, 2, 3, 4), (3, 4, 1, 2, 8)]),
+    "CrossCovarianceAttention": (
+        lambda **options: layers.CrossCovarianceAttention(2, **options),
+        [MAP],
+    ),
     "AttentionPooling": (lambda **options: layers.AttentionPooling(2, 3, **options), [X]),
     "TransformerEncoderBlock": (block("TransformerEncoderBlock"), [X]),
     "TransformerDecoderBlock": (

@@ -82,6 +82,11 @@ ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
             [(5, 4, 8), (2, 2, 6)],
             20 * 8 * 3 + 4 * 6 * 3 + 20 * 3,
         ),
+        (  # twice 2 heads of 4 by 4 channels, sums over 20 cells
+            kattn.layers.CrossCovarianceAttention(2),
+            (5, 4, 8),
+            20 * 8 * 32 + 2 * 2 * 4 * 4 * 20,
+        ),
         (
             kattn.layers.AttentionPooling(2, 3),
             (5, 4, 8),

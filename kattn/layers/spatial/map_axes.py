@@ -152,6 +152,12 @@ class MapAxes:
             padding = ops.reshape(padding, (ops.shape(padding)[0], grid.size))
         return grid.flatten(x), padding
 
+    def of_sequence(self, y, x):
+        """A sequence `(B, S, C)` of the cells of `x` in row-major order, as a map as `x` is."""
+        sides = ops.shape(x)
+        y = Grid(tuple(sides[axis] for axis in self.sides)).unflatten(y)
+        return ops.moveaxis(y, -1, 1) if self.channel == 1 else y
+
     def of_channels(self, gate):
         """A number for each channel, `(B, C)`, in the shape in which it multiplies a map."""
         return ops.expand_dims(gate, self.sides)
