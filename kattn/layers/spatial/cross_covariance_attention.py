@@ -120,7 +120,10 @@ class CrossCovarianceAttention(MapLayer):
         parts = sizes.query_width, sizes.key_width, sizes.value_width
         self._qkv = options.dense("qkv", channels, *parts, dtype=policy)
         self._scale = self.add_weight(
-            name="scale", shape=(self.num_heads,), initializer=self.scale_initializer
+            name="scale",
+            shape=(self.num_heads,),
+            initializer=self.scale_initializer,
+            autocast=False,
         )
         self._output = options.dense("output", sizes.output_width, channels, dtype=policy)
         self.built = True
@@ -175,7 +178,7 @@ class CrossCovarianceAttention(MapLayer):
         sizes = self.head_sizes
         parts = split_channels(qkv, (sizes.query_width, sizes.key_width, sizes.value_width))
         q, k, v = (ops.transpose(split_heads(x, sizes.heads), (0, 3, 2, 1)) for x in parts)
-        scale = ops.cast(ops.convert_to_tensor(self._scale), "float32")[:, None]
+        scale = ops.cast(ops.convert_to_tensor(self._scale), "float32")[:, None]  # (N, 1)
         q = ops.cast(self._normalized(q) * scale, v.dtype)
         return q, ops.cast(self._normalized(k), v.dtype), v
 
