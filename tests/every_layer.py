@@ -152,6 +152,10 @@ LAYERS = {
     "AttentionGate2D": (functools.partial(layers.AttentionGate2D, 3), two_images),
     "AttentionGate3D": (layers.AttentionGate3D, two_volumes),
     "CrossCovarianceAttention": (functools.partial(layers.CrossCovarianceAttention, HEADS), image),
+    "DeformableAttention2D": (
+        functools.partial(layers.DeformableAttention2D, HEADS, num_groups=2, bias_sides=(4, 4)),
+        image,
+    ),
     "AttentionPooling": (functools.partial(layers.AttentionPooling, HEADS, HOPS), sequence),
     "SelfAttentionRNN": recurrent("SelfAttentionRNN", HEADS, rnn="LSTM", combine="gate"),
     "SelfAttentionRNN, window": recurrent(

@@ -90,6 +90,10 @@ LAYERS = {
         "tests.layers.spatial.test_cross_covariance_attention",
         [(3, 5, 8)],
     ),
+    "deformable_attention_2d": (
+        "tests.layers.spatial.test_deformable_attention_2d",
+        [(3, 5, 6, 6)],
+    ),
     "attention_pooling": ("tests.layers.spatial.test_attention_pooling", [(3, 5, 8)]),
 }
 # Each of these has `full`, and takes tokens `(B, T)`, series `(B, T, M)`, or images.

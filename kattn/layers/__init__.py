@@ -59,6 +59,9 @@ from kattn.layers.spatial.coordinate_attention import CoordinateAttention as Coo
 from kattn.layers.spatial.cross_covariance_attention import (
     CrossCovarianceAttention as CrossCovarianceAttention,
 )
+from kattn.layers.spatial.deformable_attention_2d import (
+    DeformableAttention2D as DeformableAttention2D,
+)
 from kattn.layers.spatial.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
 )

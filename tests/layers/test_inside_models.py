@@ -80,6 +80,12 @@ LAYERS = {
         lambda **options: layers.CrossCovarianceAttention(2, **options),
         [MAP],
     ),
+    "DeformableAttention2D": (
+        lambda **options: layers.DeformableAttention2D(
+            2, num_groups=2, bias_sides=(4, 4), **options
+        ),
+        [MAP],
+    ),
     "AttentionPooling": (lambda **options: layers.AttentionPooling(2, 3, **options), [X]),
     "TransformerEncoderBlock": (block("TransformerEncoderBlock"), [X]),
     "TransformerDecoderBlock": (

@@ -66,6 +66,7 @@ ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
         (keras.layers.Conv1D(5, 2), (7, 3), 6 * 5 * 2 * 3),
         (keras.layers.Conv2D(4, (3, 2), groups=2), (5, 6, 8), 3 * 5 * 4 * 3 * 2 * 4),
         (keras.layers.Conv3D(2, 2), (3, 4, 5, 3), 2 * 3 * 4 * 2 * 8 * 3),
+        (keras.layers.DepthwiseConv2D(3, depth_multiplier=2), (5, 6, 4), 3 * 4 * 4 * 2 * 9),
         (keras.layers.LayerNormalization(), (4, 3), 0),
         (keras.layers.Embedding(9, 4), (6,), 0),
         (keras.layers.EinsumDense("abc,cde->abde", (None, 2, 5)), (4, 3), 4 * 3 * 2 * 5),
@@ -86,6 +87,11 @@ ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
             kattn.layers.CrossCovarianceAttention(2),
             (5, 4, 8),
             20 * 8 * 32 + 2 * 2 * 4 * 4 * 20,
+        ),
+        (  # 6 points, for which a kernel of 5 by 5 cells and a matrix of 8 by 2 are applied
+            kattn.layers.DeformableAttention2D(2),
+            (5, 4, 8),
+            20 * 8 * 8 * 2 + 6 * (8 * 25 + 8 * 2 + 8 * 16) + 2 * 20 * 6 * 8,
         ),
         (
             kattn.layers.AttentionPooling(2, 3),
