@@ -71,7 +71,7 @@ class AttentionGateND(MapLayer):
         alpha = ops.cast(self._alpha(x, gate, real), "float32")
         return alpha if padding is None else ops.where(padding, alpha, 0.0)
 
-    def compute_output_shape(self, x_shape, gate_shape):
+    def compute_output_shape(self, x_shape, gate_shape=None):
         return x_shape
 
     def get_config(self):
