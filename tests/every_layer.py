@@ -40,6 +40,14 @@ def image(batch, steps):
     return [(batch, steps, steps, WIDTH)]
 
 
+def two_images(batch, steps):
+    return image(batch, steps) * 2
+
+
+def two_volumes(batch, steps):
+    return [(batch, steps, 3, steps, WIDTH)] * 2
+
+
 def heads(batch, steps):
     return [(batch, steps, HEADS, 4)]
 
@@ -140,6 +148,14 @@ LAYERS = {
     "CBAM": (functools.partial(layers.CBAM, 2, 3), image),
     "CoordinateAttention": (functools.partial(layers.CoordinateAttention, 2), image),
     "GlobalContext": (functools.partial(layers.GlobalContext, 2, fusion="both"), image),
+    "AttentionGate1D": (layers.AttentionGate1D, two_sequences),
+    "AttentionGate2D": (functools.partial(layers.AttentionGate2D, 3), two_images),
+    "AttentionGate3D": (layers.AttentionGate3D, two_volumes),
+    "CrossCovarianceAttention": (functools.partial(layers.CrossCovarianceAttention, HEADS), image),
+    "DeformableAttention2D": (
+        functools.partial(layers.DeformableAttention2D, HEADS, num_groups=2, bias_sides=(4, 4)),
+        image,
+    ),
     "AttentionPooling": (functools.partial(layers.AttentionPooling, HEADS, HOPS), sequence),
     "SelfAttentionRNN": recurrent("SelfAttentionRNN", HEADS, rnn="LSTM", combine="gate"),
     "SelfAttentionRNN, window": recurrent(

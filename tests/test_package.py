@@ -134,40 +134,29 @@ def wanted_sections(value):
     return wanted
 
 
-def shares_arguments(value, described):
-    """Whether a docstring points to a class with the same arguments, which describes them."""
-    words = described.get("kwargs", "")
-    named = re.match(r"The arguments are those of `(\w+)`, which describes them\.$", words)
-    other = named and getattr(importlib.import_module("kattn.layers"), named[1], None)
-    if other is None or other is value or other.__init__ is not value.__init__:
-        return False
-    return parameters(value.__init__) <= set(entries(sections(other.__doc__)["Args"]))
+def explained(value):
+    """The sections of a docstring, and of the one of the layer whose arguments are the same."""
+    text = sections(value.__doc__)
+    same = re.search(r"The arguments are those of `(\w+)`", text[""])
+    if same is None:
+        return text
+    other = getattr(kattn.layers, same[1])
+    assert other.__init__ is value.__init__, f"{same[1]} has other arguments"
+    assert other.call is value.call, f"{same[1]} has another call"
+    return {**sections(other.__doc__), **text}
 
 
 def faults(value):
     """What a docstring lacks."""
-    text = sections(value.__doc__)
+    found = []
+    text = explained(value)
     if not text[""].strip():
         return ["no docstring"]
-    return faults_of_sections(value, text) + faults_of_sentences(text)
-
-
-def faults_of_sections(value, text):
-    """Sections that are missing, and arguments that none of them names."""
-    found = []
     for title, names in wanted_sections(value).items():
         if title not in text:
             found.append(f"no section {title!r}")
-        elif title == "Args" and shares_arguments(value, entries(text[title])):
-            continue
         elif names and names - set(entries(text[title])):
             found.append(f"{title!r} lacks {sorted(names - set(entries(text[title])))}")
-    return found
-
-
-def faults_of_sentences(text):
-    """Arguments whose text is no sentence."""
-    found = []
     for title in ("Args", "Call args"):
         for name, words in entries(text.get(title, "")).items():
             if not is_sentence(words):
@@ -239,6 +228,19 @@ class _Undocumented(keras.layers.Layer):
 
     def call(self, x):
         return x
+
+
+class _OfAnother(keras.layers.Layer):
+    """A layer of its own. The arguments are those of `LayerScale`."""
+
+    def __init__(self, units):
+        super().__init__()
+
+
+def test_arguments_of_another_layer_are_the_same():
+    with pytest.raises(AssertionError, match="LayerScale has other arguments"):
+        faults(_OfAnother)
+    assert "hidden_dim" in entries(explained(kattn.layers.AttentionGate1D)["Args"])
 
 
 def test_a_poor_docstring_is_found():

@@ -82,6 +82,18 @@ LAYERS = {
         [(3, 5, 8)],
     ),
     "global_context": ("tests.layers.spatial.test_global_context", [(3, 5, 8)]),
+    "attention_gate": (
+        "tests.layers.spatial.test_attention_gate",
+        [(3, 5, 7, 6), (3, 2, 3, 4)],
+    ),
+    "cross_covariance_attention": (
+        "tests.layers.spatial.test_cross_covariance_attention",
+        [(3, 5, 8)],
+    ),
+    "deformable_attention_2d": (
+        "tests.layers.spatial.test_deformable_attention_2d",
+        [(3, 5, 6, 6)],
+    ),
     "attention_pooling": ("tests.layers.spatial.test_attention_pooling", [(3, 5, 8)]),
 }
 # Each of these has `full`, and takes tokens `(B, T)`, series `(B, T, M)`, or images.

@@ -50,9 +50,18 @@ from kattn.layers.recurrent.sru_plus_plus import SRUPlusPlus as SRUPlusPlus
 from kattn.layers.recurrent.structured_self_attention import (
     StructuredSelfAttention as StructuredSelfAttention,
 )
+from kattn.layers.spatial.attention_gate import AttentionGate1D as AttentionGate1D
+from kattn.layers.spatial.attention_gate import AttentionGate2D as AttentionGate2D
+from kattn.layers.spatial.attention_gate import AttentionGate3D as AttentionGate3D
 from kattn.layers.spatial.attention_pooling import AttentionPooling as AttentionPooling
 from kattn.layers.spatial.cbam import CBAM as CBAM
 from kattn.layers.spatial.coordinate_attention import CoordinateAttention as CoordinateAttention
+from kattn.layers.spatial.cross_covariance_attention import (
+    CrossCovarianceAttention as CrossCovarianceAttention,
+)
+from kattn.layers.spatial.deformable_attention_2d import (
+    DeformableAttention2D as DeformableAttention2D,
+)
 from kattn.layers.spatial.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
 )

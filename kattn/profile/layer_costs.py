@@ -291,6 +291,11 @@ def _convolution(layer, x, y):
     return 2 * math.prod(y.shape) * math.prod(layer.kernel.shape[:-1])
 
 
+def _depthwise_convolution(layer, x, y):
+    # Each output number is a product over the window in one channel.
+    return 2 * math.prod(y.shape) * math.prod(layer.kernel.shape[:-2])
+
+
 def _recurrence(layer, x, y):
     # A step multiplies input and state with the matrices of the cell.
     matrices = [w for w in layer.weights if w.name.endswith("kernel")]
@@ -391,6 +396,8 @@ RULES = {
     keras.layers.Conv1D: _convolution,
     keras.layers.Conv2D: _convolution,
     keras.layers.Conv3D: _convolution,
+    keras.layers.DepthwiseConv1D: _depthwise_convolution,
+    keras.layers.DepthwiseConv2D: _depthwise_convolution,
     keras.layers.RNN: _recurrence,
     keras.layers.Bidirectional: _both_directions,
     AttentionRNN: _attending_recurrence,

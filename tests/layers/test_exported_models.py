@@ -25,7 +25,14 @@ CASES = {
 ON_TENSORFLOW = ("SelfAttention, plain", "GatedLinearAttention, fixed", "SelfAttention2D")
 # Some have a LayerNormalization of Keras: `test_a_layer_normalization_of_keras_is_not_exported`.
 # PyTorch traces a loop over steps as that many copies of a step, which serve one length only.
-NOT_ON_TORCH = {"TransformerDecoderBlock", "GlobalContext", "SRUPlusPlus", "AttentionRNN", "LSTMN"}
+NOT_ON_TORCH = {
+    "TransformerDecoderBlock",
+    "GlobalContext",
+    "DeformableAttention2D",
+    "SRUPlusPlus",
+    "AttentionRNN",
+    "LSTMN",
+}
 ON_TORCH = tuple(
     name for name in CASES if name.split(",")[0] not in NOT_ON_TORCH and name != "SRU, peephole"
 )

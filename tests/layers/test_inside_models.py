@@ -18,7 +18,7 @@ from tests.compute import assert_close, differentiate, quick, run
 from tests.decode_checks import in_pieces
 from tests.every_layer import BASES, PARTS
 
-X, CONTEXT, SCORES = (3, 5, 8), (3, 6, 8), (3, 2, 5, 5)
+X, CONTEXT, SCORES, MAP = (3, 5, 8), (3, 6, 8), (3, 2, 5, 5), (3, 5, 4, 8)
 
 
 def block(name, **parts):
@@ -73,6 +73,19 @@ LAYERS = {
     "CBAM": (lambda **options: layers.CBAM(2, 3, **options), [X]),
     "CoordinateAttention": (lambda **options: layers.CoordinateAttention(2, **options), [X]),
     "GlobalContext": (lambda **options: layers.GlobalContext(2, fusion="both", **options), [X]),
+    "AttentionGate1D": (layers.AttentionGate1D, [X, CONTEXT]),
+    "AttentionGate2D": (layers.AttentionGate2D, [MAP, (3, 4, 2, 6)]),
+    "AttentionGate3D": (layers.AttentionGate3D, [(3, 5, 2, 3, 4), (3, 4, 1, 2, 8)]),
+    "CrossCovarianceAttention": (
+        lambda **options: layers.CrossCovarianceAttention(2, **options),
+        [MAP],
+    ),
+    "DeformableAttention2D": (
+        lambda **options: layers.DeformableAttention2D(
+            2, num_groups=2, bias_sides=(4, 4), **options
+        ),
+        [MAP],
+    ),
     "AttentionPooling": (lambda **options: layers.AttentionPooling(2, 3, **options), [X]),
     "TransformerEncoderBlock": (block("TransformerEncoderBlock"), [X]),
     "TransformerDecoderBlock": (
@@ -375,10 +388,10 @@ class OfDicts(keras.Model):
 def padding_masks(name):
     """A padding mask for each argument that takes one."""
     found, inputs = {}, LAYERS[name][1]
-    for word in ("mask", "query_mask", "context_mask", "value_mask", "key_mask"):
+    for word in ("mask", "query_mask", "context_mask", "value_mask", "key_mask", "gate_mask"):
         if word in call_arguments(name):
             shape = inputs[0 if word in ("mask", "query_mask") else -1]
-            found[word] = np.ones(shape[:2], bool)
+            found[word] = np.ones(shape[:-1], bool)
             found[word][1, 3:] = False
     return found
 
@@ -464,10 +477,10 @@ class SeeMask(keras.layers.Layer):
     supports_masking = True
 
     def call(self, x, mask=None):
-        return ops.zeros(ops.shape(x)[:2]) - 1 if mask is None else ops.cast(mask, "float32")
+        return ops.zeros(ops.shape(x)[:-1]) - 1 if mask is None else ops.cast(mask, "float32")
 
     def compute_output_shape(self, shape):
-        return shape[:2]
+        return shape[:-1]
 
 
 @pytest.mark.parametrize("name", [x for x in MASKED if x not in POOL])
@@ -476,7 +489,7 @@ def test_padding_of_the_input_is_padding_of_the_output(name):
     takes_position = name in TAKE_POSITIONS or name == "SelfAttentionRNN"
     options = {"position": layers.RotaryEmbedding()} if takes_position else {}
     layer, inputs = fresh(name, **options), draw(name)
-    keep = np.ones(inputs[0].shape[:2], bool)
+    keep = np.ones(inputs[0].shape[:-1], bool)
     keep[0, 3:] = False
     inputs[0][~keep] = 0.0
     first, *of_others = explicit = padding_masks(name)

@@ -66,6 +66,7 @@ ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
         (keras.layers.Conv1D(5, 2), (7, 3), 6 * 5 * 2 * 3),
         (keras.layers.Conv2D(4, (3, 2), groups=2), (5, 6, 8), 3 * 5 * 4 * 3 * 2 * 4),
         (keras.layers.Conv3D(2, 2), (3, 4, 5, 3), 2 * 3 * 4 * 2 * 8 * 3),
+        (keras.layers.DepthwiseConv2D(3, depth_multiplier=2), (5, 6, 4), 3 * 4 * 4 * 2 * 9),
         (keras.layers.LayerNormalization(), (4, 3), 0),
         (keras.layers.Embedding(9, 4), (6,), 0),
         (keras.layers.EinsumDense("abc,cde->abde", (None, 2, 5)), (4, 3), 4 * 3 * 2 * 5),
@@ -77,6 +78,21 @@ ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
         (kattn.layers.CBAM(2, 3), (5, 4, 8), 2 * 2 * 8 * 4 + 20 * 3 * 3 * 2),
         (kattn.layers.CoordinateAttention(2), (5, 4, 6), 2 * 9 * 6 * 8),
         (kattn.layers.GlobalContext(2), (5, 4, 8), 2 * 20 * 8 + 2 * 8 * 4),
+        (
+            kattn.layers.AttentionGate2D(3),
+            [(5, 4, 8), (2, 2, 6)],
+            20 * 8 * 3 + 4 * 6 * 3 + 20 * 3,
+        ),
+        (  # twice 2 heads of 4 by 4 channels, sums over 20 cells
+            kattn.layers.CrossCovarianceAttention(2),
+            (5, 4, 8),
+            20 * 8 * 32 + 2 * 2 * 4 * 4 * 20,
+        ),
+        (  # 6 points, for which a kernel of 5 by 5 cells and a matrix of 8 by 2 are applied
+            kattn.layers.DeformableAttention2D(2),
+            (5, 4, 8),
+            20 * 8 * 8 * 2 + 6 * (8 * 25 + 8 * 2 + 8 * 16) + 2 * 20 * 6 * 8,
+        ),
         (
             kattn.layers.AttentionPooling(2, 3),
             (5, 4, 8),

@@ -24,6 +24,7 @@ FIRST = {
     "rates": 9,
     "down": 11,
     "expansion": 12,
+    "offset": 13,
 }
 
 

@@ -21,19 +21,22 @@ class MapAxes:
         channels: Number of channels, C.
         data_format: "channels_last" for maps `(B, *sides, C)`, "channels_first" for
             `(B, C, *sides)`.
+        name: Name of the argument that the maps come in, for messages.
     """
 
     rank: int
     channels: int
     data_format: str
+    name: str = "x"
 
     @classmethod
-    def of_shape(cls, shape, data_format, rank=None):
+    def of_shape(cls, shape, data_format, name="x", *, rank=None):
         """The axes of a map of this shape.
 
         Args:
             shape: Shape of a batch of maps.
             data_format: "channels_last" or "channels_first".
+            name: Name of the argument that the maps come in, for messages.
             rank: Number of sides that the map must have. None for 1 to 3.
 
         Raises:
@@ -44,16 +47,16 @@ class MapAxes:
             if rank is not None:
                 wanted = f"{_counted(rank)}, of rank {rank + 2}"
             raise arguments.error(
-                f"`x` must be a batch of maps with {wanted}; for one map write x[None]",
-                **{"x.shape": tuple(shape)},
+                f"`{name}` must be a batch of maps with {wanted}; for one map write {name}[None]",
+                **{f"{name}.shape": tuple(shape)},
             )
         channels = shape[channel_axis(data_format)]
         if channels is None:
             raise arguments.error(
-                "`x` must have a known number of channels",
-                **{"x.shape": tuple(shape), "data_format": data_format},
+                f"`{name}` must have a known number of channels",
+                **{f"{name}.shape": tuple(shape), "data_format": data_format},
             )
-        return cls(len(shape) - 2, channels, data_format)
+        return cls(len(shape) - 2, channels, data_format, name)
 
     @property
     def channel(self):
@@ -75,11 +78,12 @@ class MapAxes:
         """
         if len(x.shape) != self.rank + 2 or x.shape[self.channel] not in (None, self.channels):
             raise arguments.error(
-                f"`x` must be a map with the {_counted(self.rank)} and {self.channels} channels "
-                "that the layer was built for",
-                **{"x.shape": tuple(x.shape), "data_format": self.data_format},
+                f"`{self.name}` must be a map with the {_counted(self.rank)} and {self.channels} "
+                "channels that the layer was built for",
+                **{f"{self.name}.shape": tuple(x.shape), "data_format": self.data_format},
             )
-        return read_map(x, mask, self.channel)
+        of_mask = "mask" if self.name == "x" else f"{self.name}_mask"
+        return read_map(x, mask, self.channel, of_mask)
 
     def real(self, x, padding):
         """`(B, *sides)` bool: which cells are real. All are, where there is no padding."""
@@ -161,6 +165,11 @@ class MapAxes:
     def as_given(self, x):
         """A map with the channels last, with its channels where `data_format` has them."""
         return ops.moveaxis(x, -1, 1) if self.channel == 1 else x
+
+    def of_sequence(self, y, x):
+        """A sequence `(B, S, C)` of the cells of `x` in row-major order, as a map as `x` is."""
+        sides = ops.shape(x)
+        return self.as_given(Grid(tuple(sides[axis] for axis in self.sides)).unflatten(y))
 
     def of_channels(self, gate):
         """A number for each channel, `(B, C)`, in the shape in which it multiplies a map."""

@@ -25,9 +25,17 @@ class MapLayer(QuantizableLayer):
         arguments.check_choice(LAYOUTS, data_format=data_format)
         self.data_format = data_format
 
-    def axes_of(self, x_shape):
-        """The axes of the maps that the layer is built for."""
-        return MapAxes.of_shape(x_shape, self.data_format, self.rank)
+    def axes_of(self, x_shape, name="x"):
+        """The axes of the maps that the layer is built for.
+
+        Args:
+            x_shape: Shape of the maps.
+            name: Name of the argument that they come in, for messages.
+
+        Raises:
+            ValueError: If they have other sides, or unknown channels.
+        """
+        return MapAxes.of_shape(x_shape, self.data_format, name, rank=self.rank)
 
     def compute_mask(self, x, previous_mask):
         return read_map_padding(x, previous_mask, channel_axis(self.data_format))

@@ -126,8 +126,7 @@ class NeighborhoodAttention1D(NeighborhoodAttentionND):
 
     Shapes: B batch, T steps, C channels, N heads, D and Dv head widths.
 
-    Args:
-        **kwargs: The arguments are those of `NeighborhoodAttention2D`, which describes them.
+    The arguments are those of `NeighborhoodAttention2D`, which describes them.
 
     Call args:
         x: Sequence, float, shape `(B, T, C)`, or `(B, C, T)` for `"channels_first"`.
@@ -241,8 +240,7 @@ class NeighborhoodAttention3D(NeighborhoodAttentionND):
 
     Shapes: B batch, F frames (or depth), H and W sides, C channels, N heads, D and Dv head widths.
 
-    Args:
-        **kwargs: The arguments are those of `NeighborhoodAttention2D`, which describes them.
+    The arguments are those of `NeighborhoodAttention2D`, which describes them.
 
     Call args:
         x: Volume, float, shape `(B, F, H, W, C)`, or `(B, C, F, H, W)` for `"channels_first"`.

@@ -237,8 +237,7 @@ class SelfAttention1D(SelfAttentionND):
     Shapes: B batch, T steps, C channels, N heads, D and Dv head widths, S = ceil(T / `key_stride`)
     keys.
 
-    Args:
-        **kwargs: The arguments are those of `SelfAttention2D`, which describes them.
+    The arguments are those of `SelfAttention2D`, which describes them.
 
     Call args:
         x: Sequence, float, shape `(B, T, C)`, or `(B, C, T)` for `"channels_first"`. T may be
@@ -360,8 +359,7 @@ class SelfAttention3D(SelfAttentionND):
     Shapes: B batch, F frames (or depth), H and W sides, C channels, N heads, D and Dv head widths,
     T = F * H * W queries.
 
-    Args:
-        **kwargs: The arguments are those of `SelfAttention2D`, which describes them.
+    The arguments are those of `SelfAttention2D`, which describes them.
 
     Call args:
         x: Volume, float, shape `(B, F, H, W, C)`, or `(B, C, F, H, W)` for `"channels_first"`. The

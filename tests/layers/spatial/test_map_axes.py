@@ -24,6 +24,8 @@ def test_statistics_and_shapes(rank, data_format):
     assert_close(run(axes.max, read, padding), highest)
     cells, flat = run(axes.cells, read, padding)
     np.testing.assert_array_equal(flat, keep.reshape(3, -1))
+    again = run(axes.of_sequence, ops.convert_to_tensor(cells), read)
+    np.testing.assert_array_equal(again, run(ops.copy, read))
     np.testing.assert_array_equal(cells, np.where(keep[..., None], x, 0).reshape(3, -1, 6))
     whole = ops.convert_to_tensor(laid_out(x, data_format))
     assert_close(run(axes.mean, whole, None), x.reshape(3, -1, 6).mean(axis=1))
