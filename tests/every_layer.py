@@ -40,6 +40,10 @@ def image(batch, steps):
     return [(batch, steps, steps, WIDTH)]
 
 
+def volume(batch, steps):
+    return [(batch, 2, steps, 3, WIDTH)]
+
+
 def heads(batch, steps):
     return [(batch, steps, HEADS, 4)]
 
@@ -135,6 +139,15 @@ LAYERS = {
     "SelfAttention2D, rotary": attention(
         "SelfAttention2D", image, position=lambda: layers.RotaryEmbedding(axes=2), key_dim=4
     ),
+    "WindowAttention1D": attention("WindowAttention1D", window_size=2, partition="grid"),
+    "WindowAttention2D": attention(
+        "WindowAttention2D",
+        image,
+        window_size=3,
+        shift=(1, 2),
+        position=lambda: layers.RelativeTable((3, 3)),
+    ),
+    "WindowAttention3D": attention("WindowAttention3D", volume, window_size=(2, 3, 2)),
     "SqueezeExcite": (functools.partial(layers.SqueezeExcite, 2), image),
     "EfficientChannelAttention": (layers.EfficientChannelAttention, image),
     "CBAM": (functools.partial(layers.CBAM, 2, 3), image),

@@ -61,6 +61,9 @@ from kattn.layers.spatial.self_attention_nd import SelfAttention1D as SelfAttent
 from kattn.layers.spatial.self_attention_nd import SelfAttention2D as SelfAttention2D
 from kattn.layers.spatial.self_attention_nd import SelfAttention3D as SelfAttention3D
 from kattn.layers.spatial.squeeze_excite import SqueezeExcite as SqueezeExcite
+from kattn.layers.spatial.window_attention import WindowAttention1D as WindowAttention1D
+from kattn.layers.spatial.window_attention import WindowAttention2D as WindowAttention2D
+from kattn.layers.spatial.window_attention import WindowAttention3D as WindowAttention3D
 from kattn.layers.transformer.drop_path import DropPath as DropPath
 from kattn.layers.transformer.feed_forward import FeedForward as FeedForward
 from kattn.layers.transformer.initialization import deep_norm as deep_norm

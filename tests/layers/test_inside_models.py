@@ -68,6 +68,18 @@ LAYERS = {
         lambda **options: layers.SelfAttention2D(2, key_dim=4, **options),
         [(3, 2, 4, 8)],
     ),
+    "WindowAttention1D": (
+        lambda **options: layers.WindowAttention1D(2, 3, shift=1, **options),
+        [X],
+    ),
+    "WindowAttention2D": (
+        lambda **options: layers.WindowAttention2D(2, (2, 3), shift=1, **options),
+        [(3, 5, 4, 8)],
+    ),
+    "WindowAttention3D": (
+        lambda **options: layers.WindowAttention3D(2, 2, partition="grid", **options),
+        [(3, 2, 4, 3, 8)],
+    ),
     "SqueezeExcite": (lambda **options: layers.SqueezeExcite(2, **options), [X]),
     "EfficientChannelAttention": (layers.EfficientChannelAttention, [X]),
     "CBAM": (lambda **options: layers.CBAM(2, 3, **options), [X]),
@@ -378,7 +390,7 @@ def padding_masks(name):
     for word in ("mask", "query_mask", "context_mask", "value_mask", "key_mask"):
         if word in call_arguments(name):
             shape = inputs[0 if word in ("mask", "query_mask") else -1]
-            found[word] = np.ones(shape[:2], bool)
+            found[word] = np.ones(shape[:-1], bool)
             found[word][1, 3:] = False
     return found
 
@@ -464,10 +476,10 @@ class SeeMask(keras.layers.Layer):
     supports_masking = True
 
     def call(self, x, mask=None):
-        return ops.zeros(ops.shape(x)[:2]) - 1 if mask is None else ops.cast(mask, "float32")
+        return ops.zeros(ops.shape(x)[:-1]) - 1 if mask is None else ops.cast(mask, "float32")
 
     def compute_output_shape(self, shape):
-        return shape[:2]
+        return shape[:-1]
 
 
 @pytest.mark.parametrize("name", [x for x in MASKED if x not in POOL])
@@ -476,7 +488,7 @@ def test_padding_of_the_input_is_padding_of_the_output(name):
     takes_position = name in TAKE_POSITIONS or name == "SelfAttentionRNN"
     options = {"position": layers.RotaryEmbedding()} if takes_position else {}
     layer, inputs = fresh(name, **options), draw(name)
-    keep = np.ones(inputs[0].shape[:2], bool)
+    keep = np.ones(inputs[0].shape[:-1], bool)
     keep[0, 3:] = False
     inputs[0][~keep] = 0.0
     first, *of_others = explicit = padding_masks(name)

@@ -84,13 +84,13 @@ def check_unknown_sides(make, data_format):
         assert_close(model.predict(x, verbose=0), result(layer, x))
 
 
-def check_bad_input(make):
-    """Of the map and of its mask."""
+def check_bad_input(make, ranks="rank 3 to 5"):
+    """Of the map and of its mask, for a layer that takes maps of these ranks."""
     x, keep = maps(2)
     layer = built(make, x)
     cases = (
         (x[0, 0], {}, r"`x` must be a batch of maps .*x.shape=\(4, 6\)", make()),
-        (x[..., None, None], {}, r"`x` must be a batch of maps .*rank 3 to 5", make()),
+        (x[..., None, None], {}, f"`x` must be a batch of maps .*{ranks}", make()),
         (x[..., :5], {}, r"`x` must be a map with the 2 sides and 6 channels.*4, 5\)", layer),
         (x[:, 0], {}, r"`x` must be a map with the 2 sides.*x.shape=\(3, 4, 6\)", layer),
         (x, {"mask": keep[:, :4]}, r"`mask` must have the sides of the map.*\(3, 4, 4\)", layer),
