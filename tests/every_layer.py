@@ -148,6 +148,10 @@ LAYERS = {
         position=lambda: layers.RelativeTable((3, 3)),
     ),
     "WindowAttention3D": attention("WindowAttention3D", volume, window_size=(2, 3, 2)),
+    "AxialAttention2D": attention("AxialAttention2D", image, position=layers.RotaryEmbedding),
+    "AxialAttention3D": attention(
+        "AxialAttention3D", volume, position=layers.T5RelativeBias, combine="sum"
+    ),
     "SqueezeExcite": (functools.partial(layers.SqueezeExcite, 2), image),
     "EfficientChannelAttention": (layers.EfficientChannelAttention, image),
     "CBAM": (functools.partial(layers.CBAM, 2, 3), image),

@@ -72,6 +72,7 @@ LAYERS = {
     "lstmn": ("tests.layers.recurrent.test_lstmn", [(3, 5, 8)]),
     "self_attention_2d": ("tests.layers.spatial.test_self_attention_nd", [(2, 5, 6, 8)]),
     "window_attention": ("tests.layers.spatial.test_window_attention", [(2, 5, 4, 8)]),
+    "axial_attention": ("tests.layers.spatial.test_axial_attention", [(2, 5, 4, 8)]),
     "squeeze_excite": ("tests.layers.spatial.test_squeeze_excite", [(3, 5, 8)]),
     "efficient_channel_attention": (
         "tests.layers.spatial.test_efficient_channel_attention",

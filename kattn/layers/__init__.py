@@ -51,6 +51,8 @@ from kattn.layers.recurrent.structured_self_attention import (
     StructuredSelfAttention as StructuredSelfAttention,
 )
 from kattn.layers.spatial.attention_pooling import AttentionPooling as AttentionPooling
+from kattn.layers.spatial.axial_attention import AxialAttention2D as AxialAttention2D
+from kattn.layers.spatial.axial_attention import AxialAttention3D as AxialAttention3D
 from kattn.layers.spatial.cbam import CBAM as CBAM
 from kattn.layers.spatial.coordinate_attention import CoordinateAttention as CoordinateAttention
 from kattn.layers.spatial.efficient_channel_attention import (

@@ -80,6 +80,14 @@ LAYERS = {
         lambda **options: layers.WindowAttention3D(2, 2, partition="grid", **options),
         [(3, 2, 4, 3, 8)],
     ),
+    "AxialAttention2D": (
+        lambda **options: layers.AxialAttention2D(2, combine="sum", **options),
+        [(3, 5, 4, 8)],
+    ),
+    "AxialAttention3D": (
+        lambda **options: layers.AxialAttention3D(2, value_dim=3, **options),
+        [(3, 2, 4, 3, 8)],
+    ),
     "SqueezeExcite": (lambda **options: layers.SqueezeExcite(2, **options), [X]),
     "EfficientChannelAttention": (layers.EfficientChannelAttention, [X]),
     "CBAM": (lambda **options: layers.CBAM(2, 3, **options), [X]),
@@ -433,7 +441,7 @@ def all_ways(layer, name, inputs):
     given, steps = padding_masks(name), real_steps(name)[0]
     found = [layer(*inputs, **given)]
     if hasattr(layer, "attention_weights"):
-        found.append(layer.attention_weights(*inputs, **given))
+        found += keras.tree.flatten(layer.attention_weights(*inputs, **given))
     if name in DECODE:
         x, *context = inputs[:1] if name == "MultiHeadAttention" else inputs
         context += [given["context_mask"]] if context else []

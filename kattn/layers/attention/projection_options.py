@@ -24,6 +24,8 @@ FIRST = {
     "rates": 9,
     "down": 11,
     "expansion": 12,
+    "qkv_1": 13,
+    "qkv_2": 16,
 }
 
 

@@ -292,7 +292,7 @@ class WindowAttention3D(WindowAttentionND):
         (2, 4, 8, 8, 32)
 
     Reference:
-        Liu et al. 2021 (Video Swin), sec. 3.1, https://arxiv.org/abs/2106.13230; Tu et al. 2022
+        Liu et al. 2021 (Video Swin), sec. 3.2, https://arxiv.org/abs/2106.13230; Tu et al. 2022
         (MaxViT), sec. 3.2, https://arxiv.org/abs/2204.01697
     """
 

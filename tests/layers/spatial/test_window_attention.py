@@ -186,7 +186,7 @@ def test_no_mask_where_nothing_is_padded_or_shifted(options, has_mask):
     assert (calls[0].mask is not None) == has_mask
 
 
-@pytest.mark.parametrize("kernel", ["fused", "chunked", "auto"])
+@pytest.mark.parametrize("kernel", ["chunked", "auto"])
 def test_kernel_does_not_change_the_result(kernel):
     x, keep = maps(2)
     layer = built(functools.partial(make, value_dim=KEY_DIM), x)  # JAX's own kernel asks for it
