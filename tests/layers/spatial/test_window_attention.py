@@ -22,8 +22,9 @@ from tests.layers.spatial import gate_checks
 from tests.layers.spatial.gate_checks import FIRST, LAST, built, maps, weights_of
 
 LAYERS = {1: WindowAttention1D, 2: WindowAttention2D, 3: WindowAttention3D}
-# None divides the sides of `maps`; the second of three is in one window.
-WINDOWS, SHIFTS = {1: (3,), 2: (2, 3), 3: (2, 3, 3)}, {1: (1,), 2: (1, 2), 3: (1, 2, 1)}
+# Of the sides of `maps` one is divided, the second of three is in one window, and cells of both
+# ends of a side are computed together.
+WINDOWS, SHIFTS = {1: (4,), 2: (2, 3), 3: (2, 3, 2)}, {1: (2,), 2: (1, 2), 3: (1, 1, 1)}
 HEADS, KEY_DIM, VALUE_DIM = 2, 4, 3
 
 
