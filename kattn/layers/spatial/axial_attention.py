@@ -21,6 +21,8 @@ COMBINATIONS = ("sequence", "sum")
 class AxialAttentionND(MapAttention):
     """Axial attention of maps with `rank` sides; `AxialAttention2D` describes its arguments."""
 
+    rank: int
+
     def __init__(
         self,
         num_heads=1,
