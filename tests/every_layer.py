@@ -48,6 +48,10 @@ def two_volumes(batch, steps):
     return [(batch, steps, 3, steps, WIDTH)] * 2
 
 
+def volume(batch, steps):
+    return [(batch, 2, steps, 3, WIDTH)]
+
+
 def heads(batch, steps):
     return [(batch, steps, HEADS, 4)]
 
@@ -140,8 +144,35 @@ LAYERS = {
     "SelfAttention2D": attention(
         "SelfAttention2D", image, position=lambda: layers.RelativeTable((4, 4)), key_stride=2
     ),
+    "SelfAttention1D": attention("SelfAttention1D", sequence, form="dot_product", key_stride=2),
+    "SelfAttention3D": attention("SelfAttention3D", volume, form="gaussian", use_residual=False),
+    "NeighborhoodAttention1D": attention(
+        "NeighborhoodAttention1D", sequence, kernel_size=3, causal=True
+    ),
+    "NeighborhoodAttention2D": attention(
+        "NeighborhoodAttention2D",
+        image,
+        position=lambda: layers.RelativeTable((3, 2)),
+        kernel_size=(3, 2),
+    ),
+    "NeighborhoodAttention3D": attention(
+        "NeighborhoodAttention3D", volume, kernel_size=2, clamped=False
+    ),
     "SelfAttention2D, rotary": attention(
         "SelfAttention2D", image, position=lambda: layers.RotaryEmbedding(axes=2), key_dim=4
+    ),
+    "WindowAttention1D": attention("WindowAttention1D", window_size=2, partition="grid"),
+    "WindowAttention2D": attention(
+        "WindowAttention2D",
+        image,
+        window_size=3,
+        shift=(1, 2),
+        position=lambda: layers.RelativeTable((3, 3)),
+    ),
+    "WindowAttention3D": attention("WindowAttention3D", volume, window_size=(2, 3, 2)),
+    "AxialAttention2D": attention("AxialAttention2D", image, position=layers.RotaryEmbedding),
+    "AxialAttention3D": attention(
+        "AxialAttention3D", volume, position=layers.T5RelativeBias, combine="sum"
     ),
     "SqueezeExcite": (functools.partial(layers.SqueezeExcite, 2), image),
     "EfficientChannelAttention": (layers.EfficientChannelAttention, image),

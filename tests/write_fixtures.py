@@ -71,6 +71,12 @@ LAYERS = {
     "attention_rnn": ("tests.layers.recurrent.test_attention_rnn", [(3, 5, 8)]),
     "lstmn": ("tests.layers.recurrent.test_lstmn", [(3, 5, 8)]),
     "self_attention_2d": ("tests.layers.spatial.test_self_attention_nd", [(2, 5, 6, 8)]),
+    "window_attention": ("tests.layers.spatial.test_window_attention", [(2, 5, 4, 8)]),
+    "axial_attention": ("tests.layers.spatial.test_axial_attention", [(2, 5, 4, 8)]),
+    "neighborhood_attention_2d": (
+        "tests.layers.spatial.test_neighborhood_attention",
+        [(3, 3, 4, 8)],
+    ),
     "squeeze_excite": ("tests.layers.spatial.test_squeeze_excite", [(3, 5, 8)]),
     "efficient_channel_attention": (
         "tests.layers.spatial.test_efficient_channel_attention",

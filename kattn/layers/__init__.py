@@ -54,6 +54,8 @@ from kattn.layers.spatial.attention_gate import AttentionGate1D as AttentionGate
 from kattn.layers.spatial.attention_gate import AttentionGate2D as AttentionGate2D
 from kattn.layers.spatial.attention_gate import AttentionGate3D as AttentionGate3D
 from kattn.layers.spatial.attention_pooling import AttentionPooling as AttentionPooling
+from kattn.layers.spatial.axial_attention import AxialAttention2D as AxialAttention2D
+from kattn.layers.spatial.axial_attention import AxialAttention3D as AxialAttention3D
 from kattn.layers.spatial.cbam import CBAM as CBAM
 from kattn.layers.spatial.coordinate_attention import CoordinateAttention as CoordinateAttention
 from kattn.layers.spatial.cross_covariance_attention import (
@@ -79,6 +81,9 @@ from kattn.layers.spatial.self_attention_nd import SelfAttention1D as SelfAttent
 from kattn.layers.spatial.self_attention_nd import SelfAttention2D as SelfAttention2D
 from kattn.layers.spatial.self_attention_nd import SelfAttention3D as SelfAttention3D
 from kattn.layers.spatial.squeeze_excite import SqueezeExcite as SqueezeExcite
+from kattn.layers.spatial.window_attention import WindowAttention1D as WindowAttention1D
+from kattn.layers.spatial.window_attention import WindowAttention2D as WindowAttention2D
+from kattn.layers.spatial.window_attention import WindowAttention3D as WindowAttention3D
 from kattn.layers.transformer.drop_path import DropPath as DropPath
 from kattn.layers.transformer.feed_forward import FeedForward as FeedForward
 from kattn.layers.transformer.initialization import deep_norm as deep_norm

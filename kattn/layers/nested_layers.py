@@ -13,11 +13,12 @@ def layer_config(layer):
     and do not reach all that stands in a layer's config.
 
     Args:
-        layer: Layer or None.
+        layer: Layer, tuple of layers, or None.
 
     Returns:
-        The config; None for None. While a model is being saved, it has a `shared_object_id`. That
-        counts such layers of the model, so that the model is saved alike in any process.
+        The config; a list of configs for a tuple; None for None. While a model is being saved, it
+        has a `shared_object_id`. That counts such layers of the model, so that the model is saved
+        alike in any process.
 
     Example:
         >>> layer_config(keras.layers.ReLU())["class_name"]
@@ -25,6 +26,8 @@ def layer_config(layer):
     """
     if layer is None:
         return None
+    if isinstance(layer, tuple):
+        return [layer_config(each) for each in layer]
     config = _SAVING.without_others(keras.saving.serialize_keras_object(layer))
     number = _SAVING.number(layer)
     return config if number is None else {**config, "shared_object_id": number}

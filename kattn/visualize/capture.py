@@ -66,7 +66,7 @@ def capture_attention(model, inputs, *, reduce=None):
 
     Returns:
         A dict from the path of each attention layer to a list of `AttentionCall`, one for each time
-        that the model calls the layer, in order.
+        that the model calls the layer, in order. A call of an axial layer has one for each side.
 
     Raises:
         ValueError: If the model has no attention layer of kattn.
@@ -105,16 +105,18 @@ def _captured(layer, path, running, calls, reduce):
 
     def capturing(*args, **kwargs):
         options = {word: value for word, value in kwargs.items() if word in known}
-        weights = ops.convert_to_numpy(layer.attention_weights(*args, **options))
+        found = layer.attention_weights(*args, **options)
+        found = map(ops.convert_to_numpy, found if isinstance(found, tuple) else (found,))
         logits: list[float] = []
         running.append(logits)
         try:
             outputs = call(*args, **kwargs)
         finally:
             running.pop()
-        kept = weights if reduce is None else reduce(weights)
-        entry = AttentionCall(kept, max(logits, default=None))
-        calls.setdefault(path, []).append(entry)
+        for weights in found:  # several, if the layer attends along one side after the other
+            kept = weights if reduce is None else reduce(weights)
+            entry = AttentionCall(kept, max(logits, default=None))
+            calls.setdefault(path, []).append(entry)
         return outputs
 
     object.__setattr__(layer, "call", capturing)

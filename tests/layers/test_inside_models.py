@@ -68,6 +68,46 @@ LAYERS = {
         lambda **options: layers.SelfAttention2D(2, key_dim=4, **options),
         [(3, 2, 4, 8)],
     ),
+    "WindowAttention1D": (
+        lambda **options: layers.WindowAttention1D(2, 3, shift=1, **options),
+        [X],
+    ),
+    "WindowAttention2D": (
+        lambda **options: layers.WindowAttention2D(2, (2, 3), shift=1, **options),
+        [(3, 5, 4, 8)],
+    ),
+    "WindowAttention3D": (
+        lambda **options: layers.WindowAttention3D(2, 2, partition="grid", **options),
+        [(3, 2, 4, 3, 8)],
+    ),
+    "AxialAttention2D": (
+        lambda **options: layers.AxialAttention2D(2, combine="sum", **options),
+        [(3, 5, 4, 8)],
+    ),
+    "AxialAttention3D": (
+        lambda **options: layers.AxialAttention3D(2, value_dim=3, **options),
+        [(3, 2, 4, 3, 8)],
+    ),
+    "SelfAttention1D": (
+        lambda **options: layers.SelfAttention1D(2, form="gaussian", **options),
+        [X],
+    ),
+    "SelfAttention3D": (
+        lambda **options: layers.SelfAttention3D(2, form="dot_product", **options),
+        [(3, 2, 2, 3, 8)],
+    ),
+    "NeighborhoodAttention1D": (
+        lambda **options: layers.NeighborhoodAttention1D(2, 3, **options),
+        [X],
+    ),
+    "NeighborhoodAttention2D": (
+        lambda **options: layers.NeighborhoodAttention2D(2, 2, clamped=False, **options),
+        [(3, 2, 4, 8)],
+    ),
+    "NeighborhoodAttention3D": (
+        lambda **options: layers.NeighborhoodAttention3D(2, 2, **options),
+        [(3, 2, 2, 3, 8)],
+    ),
     "SqueezeExcite": (lambda **options: layers.SqueezeExcite(2, **options), [X]),
     "EfficientChannelAttention": (layers.EfficientChannelAttention, [X]),
     "CBAM": (lambda **options: layers.CBAM(2, 3, **options), [X]),
@@ -434,7 +474,7 @@ def all_ways(layer, name, inputs):
     given, steps = padding_masks(name), real_steps(name)[0]
     found = [layer(*inputs, **given)]
     if hasattr(layer, "attention_weights"):
-        found.append(layer.attention_weights(*inputs, **given))
+        found += keras.tree.flatten(layer.attention_weights(*inputs, **given))
     if name in DECODE:
         x, *context = inputs[:1] if name == "MultiHeadAttention" else inputs
         context += [given["context_mask"]] if context else []

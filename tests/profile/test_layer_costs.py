@@ -98,6 +98,16 @@ ATTENTION = 2 * 7 * 4 * 10 + 2 * 3 * 4 * 10 + 2 * 7 * 3 * 10
             (5, 4, 8),
             2 * 3 * 8 * 8 + 20 * 8 * 16 + 2 * 3 * 20 * 8,
         ),
+        (  # 3 x 2 windows of 6 cells, padding included, which attends, too; 20 cells go out
+            kattn.layers.WindowAttention2D(2, (2, 3), 5, value_dim=3, shift=1),
+            (5, 4, 8),
+            36 * 8 * (10 + 10 + 6) + 36 * 6 * 2 * (5 + 3) + 20 * 6 * 8,
+        ),
+        (  # 20 cells see 5 cells, and then 4
+            kattn.layers.AxialAttention2D(2, 5, value_dim=3),
+            (5, 4, 8),
+            20 * (8 + 6) * (10 + 10 + 6) + 20 * (5 + 4) * 2 * (5 + 3) + 20 * 6 * 8,
+        ),
         (kattn.layers.LinearAttention(2), (7, 4), 7 * 4 * 4 * 4 + 2 * 7 * 2 * 2 * 2),
         (
             kattn.layers.GatedDeltaNet(2),

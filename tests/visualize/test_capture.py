@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kattn.layers import LinearAttention, SelfAttention
+from kattn.layers import AxialAttention2D, LinearAttention, SelfAttention
 from kattn.visualize import AttentionCall, attention_layers, capture_attention
 
 X = np.random.default_rng(3).normal(size=(3, 5, 8)).astype("float32")
@@ -67,6 +67,15 @@ def test_a_layer_that_is_called_twice_has_two_calls():
         weights, logit = oracle(layers["first"], x, MASK, causal=True)
         np.testing.assert_allclose(call.weights, weights, atol=1e-5)
         np.testing.assert_allclose(call.largest_logit, logit, rtol=1e-5)
+
+
+def test_a_layer_that_attends_along_several_sides_has_several_calls():
+    inputs = keras.Input((5, 4, 6))
+    layer = AxialAttention2D(2, name="axial")
+    x = np.random.default_rng(0).normal(size=(3, 5, 4, 6)).astype("float32")
+    calls = capture_attention(keras.Model(inputs, layer(inputs)), x)["axial"]
+    for call, weights in zip(calls, layer.attention_weights(x), strict=True):
+        np.testing.assert_allclose(call.weights, ops.convert_to_numpy(weights), atol=1e-6)
 
 
 def test_reduce_takes_the_place_of_weights():

@@ -25,6 +25,8 @@ FIRST = {
     "down": 11,
     "expansion": 12,
     "offset": 13,
+    "qkv_1": 13,
+    "qkv_2": 16,
 }
 
 

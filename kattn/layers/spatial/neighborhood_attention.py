@@ -9,8 +9,8 @@ from kattn.layers.attention.head_sizes import merge_heads
 from kattn.layers.attention.mask_reader import silence_weights
 from kattn.layers.attention.positions import embed, rotate, score_bias
 from kattn.layers.attention.projection_options import ProjectionOptions
+from kattn.layers.spatial.by_side import by_side, integers_by_side
 from kattn.layers.spatial.map_attention import MapAttention
-from kattn.layers.spatial.per_side import check_per_side, per_side
 from kattn.ops.attention import attention, attention_weights
 
 
@@ -53,10 +53,9 @@ class NeighborhoodAttentionND(MapAttention):
             seed=seed,
             **kwargs,
         )
-        check_per_side(self.rank, 1, kernel_size=kernel_size, dilation=dilation)
-        self.kernel_size = per_side(self.rank, kernel_size)
-        self.dilation = per_side(self.rank, dilation)
-        self.causal = per_side(self.rank, causal)
+        self.kernel_size = integers_by_side(self.rank, 1, kernel_size=kernel_size)
+        self.dilation = integers_by_side(self.rank, 1, dilation=dilation)
+        self.causal = by_side(self.rank, causal)
         self.clamped = clamped
         self._pattern = masks.Neighborhood(self.kernel_size, self.dilation, self.causal, clamped)
 

@@ -85,7 +85,7 @@ def check_unknown_sides(make, data_format):
 
 
 def check_bad_input(make):
-    """Of the map and of its mask."""
+    """Of the map and of its mask, for a layer that takes maps of these ranks."""
     x, keep = maps(2)
     layer = built(make, x)
     cases = (

@@ -210,7 +210,7 @@ def test_bad_input():
     for options, message in (
         (
             {"kernel_size": (3, 3, 3)},
-            r"`kernel_size` must be .* for each side, 2 in all.*\(3, 3, 3",
+            r"`kernel_size` must be .* a tuple of 2, one for each side.*\(3, 3, 3",
         ),
         ({"kernel_size": 0}, r"`kernel_size` must be an integer >= 1.*kernel_size=0"),
         ({"dilation": (1, 0)}, r"`dilation` must be an integer >= 1.*dilation=\(1, 0\)"),
