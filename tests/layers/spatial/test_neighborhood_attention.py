@@ -172,31 +172,34 @@ def test_attention_weights(rank):
         assert_close(maps_of_item, wanted * real.reshape(1, -1, 1))
 
 
-MANY = {
-    2: {
-        "kernel_size": (3, 2),
-        "dilation": (1, 2),
-        "causal": (True, False),
-        "position": lambda: RelativeTable((3, 2), name="table"),
-        "data_format": FIRST,
-        "clamped": False,
-        "implementation": "dense",
-        "use_bias": False,
-    },
-    3: {"kernel_size": 2},
-}
+make = maker(
+    2,
+    lambda: RelativeTable((3, 2), name="table"),
+    kernel_size=(3, 2),
+    dilation=(1, 2),
+    causal=(True, False),
+    clamped=False,
+    use_bias=False,
+    implementation="dense",
+    data_format=FIRST,
+)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-def test_layer(rank):
-    """The battery; and for sequences also that nothing beyond the window is seen."""
-    x = np.random.default_rng(0).normal(size=(3, *((6,), (3, 4), (2, 3, 2))[rank - 1], 8))
-    if rank > 1:
-        fixture = {"fixture": "neighborhood_attention_2d"} if rank == 2 else {}
-        check_layer(maker(rank, **MANY[rank]), [x], sequence=False, masked=False, **fixture)
-        return
-    check_layer(maker(1, dilation=2, clamped=False), [x], causal=False)
+def test_sequences():
+    """The battery; and that nothing beyond the window is seen."""
+    x = np.random.default_rng(0).normal(size=(3, 6, 8))
+    check_layer(maker(1, dilation=2, clamped=False), [x])
     check_layer(maker(1, causal=True, clamped=False), [x], causal=True, window=3)
+
+
+def test_images():
+    x = np.random.default_rng(0).normal(size=(3, 3, 4, 8))
+    check_layer(make, [x], sequence=False, masked=False, fixture="neighborhood_attention_2d")
+
+
+def test_volumes():
+    x = np.random.default_rng(0).normal(size=(3, 2, 3, 2, 8))
+    check_layer(maker(3, kernel_size=2), [x], sequence=False, masked=False)
 
 
 @pytest.mark.parametrize("data_format", [LAST, FIRST])
