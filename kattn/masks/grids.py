@@ -111,8 +111,8 @@ class Neighborhood(Mask):
         rank = len(self.sides)
         parts = (self._each(name, rank) for name in ("size", "dilation", "causal"))
         return tuple(
-            Neighbors(side, *of_side, clamped=self.clamped)
-            for side, *of_side in zip(self.sides, *parts, strict=True)
+            Neighbors(side, size, dilation, causal, self.clamped)
+            for side, size, dilation, causal in zip(self.sides, *parts, strict=True)
         )
 
     @property

@@ -315,8 +315,7 @@ class Frames:
 def _product(places):
     """Coordinates along each axis, `(n_a, m_a)`, as those of all blocks, `(n, m)` each."""
     rank = len(places)
-    shape = [n for place in places for n in place.shape]
-    shape = (*shape[::2], *shape[1::2])
+    shape = [place.shape[i] for i in (0, 1) for place in places]
     size = math.prod(shape[:rank]), math.prod(shape[rank:])
     spread = []
     for axis, place in enumerate(places):
