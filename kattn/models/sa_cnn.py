@@ -1,12 +1,12 @@
 """A residual CNN for images with self-attention after the stages one chooses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import layers
 
 from kattn import arguments
-from kattn.layers.spatial.self_attention_nd import SelfAttention2D
+from kattn.models import stage_attention
 
 
 def sa_cnn(
@@ -16,7 +16,9 @@ def sa_cnn(
     filters: Sequence[int] = (32, 64, 128),
     blocks_per_stage: int = 1,
     attention_after: Sequence[int] = (1,),
+    attention: str | Callable | Sequence[str | Callable] = "self",
     num_heads: int = 1,
+    window_size: int = 7,
     key_stride: int = 1,
     stem_stride: int = 1,
     dropout: float = 0.0,
@@ -27,7 +29,8 @@ def sa_cnn(
 
     Stage i is `blocks_per_stage` blocks of relu(x + norm(conv(relu(norm(conv(x)))))) with
     `filters[i]` channels; each stage but the first begins by halving the sides (average pooling,
-    rounded up). The attention layers start as the identity (gamma = 0).
+    rounded up). Attention layers start as the identity: "self" by its gain, the others that are no
+    gates as x + norm(attention(x)), where the gain of the normalisation starts at 0.
 
     Args:
         input_shape: Shape of one image, `(H, W, C)`, or `(C, H, W)` for `"channels_first"`. H and
@@ -35,11 +38,18 @@ def sa_cnn(
         num_classes: Number of logits.
         filters: Number of channels of each stage.
         blocks_per_stage: Number of residual blocks of each stage.
-        attention_after: Stages, counted from 0, that end with a `SelfAttention2D`. `()` makes a
+        attention_after: Stages, counted from 0, that end with an attention layer. `()` makes a
             plain CNN.
-        num_heads: Number of attention heads of each attention layer.
-        key_stride: Downsampling factor of the key grid relative to the query grid, in each
-            attention layer.
+        attention: Which attention: "self" (`SelfAttention2D` with a gain), "bottleneck" (that of
+            BoTNet), "window", "shifted_window", "grid", "neighborhood", "axial",
+            "cross_covariance", "deformable"; or a gate, "squeeze_excite", "efficient_channel",
+            "cbam", "coordinate" or "global_context". Or a function that is called with the argument
+            `name` and returns a layer, whose output then takes the place of its input. Or a
+            sequence with one of these for each of `attention_after`.
+        num_heads: Number of attention heads of each attention layer that has heads.
+        window_size: Number of cells a side of windows, of the grid, and of neighbourhoods.
+        key_stride: Downsampling factor of the key grid relative to the query grid, where the
+            attention is "self" or "deformable".
         stem_stride: Stride of the first convolution; 2 saves three quarters of the work.
         dropout: Fraction of the features that are dropped before the logits, in [0, 1).
         data_format: `"channels_last"`, `"channels_first"`, or None for Keras's default.
@@ -52,7 +62,9 @@ def sa_cnn(
 
     Raises:
         ValueError: If `input_shape` does not have three entries, a size is below 1, or
-            `attention_after` names a stage that does not exist.
+            `attention_after` names a stage that does not exist; if `attention` is unknown, or a
+            sequence of another length than `attention_after`; or if an attention layer does not
+            fit its stage, for example if `num_heads` does not divide its filters.
 
     Reference:
         He et al. 2015, sec. 3, https://arxiv.org/abs/1512.03385 (blocks; they halve the sides by
@@ -65,6 +77,7 @@ def sa_cnn(
     """
     sizes = {"num_classes": num_classes, "blocks_per_stage": blocks_per_stage}
     _check(input_shape, filters, attention_after, stem_stride=stem_stride, **sizes)
+    kinds = _kinds(attention_after, attention)
     data_format = data_format or keras.config.image_data_format()
     axis = -1 if data_format == "channels_last" else 1
 
@@ -96,17 +109,33 @@ def sa_cnn(
             )(x)
         for number in range(blocks_per_stage):
             x = block(x, width, f"stage{stage}_block{number}")
-        if stage in attention_after:
-            x = SelfAttention2D(
-                num_heads,
+        if stage in kinds:
+            x = stage_attention.attend(
+                x,
+                kinds[stage],
+                num_heads=num_heads,
+                window_size=window_size,
                 key_stride=key_stride,
                 data_format=data_format,
                 name=f"stage{stage}_attention",
-            )(x)
+            )
     x = layers.GlobalAveragePooling2D(data_format=data_format, name="pool")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
     logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name=name)
+
+
+def _kinds(attention_after, attention):
+    """The attention of each stage that has one."""
+    if isinstance(attention, str) or callable(attention):
+        return dict.fromkeys(attention_after, attention)
+    if len(attention) != len(attention_after):
+        raise arguments.error(
+            "`attention` must be one for all stages of `attention_after`, or one for each of them",
+            attention=tuple(attention),
+            attention_after=tuple(attention_after),
+        )
+    return dict(zip(attention_after, attention, strict=True))
 
 
 def _check(input_shape, filters, attention_after, **sizes):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kattn.layers import SelfAttention2D
-from kattn.models import sa_cnn
+from kattn.layers import NeighborhoodAttention2D, SelfAttention2D, SqueezeExcite
+from kattn.models import sa_cnn, stage_attention
 
 OPTIONS = {
     "filters": (3, 5, 4),
@@ -131,6 +131,41 @@ def test_new_attention_changes_nothing():
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", stage_attention.NAMES)
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_every_attention_by_name(kind, data_format):
+    """It sits where it should, learns, and changes nothing at first unless it is a gate."""
+    x = images(2, 9, 12, 1)
+    x = x if data_format == "channels_last" else x.transpose(0, 3, 1, 2)
+    options = {"filters": (8, 8), "num_heads": 2, "window_size": 3, "data_format": data_format}
+    model = sa_cnn(x.shape[1:], 4, attention=kind, **options)
+    layer = model.get_layer("stage1_attention")
+    assert layer.output.shape == layer.input.shape
+    if kind not in stage_attention.GATES:
+        plain = sa_cnn(x.shape[1:], 4, attention_after=(), **options)
+        for part in plain.layers:
+            model.get_layer(part.name).set_weights(part.get_weights())
+        expected = plain.predict(x, verbose=0)
+        np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
+    randomize(model)
+    before = model.predict(x, verbose=0)
+    layer.set_weights([w + 0.5 for w in layer.get_weights()])
+    assert np.abs(model.predict(x, verbose=0) - before).max() > 1e-4
+
+
+def test_an_attention_for_each_stage():
+    def gate(name):
+        return SqueezeExcite(2, name=name)
+
+    kinds = ("neighborhood", gate)
+    model = sa_cnn((8, 8, 1), 3, filters=(4, 6, 6), attention_after=(0, 2), attention=kinds,
+                   window_size=3)  # fmt: skip
+    assert isinstance(model.get_layer("stage0_attention"), NeighborhoodAttention2D)
+    assert model.get_layer("stage0_attention").kernel_size == (3, 3)
+    assert model.get_layer("stage2_attention").ratio == 2
+    assert not any(layer.name == "stage1_attention" for layer in model.layers)
+
+
 def test_unknown_sides():
     model = sa_cnn((None, None, 1), 3, data_format="channels_last", **OPTIONS)
     for sides in ((9, 12), (16, 7)):
@@ -174,6 +209,17 @@ def test_trains_and_saves(tmp_path, policy):
         ({"filters": (4, 0)}, r"`filters` must be .*: filters=\(4, 0\)"),
         ({"attention_after": (3,)}, r"must name stages 0 to 2; received: attention_after=\(3,\)"),
         ({"attention_after": (-1,)}, r"must name stages 0 to 2; received: attention_after=\(-1,\)"),
+        ({"attention": "halo"}, "`attention` must be one of self, bottleneck, .*'halo'"),
+        ({"attention": ("self", "window")}, "`attention` must be one for all stages"),
+        (
+            {"attention": "bottleneck", "num_heads": 3},
+            "`num_heads` must divide the filters of a stage.*num_heads=3, filters=64",
+        ),
+        ({"attention": "window", "num_heads": 3}, "must be divisible by `num_heads`"),
+        (
+            {"attention": "bottleneck", "input_shape": (None, 8, 1)},
+            '`input_shape` must have known sides with the attention "bottleneck"',
+        ),
         ({"num_heads": 0}, "`num_heads` must be an integer >= 1; received: num_heads=0"),
     ],
 )
