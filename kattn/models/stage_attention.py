@@ -45,12 +45,14 @@ def attend(x, kind, *, num_heads, window_size, key_stride, data_format, name):
         return kind(name=name)(x)
     arguments.check_choice(NAMES, attention=kind)
     options = {"data_format": data_format, "name": name}
+    is_last = data_format == "channels_last"
+    *sides, channels = x.shape[1:] if is_last else (*x.shape[2:], x.shape[1])
+    if kind == "global_context":  # its hidden layer must have two units
+        options["ratio"] = max(min(16, channels // 2), 1)
     if kind in GATES:
         return GATES[kind](**options)(x)
     if kind == "self":
         return layers.SelfAttention2D(num_heads, key_stride=key_stride, **options)(x)
-    is_last = data_format == "channels_last"
-    *sides, channels = x.shape[1:] if is_last else (*x.shape[2:], x.shape[1])
     y = _mixing(kind, sides, channels, num_heads, window_size, key_stride, options)(x)
     norm = keras.layers.BatchNormalization(
         axis=-1 if is_last else 1, momentum=0.9, gamma_initializer="zeros", name=f"{name}_norm"
