@@ -9,7 +9,7 @@ import pytest
 from kattn import masks
 from kattn.grid import Grid
 from kattn.masks import Neighborhood
-from kattn.spans import Cells, Places, Span
+from kattn.spans import Cells, Places
 from tests.compute import run
 
 SIDES = [(7,), (5, 6), (3, 4, 2)]
@@ -101,15 +101,6 @@ def test_config():
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(mask))
     assert copy == mask
     assert copy != Neighborhood((2, 3), (1, 2), (True, False), clamped=True, sides=(4, 5))
-
-
-def test_cells_outside_of_the_map():
-    places = keras.ops.convert_to_tensor(np.array([[-1, 0, 2, 3]], "int32"))
-    cells = Cells((places,), (3,))
-    np.testing.assert_array_equal(run(lambda: cells.is_inside), [[False, True, True, False]])
-    array = keras.ops.convert_to_tensor(np.arange(6.0).reshape(2, 3))
-    np.testing.assert_array_equal(run(cells.cut, array, -1)[0, :, 1:3], [[0, 2], [3, 5]])
-    assert run(lambda: Span(0, 2).along(-1)).shape == (1, 1, 1, 2)
 
 
 @pytest.mark.parametrize(

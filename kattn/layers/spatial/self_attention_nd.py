@@ -157,8 +157,11 @@ class SelfAttentionND(MapAttention):
                 key_dim=self.key_dim,
             )
         if self.form == "dot_product":
-            for name in ("pattern", "dropout"):
-                if getattr(self, name):
+            for name, is_given in (
+                ("pattern", self.pattern is not None),
+                ("dropout", self.dropout),
+            ):
+                if is_given:
                     raise arguments.error(
                         f'`{name}` must not be given with form="dot_product", which has no softmax '
                         "and does not compute the scores one by one",
