@@ -17,23 +17,18 @@ Run     python -m recipes.sequence_memory
 
 import functools
 import sys
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from recipes import harness
 from recipes.data import sequence_memory as memory
-from recipes.harness import levels
+from recipes.harness import remembering
 
 RECIPE = "sequence_memory"
 VALIDATED, TESTED = 64, 512  # sequences of each level
-DRAWN = 16  # sequences that the gradients are computed for
 SIZED = "lstm-attention"  # the other kinds have as many parameters as this one
 SWEPT = "lstm-attention"  # the kind that --sweep-windows trains with other windows, too
-REACHES = ("lstm", "lstm-attention")  # kinds whose gradients are in the report
 UNSEEN = 2**32  # seed of the sequences to validate; those to test have the next one
 
 
@@ -42,9 +37,7 @@ class Settings(harness.TrainingFlags):
     """Train networks of equal size to remember, and see which of them can."""
 
     task: Literal["recall", "copy"] = "recall"
-    full: bool = (
-        False  # recall with 256 tokens, 64 steps and up to 16 pairs, by wider networks, for longer
-    )
+    full: bool = False  # recall with 256 tokens, 64 steps, 16 pairs, by wider networks, for longer
     fill: Literal["blank", "random"] = "blank"  # what stands in recall between pairs and queries
     delay: int = 60  # steps over which to remember, of copy
     sweep_windows: tuple[int, ...] = ()  # trains an LSTM whose attention sees N steps for each N
@@ -67,17 +60,15 @@ class Settings(harness.TrainingFlags):
         from kattn import arguments
 
         super().check()
-        names = ("epoch_steps", "width", "num_heads")
-        arguments.check_integers(1, **{name: getattr(self, name) for name in names})
+        sizes = {"epoch_steps": self.epoch_steps, "width": self.width, "num_heads": self.num_heads}
+        arguments.check_integers(1, **sizes)
 
 
 def presets(given: Settings) -> Settings:
     """The defaults for the size of the task that the flags name."""
-    options: dict[str, Any] = {"task": given.task, "full": given.full}
-    if given.full:
-        options |= {"vocabulary_size": 256, "length": 64, "pairs": (4, 8, 16), "width": 128}
-        options |= {"epochs": 20}
-    return Settings(**options)
+    options: dict[str, Any] = {"vocabulary_size": 256, "length": 64, "pairs": (4, 8, 16)}
+    options |= {"width": 128, "epochs": 20}
+    return Settings(task=given.task, full=given.full, **(options if given.full else {}))
 
 
 def windows(settings: Settings) -> dict[str, tuple[str, int | None]]:
@@ -140,59 +131,6 @@ def evaluate(tests: Mapping[int, memory.Examples], model: Any) -> dict[str, floa
     return memory.scores(tests, found)
 
 
-def reach(task: memory.MemoryTask, tests: Mapping[int, memory.Examples], model: Any) -> np.ndarray:
-    """Norms of the gradients of what the head reads, where it must remember, by distance."""
-    import keras
-
-    from recipes.harness.reach import gradient_reach
-
-    tokens, labels, _ = (part[:DRAWN] for part in tests[task.levels[-1]])
-    last = task.length - 1 - (labels[:, ::-1] != 0).argmax(axis=1)
-    embedding, norm = model.get_layer("embedding"), model.get_layer("norm")
-    vectors = keras.ops.convert_to_numpy(embedding(tokens))
-    return gradient_reach(keras.Model(embedding.output, norm.input), vectors, last)
-
-
-def sections(
-    task: memory.MemoryTask,
-    settings: Settings,
-    tests: Mapping[int, memory.Examples],
-    build: Callable[[str, int], Any],
-    models: Mapping[str, Any],
-    folder: harness.RunFolder,
-) -> dict[str, str]:
-    """Accuracies by level and by window, and how far gradients reach."""
-    titles = {kind: title_of(settings, kind) for kind in models}
-    found = levels.percentages(harness.read_results(folder, list(models), settings.seeds))
-    known = {task.guess: {level: 100 * task.guessed(level)[1] for level in task.levels}}
-    told = {f"Accuracy by {task.unit}": levels.section(folder, task.unit, titles, found, known)}
-    swept: dict[float, dict[float, list[float]]]
-    swept = {w: found[kind] for kind, (_, w) in windows(settings).items() if w and kind in models}
-    if len(swept) > 1:
-        told["Accuracy by window"] = levels.figure(
-            folder,
-            "windows.png",
-            "Accuracy by window",
-            "steps seen",
-            levels.turned(swept, task.unit),
-        )
-    reaches = {
-        f"{titles[kind]}, {when}": reach(task, tests, model)
-        for kind in REACHES
-        if kind in models
-        for when, model in (("untrained", build(kind, 0)), ("trained", models[kind]))
-    }
-    if reaches:
-        text = (
-            f"The norm of d h_t / d x_(t - k), where h_t is what the head reads at the last step "
-            f"at which there is something to remember, and x are the vectors of the tokens; "
-            f"{DRAWN} sequences with {task.levels[-1]} {task.unit}, seed 0."
-        )
-        heading = "Where gradients reach"
-        told[heading] = levels.distances_section(folder, heading, textwrap.fill(text, 100), reaches)
-    return told
-
-
 def prepare(settings: Settings) -> harness.Job:
     """Choose the task, and compare the models on it."""
     if settings.task == "copy":
@@ -208,6 +146,8 @@ def prepare(settings: Settings) -> harness.Job:
         kind: width_of(task, settings, kind) for kind in settings.models or titles if kind in titles
     }
     make = functools.partial(build, task, settings, widths)
+    seen = {kind: window for kind, (_, window) in windows(settings).items() if window}
+    asked = remembering.Asked(task, tests, titles, seen, settings.seeds)
     about = (
         f"{settings.task}, {task.vocabulary_size} tokens, {task.length} steps, "
         f"{', '.join(map(str, task.levels))} {task.unit}"
@@ -243,7 +183,7 @@ def prepare(settings: Settings) -> harness.Job:
             f"{', '.join(f'{titles[kind]} {width}' for kind, width in widths.items())}.",
         ),
         test_note=f"{TESTED} new sequences of each level are tested after training.",
-        sections=functools.partial(sections, task, settings, tests, make),
+        sections=functools.partial(remembering.sections, asked, make),
     )
     for kind in widths:  # so that sizes no layer takes, or too small a batch, are refused at once
         make(kind, 0)

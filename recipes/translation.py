@@ -16,21 +16,21 @@ Run     python -m recipes.translation
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import sacrebleu
 
 from recipes import harness
 from recipes.data import parallel_texts
-from recipes.data.encoded_pairs import BEGIN, PAD, EncodedPairs, text_scores
+from recipes.data.encoded_pairs import PAD, EncodedPairs, text_scores
+from recipes.harness import translations, translators
+from recipes.harness.translators import RNN, TRANSFORMER
 
 RECIPE = "translation"
-RNN, ATTENTION, TRANSFORMER = "rnn", "rnn-attention", "transformer"
-VALIDATED, SHOWN = 512, 4  # pairs that validate an epoch; sentences in the report
+VALIDATED = 512  # pairs that validate an epoch
 
 
 @dataclass(frozen=True)
@@ -84,25 +84,10 @@ class Settings(harness.TrainingFlags):
             arguments.check_integers(1, sweep_heads=heads)
 
     @property
-    def recurrent(self) -> dict[str, dict[str, Any]]:
-        """How the decoder of each kind of RNN attends, by its name."""
-        # Heads attend "before" unless told otherwise: "after", no state knows what was attended to
-        # in the steps before. 4 heads on dates, 4 epochs, 1 seed: validation loss 1.28 "after" and
-        # 1.02 "before"; "after" with each output fed to the next step has 0.54.
-        named = {"attention": self.attention, "attend": self.attend}
-        shared = {"attention": "multi_head", "attend": self.heads_attend}
-        heads = {f"{RNN}-h{count}": {**shared, "num_heads": count} for count in self.sweep_heads}
-        return {RNN: {"attention": None}, ATTENTION: named, **heads}
-
-    @property
-    def titles(self) -> dict[str, str]:
-        """The titles of the kinds of models by name."""
-        heads = {
-            f"{RNN}-h{count}": f"RNN + {count} head{'s' if count > 1 else ''}"
-            for count in self.sweep_heads
-        }
-        named = {RNN: "RNN", ATTENTION: f"RNN + {self.attention} attention"}
-        return {**named, **heads, TRANSFORMER: "Transformer"}
+    def kinds(self) -> dict[str, translators.Kind]:
+        """The kinds of models by name."""
+        heads = self.sweep_heads, self.heads_attend
+        return translators.kinds(self.attention, self.attend, *heads)
 
 
 def presets(given: Settings) -> Settings:
@@ -119,30 +104,16 @@ def build(task: EncodedPairs, settings: Settings, kind: str, seed: int) -> Any:
     """A compiled model from pairs of tokens to logits, which decodes."""
     import keras
 
-    from kattn import layers, models
     from recipes.harness.losses import TokenCrossentropy
 
     keras.utils.set_random_seed(seed)
-    options = {"padding_token": PAD, "dropout": settings.dropout}
+    options: dict[str, Any] = {"padding_token": PAD, "dropout": settings.dropout}
+    layers, heads, width = settings.num_layers, settings.num_heads, settings.width
     if kind == TRANSFORMER:
-        model = models.TransformerSeq2Seq(
-            task.vocabulary_size,
-            settings.num_layers,
-            settings.num_heads,
-            settings.width,
-            position=layers.RotaryEmbedding(),
-            decoder_position=layers.RotaryEmbedding(),
-            hidden_dim=2 * settings.width,
-            **options,
-        )
+        model = translators.transformer(task.vocabulary_size, layers, heads, width, **options)
     else:
-        model = models.AttentionSeq2Seq(
-            task.vocabulary_size,
-            settings.rnn_layers,
-            settings.rnn_width,
-            **settings.recurrent[kind],
-            **options,
-        )
+        sizes = task.vocabulary_size, settings.rnn_layers, settings.rnn_width
+        model = translators.recurrent(settings.kinds[kind], *sizes, **options)
     model.build(((None, settings.length), (None, settings.length)))
     optimizer = harness.adamw(settings.learning_rate, settings.weight_decay, beta_2=0.98)
     model.compile(optimizer, TokenCrossentropy(settings.label_smoothing))
@@ -166,36 +137,6 @@ def test(task: EncodedPairs, settings: Settings, model: Any) -> dict[str, float]
     return {**greedy, **{f"beam_{name}": value for name, value in found.items()}}
 
 
-def sections(
-    task: EncodedPairs, settings: Settings, models: Mapping[str, Any], folder: harness.RunFolder
-) -> dict[str, str]:
-    """Some translations, and what the decoders looked at while they wrote them."""
-    from recipes.harness.alignments import alignment_figure, alignments
-
-    source = task.test[0][:SHOWN]
-    found = {kind: task.translate(model, source) for kind, model in models.items()}
-    lines, figures = [], []
-    for i, text in enumerate(task.texts.test.sources[:SHOWN]):
-        said = {"source": text, "reference": task.texts.test.targets[i]}
-        said |= {settings.titles[kind]: task.text(rows[i]) for kind, rows in found.items()}
-        lines.append(harness.block("\n".join(f"{who}: {what}" for who, what in said.items())))
-    for kind, rows in found.items():
-        if kind == RNN:
-            continue  # it attends to nothing
-        begin: np.ndarray = np.full((len(source), 1), BEGIN, "int32")
-        read = np.concatenate([begin, rows], axis=1)  # a step more than the source
-        weights = alignments(models[kind], source, read)
-        words = [(task.pieces(rows[i]), task.pieces(source[i])) for i in range(len(source))]
-        draw = functools.partial(alignment_figure, weights, words)
-        title = f"Alignments of {settings.titles[kind]}"
-        figures.append(folder.add_figure(f"alignments-{kind}.png", title, draw))
-    about = (
-        "Rows: what was written, greedily; columns: the source. Dark: much attention, the mean "
-        "over all heads and layers that attend to the source. Models of seed 0."
-    )
-    return {"Translations": "\n\n".join(lines), "Alignments": "\n\n".join([about, *figures])}
-
-
 def prepare(settings: Settings) -> harness.Job:
     """Read and encode the texts, and compare the models on them."""
     languages = settings.source_language, settings.target_language
@@ -207,7 +148,9 @@ def prepare(settings: Settings) -> harness.Job:
         lower=settings.lower,
     )
     task = EncodedPairs.of(texts, settings.vocabulary_size, settings.length)
-    about, size, titles = harness.in_markdown(texts.about), settings.batch_size, settings.titles
+    about, size, kinds = harness.in_markdown(texts.about), settings.batch_size, settings.kinds
+    titles = {name: kind.title for name, kind in kinds.items()}
+    recurrent = [name for name in kinds if name != TRANSFORMER]
     accuracy = harness.Score("accuracy", "test accuracy", is_percentage=True, digits=2)
     bleu = harness.Score("bleu", "test BLEU", digits=2)
     beam = harness.Score("beam_bleu", f"test BLEU, {settings.num_beams} beams", digits=2)
@@ -223,7 +166,7 @@ def prepare(settings: Settings) -> harness.Job:
         test=functools.partial(test, task, settings),
         tested=len(texts.test.sources),
         references=lambda: {"the source as it is": given},
-        rates=dict.fromkeys(settings.recurrent, settings.rnn_learning_rate),
+        rates=dict.fromkeys(recurrent, settings.rnn_learning_rate),
         notes=(
             f"{about}. Split: {texts.split}. {task.left_out:,} pairs of more than "
             f"{settings.length} subwords were not trained on. {task.vocabulary_size:,} subwords of "
@@ -237,7 +180,7 @@ def prepare(settings: Settings) -> harness.Job:
             f"changes, those with heads {settings.heads_attend} that, by scaled products of "
             "projections.",
         ),
-        sections=functools.partial(sections, task, settings),
+        sections=functools.partial(translations.sections, task, titles),
     )
     for kind in settings.models or titles:  # so that sizes no layer takes are refused at once
         if kind in titles:

@@ -9,6 +9,7 @@ import pytest
 from kattn import backend
 from recipes import harness, sequence_memory
 from recipes.data import sequence_memory as memory
+from recipes.harness import remembering
 
 TINY = [
     *("--seeds", "1"),
@@ -25,8 +26,9 @@ KINDS = ("lstm", "lstm-attention")
 
 @pytest.fixture(autouse=True)
 def few_sequences(monkeypatch):
-    for name, count in {"VALIDATED": 4, "TESTED": 8, "DRAWN": 2}.items():
+    for name, count in {"VALIDATED": 4, "TESTED": 8}.items():
         monkeypatch.setattr(sequence_memory, name, count)
+    monkeypatch.setattr(remembering, "DRAWN", 2)
 
 
 def parse(*arguments):
@@ -113,12 +115,12 @@ def test_accuracy_is_that_of_what_was_to_be_remembered():
 def test_gradients_are_those_of_the_last_query(monkeypatch):
     """Against the whole Jacobian there, channel by channel."""
     count, width = 400, 8
-    monkeypatch.setattr(sequence_memory, "DRAWN", count)
+    monkeypatch.setattr(remembering, "DRAWN", count)
     keras.utils.set_random_seed(0)
     task = memory.AssociativeRecall(12, 16, (1, 2))
     tests = memory.to_test(task, count, 0)
     model = sequence_memory.network(task, parse(*TINY), "lstm-attention", width)
-    found = sequence_memory.reach(task, tests, model)
+    found = remembering.reach(task, tests, model)
     last = [int(np.flatnonzero(row)[-1]) for row in tests[2].labels]
     assert len(set(last)) > 3
     assert len(found) == min(last) + 1

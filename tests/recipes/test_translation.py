@@ -59,6 +59,10 @@ def asked(monkeypatch):
     return found
 
 
+def titles(settings):
+    return {name: kind.title for name, kind in settings.kinds.items()}
+
+
 def parse(*arguments):
     settings = translation.Settings
     return harness.parse("x", settings, arguments, translation.presets)
@@ -113,7 +117,7 @@ def test_recurrent_models_by_their_heads(dataset, asked):
     flags = ["--sweep-heads", "1", "2", "8", "--rnn-layers", "3", "--dropout", "0.5"]
     settings = parse(*TINY, *flags)
     task = task_of(dataset, settings)
-    assert settings.titles == {
+    assert titles(settings) == {
         "rnn": "RNN",
         "rnn-attention": "RNN + general attention",
         "rnn-h1": "RNN + 1 head",
@@ -121,7 +125,7 @@ def test_recurrent_models_by_their_heads(dataset, asked):
         "rnn-h8": "RNN + 8 heads",
         "transformer": "Transformer",
     }
-    for kind in settings.recurrent:
+    for kind in list(settings.kinds)[:-1]:
         model = translation.build(task, settings, kind, 0)
         assert model.built
         assert model.compiled
@@ -133,7 +137,7 @@ def test_recurrent_models_by_their_heads(dataset, asked):
     ]
     turned = ("--attention", "dot", "--attend", "before", "--heads-attend", "after")
     dot = parse(*TINY, *turned)
-    assert dot.titles["rnn-attention"] == "RNN + dot attention"
+    assert titles(dot)["rnn-attention"] == "RNN + dot attention"
     for kind in ("rnn-attention", "rnn-h4"):
         translation.build(task, dot, kind, 0)
     assert [each[3:6] for each in asked[-2:]] == [
@@ -219,7 +223,7 @@ def test_defaults_follow_the_data_set():
     assert parse() == translation.Settings()
     other = parse("--dataset", "folder:x", "--epochs", "3", "--sweep-heads", "1", "2", "4", "8")
     assert (other.lower, other.length, other.epochs) == (True, 48, 3)
-    assert list(other.recurrent)[1:] == ["rnn-attention", "rnn-h1", "rnn-h2", "rnn-h4", "rnn-h8"]
+    assert list(other.kinds)[1:-1] == ["rnn-attention", "rnn-h1", "rnn-h2", "rnn-h4", "rnn-h8"]
 
 
 @pytest.mark.parametrize(
