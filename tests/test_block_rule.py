@@ -21,6 +21,9 @@ MAKE = {
     "masks.Causal": lambda: masks.Causal(),
     "masks.Window": lambda: masks.Window(3),
     "masks.Dilated": lambda: masks.Dilated(3, 2),
+    "masks.Neighborhood": lambda: masks.Neighborhood(
+        (1, 2), (1, 2), (False, True), clamped=False, sides=(1, 3)
+    ),
     "masks.Prefix": lambda: masks.Prefix(np.array([2, 1])),
     "masks.Global": lambda: masks.Global([2, 0]),
     "masks.Segments": lambda: masks.Segments(np.array([[0, 0, 1], [2, 2, 2]])),
@@ -35,12 +38,15 @@ MAKE = {
     "biases.Clipped": lambda: biases.Clipped(TENSOR(TABLE)),
     "biases.T5": lambda: biases.T5(TENSOR(TABLE), max_distance=5, bidirectional=False),
     "biases.GridTable": lambda: biases.GridTable(
-        TENSOR(TABLE), sides=(1, 2), axes=(1,), key_stride=2
+        TENSOR(TABLE), sides=(1, 2), axes=(1,), key_stride=2, window=(1, 2), dilation=(1, 2)
     ),
 }
 NUMBER_OF_ARRAYS = {
     **dict.fromkeys(MAKE, 1),
-    **dict.fromkeys(["masks.Causal", "masks.Window", "masks.Dilated", "masks.Global"], 0),
+    **dict.fromkeys(
+        ["masks.Causal", "masks.Window", "masks.Dilated", "masks.Neighborhood", "masks.Global"],
+        0,
+    ),
 }
 # Registered names, by which saved files find the classes.
 REGISTERED = {

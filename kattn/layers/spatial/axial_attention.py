@@ -140,7 +140,7 @@ class AxialAttentionND(MapAttention):
 
 def _lines(x, side):
     """The lines of a map `(B, *sides, C)` along a side of L cells, `(B * lines, L, C)`."""
-    x = ops.moveaxis(x, 1 + side, -2)
+    x = ops.moveaxis(x, 1 + side, len(x.shape) - 2)  # ONNX knows no axis -2
     *others, cells, channels = ops.shape(x)
     return ops.reshape(x, (math.prod(others), cells, channels))
 
@@ -155,7 +155,7 @@ def _map(lines, x, side):
     batch, *sides, _ = ops.shape(x)
     cells = sides.pop(side)
     y = ops.reshape(lines, (batch, *sides, cells, ops.shape(lines)[-1]))
-    return ops.moveaxis(y, -2, 1 + side)
+    return ops.moveaxis(y, len(y.shape) - 2, 1 + side)
 
 
 def _read_positions(position, rank):

@@ -73,7 +73,7 @@ class Axis:
             rank: Number of sides of the map. The blocks of more sides are narrower.
         """
         narrowest = round(NARROWEST ** (1 / rank))
-        longest = -(-neighbors.side // neighbors.dilation)
+        longest = max(-(-neighbors.side // neighbors.dilation), 1)  # of an empty map, too
         sizes = [*range(max(narrowest // 2, 1), min(2 * narrowest, longest) + 1), longest]
         axes = [cls._of_side(neighbors, longest, size) for size in sizes]
         return min(axes, key=lambda axis: axis.blocks * axis.frame * (axis.size + KEY_COST))
