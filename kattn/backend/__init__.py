@@ -56,6 +56,7 @@
                                   or a GRU for such tensors, or None
     native_rnn(kind, x, mask, states, weights)
                                   outputs `(B, T, U)` and states of this loop, under any mask
+    MOST_AXES                     number of axes of a tensor that can be padded and cut
     FUSED_RULES                   those that it knows, see `kattn.ops.kernels.fused.native_rules`
     devices()                     names of the devices that `keras.device` takes here
     is_on_gpu(x)                  whether a tensor lies on a GPU, or would
@@ -135,6 +136,7 @@ step_attention = _framework.step_attention
 native_rnn_unsupported = _framework.native_rnn_unsupported
 native_rnn = _framework.native_rnn
 FUSED_RULES = _framework.FUSED_RULES
+MOST_AXES = _framework.MOST_AXES
 devices = _framework.devices
 is_on_gpu = _framework.is_on_gpu
 dense_gradient = _framework.dense_gradient

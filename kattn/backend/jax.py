@@ -336,6 +336,7 @@ def step_attention(query, key, value, keep, scale):
     return
 
 
+MOST_AXES = 64
 FUSED_RULES = frozenset({"causal", "window", "lengths"})
 
 

@@ -349,6 +349,7 @@ def step_attention(query, key, value, keep, scale):
     return
 
 
+MOST_AXES = 8
 FUSED_RULES: frozenset[str] = frozenset()
 
 

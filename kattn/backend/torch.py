@@ -345,6 +345,7 @@ def is_on_gpu(x):
     return torch.cuda.is_available() if device is None else device.type == "cuda"
 
 
+MOST_AXES = 64
 FUSED_RULES = frozenset({"causal"})
 
 

@@ -197,8 +197,9 @@ class NeighborhoodAttention2D(NeighborhoodAttentionND):
 
     Call args:
         x: Image, float, shape `(B, H, W, C)`, or `(B, C, H, W)` for `"channels_first"`. H and W may
-            be unknown when the layer is built. Where they are unknown also when the model runs
-            (on TensorFlow), the cost is quadratic.
+            be unknown when the layer is built. On TensorFlow, where they are unknown also when the
+            model runs, the cost is quadratic in the number of cells; so it is there with
+            `dilation`, for which its tensors have too few axes.
         mask: Padding, bool, shape `(B, H, W)`, True = real cell. Padding is never attended to; it
             takes places of a window as other cells do. It is combined with the Keras mask of `x`.
             What `x` holds at padding changes nothing.
@@ -235,7 +236,8 @@ class NeighborhoodAttention3D(NeighborhoodAttentionND):
     """softmax(Q K^T / sqrt(D)) V W, where each cell of a volume sees the cells around it.
 
     The layer for volumes and videos of the family of `NeighborhoodAttention2D`: each cell attends
-    to the window of `kernel_size` cells a side around it.
+    to the window of `kernel_size` cells a side around it. On TensorFlow the cost is quadratic in
+    the number of cells, as its tensors have too few axes for blocks of volumes.
 
     Shapes: B batch, F frames (or depth), H and W sides, C channels, N heads, D and Dv head widths.
 

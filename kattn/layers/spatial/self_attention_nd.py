@@ -191,9 +191,12 @@ def _pool(x, padding, grid):
     if padding is not None:
         lowest = ops.convert_to_tensor(-float("inf"), x.dtype)
         x = ops.where(padding[..., None], x, lowest)
+    dtype = x.dtype
+    if grid.rank == 3:  # TensorFlow on CPU pools no volumes of float16
+        x = ops.cast(x, "float32")
     x = ops.max_pool(x, stride, stride, padding="same", data_format="channels_last")
     # One reshape: of two, tf2onnx leaves the first out and gets the sizes of the second wrong.
-    x = ops.reshape(x, (batch, grid.keys.size, heads, width))
+    x = ops.cast(ops.reshape(x, (batch, grid.keys.size, heads, width)), dtype)
     if padding is None:
         return x
     return silence(x, _pool_padding(padding, grid)[..., None])

@@ -24,7 +24,10 @@ MANY = 2**20
 
 def unsupported(call):
     """Why it cannot serve the call, or None."""
-    if masks.UNBOUNDED in call.reach and _neighborhood(call.mask) is None:
+    near = _neighborhood(call.mask)
+    if near is not None and _axes_of_frames(near) > backend.MOST_AXES:
+        return f"its frames would have more than {backend.MOST_AXES} axes, the framework's most"
+    if masks.UNBOUNDED in call.reach and near is None:
         return "the mask has no window on both sides of a query (Window, or Causal with Window)"
     if call.mask.holds_scores:
         return "the mask holds a T x S array (Dense), which has no cheap diagonal"
@@ -72,6 +75,12 @@ def attend(call):
 def _neighborhood(mask):
     """The windows of a map that the mask has, or None if it is one of a sequence."""
     return None if mask is None else mask.neighborhood
+
+
+def _axes_of_frames(near):
+    """Number of axes while a map is cut: B, K, G and D, and two or three for each side."""
+    classes = any(side.dilation > 1 for side in near.axes)
+    return 4 + 2 * len(near.axes) + classes
 
 
 def _frames(call):

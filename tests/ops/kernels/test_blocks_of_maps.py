@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kattn import biases
+from kattn import backend, biases
 from kattn.grid import Grid
 from kattn.masks import Neighborhood, Padding
 from kattn.ops import attention, explain
@@ -66,6 +66,8 @@ def test_biases(name, by_query, option):
 
 def check(sides, rule, bias, shape, **options):
     """Output and gradients of the kernel by blocks, of `chunked`, and of `dense`."""
+    if is_refused(sides, rule):
+        pytest.skip("frames of so many axes are refused: see test_frames_of_many_axes")
     rng = np.random.default_rng(0)
     steps = int(np.prod(sides))
     tensors = [rng.normal(size=(2, steps, 2, 4)) for _ in range(3)]
@@ -92,6 +94,19 @@ def check(sides, rule, bias, shape, **options):
         assert_close(found, wanted)
         for pair in zip(gradients, slopes, strict=True):
             assert_close(*pair, 1e-4)
+
+
+def is_refused(sides, rule):
+    return 4 + 2 * len(sides) + ("dilation" in rule) > backend.MOST_AXES
+
+
+@pytest.mark.parametrize("name", ["dilated sequence", "image", "sides of their own", "video"])
+def test_frames_of_many_axes(name):
+    """Where the framework has no such tensors, another kernel serves."""
+    sides, rule = MAPS[name]
+    x = ops.ones((1, int(np.prod(sides)), 1, 4))
+    found = explain(x, x, x, mask=Neighborhood(**rule, sides=sides)).passed_over
+    assert is_refused(sides, rule) == ("more than 8 axes" in found.get("banded", ""))
 
 
 def test_a_large_map_is_cut_into_blocks():
