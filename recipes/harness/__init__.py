@@ -1,4 +1,7 @@
-"""What every recipe needs and no task knows: one file for each job.
+"""What recipes stand on: one file for each job.
+
+What this page names serves every task. The networks of a task, and the sections of its report, are
+in files that its recipe imports by themselves.
 
 Importing it does not import Keras, so that a recipe can choose the backend first.
 """

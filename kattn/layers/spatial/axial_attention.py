@@ -88,10 +88,7 @@ class AxialAttentionND(MapAttention):
             row-major order of the other sides. Rows sum to 1, or are 0 for a query that is padding
             or sees no key.
         """
-        if not self.built:
-            self.build(x.shape)
-        x, padding = self._axes.read(x, mask)
-        x = self._axes.channels_last(ops.convert_to_tensor(x, dtype=self.compute_dtype))
+        x, padding = self._read(x, mask)
         found = []
         for side in range(self.rank):
             q, k, v, scores = self._project(x, padding, side)

@@ -75,8 +75,8 @@ class CrossCovarianceAttention(MapLayer):
     Reference:
         El-Nouby et al. 2021, eq. 3, https://arxiv.org/abs/2106.09681. The equation is transposed
         there. As in the authors' code the learned number is 1 / tau, which starts at 1; there the
-        projections of Q, K and V have no bias unless asked for, and a length has a least value,
-        and no `epsilon` that is added. `key_dim`, masks and maps other than images are ours.
+        projections of Q, K and V have no bias unless asked for, and lengths have a least value,
+        where here `epsilon` is added. `key_dim`, masks and maps other than images are ours.
     """
 
     value_dim = None  # a query's channel takes the place of a value's

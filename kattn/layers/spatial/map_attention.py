@@ -1,6 +1,7 @@
 """What the layers in which the cells of a map attend to cells of the same map have in common."""
 
 import keras
+from keras import ops
 
 from kattn import arguments
 from kattn.grid import Grid
@@ -83,6 +84,14 @@ class MapAttention(MapLayer):
             `(B, *sides, N * Dv)`; what stands at padding does not matter.
         """
         raise NotImplementedError
+
+    def _read(self, x, mask):
+        """What `_attend` gets, for a map that comes by another way than the call of the layer."""
+        if not self.built:
+            self.build(x.shape)
+        x, padding = self._axes.read(x, mask)
+        x = ops.convert_to_tensor(x, dtype=self.compute_dtype)
+        return self._axes.channels_last(x), padding
 
     def _embed(self, x):
         """A map `(B, *sides, C)`, with its positions added if they are added to inputs."""

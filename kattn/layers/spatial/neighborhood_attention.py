@@ -78,10 +78,7 @@ class NeighborhoodAttentionND(MapAttention):
             `(B, N, T, T)` float32 for the T cells of the map in row-major order. Rows sum to 1, or
             are 0 for a cell that is padding or sees none.
         """
-        if not self.built:
-            self.build(x.shape)
-        x, padding = self._axes.read(x, mask)
-        x = self._axes.channels_last(ops.convert_to_tensor(x, dtype=self.compute_dtype))
+        x, padding = self._read(x, mask)
         q, k, _, rules = self._project(x, padding)
         queries = None if padding is None else ops.reshape(padding, ops.shape(q)[:2])
         return silence_weights(attention_weights(q, k, **rules), queries)

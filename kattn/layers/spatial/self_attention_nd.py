@@ -100,10 +100,7 @@ class SelfAttentionND(MapAttention):
             for a query that is padding or sees no key. With the form "dot_product" they are
             products of any sign, whose sum is not 1.
         """
-        if not self.built:
-            self.build(x.shape)
-        x, padding = self._axes.read(x, mask)
-        x = self._axes.channels_last(ops.convert_to_tensor(x, dtype=self.compute_dtype))
+        x, padding = self._read(x, mask)
         q, k, _, scores, keys = self._project(x, padding)
         if self.form == "dot_product":
             q, k = (ops.cast(x, "float32") for x in (q, k))

@@ -1,7 +1,6 @@
 """Self-attention within windows of a map of any rank (Swin, MaxViT)."""
 
 import keras
-from keras import ops
 
 from kattn import arguments
 from kattn.grid import Grid
@@ -73,10 +72,7 @@ class WindowAttentionND(MapAttention):
             window also holds the cells before that one. Rows sum to 1, or are 0 for a query that
             is padding.
         """
-        if not self.built:
-            self.build(x.shape)
-        x, padding = self._axes.read(x, mask)
-        x = self._axes.channels_last(ops.convert_to_tensor(x, dtype=self.compute_dtype))
+        x, padding = self._read(x, mask)
         windows = self._windows(x)
         q, k, _, scores = self._project(x, padding, windows)
         return silence_weights(attention_weights(q, k, **scores), windows.real(padding))
